@@ -1,0 +1,45 @@
+# `make help` says what can be made. PYTHON names the interpreter that .venv is made from.
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
+DECLARED = pyproject.toml settings.ini setup.py
+
+.NOTPARALLEL:
+.PHONY: help demo test docs sync clean
+
+help:
+	@echo 'make demo   train and score the baseline on toy scenes (installs into $(VENV) first if needed)'
+	@echo 'make test   all that CI runs: sync check, site, tests'
+	@echo 'make docs   build the site into _build/html'
+	@echo 'make sync   bring the package and README.md up to date with the notebooks; fails if they lagged'
+	@echo 'make clean  remove what was built, $(VENV) excepted'
+
+demo: $(VENV)/.installed-run
+	$(RUN) wsss-demo
+
+test: sync docs
+	$(RUN) python -m pytest
+
+docs: $(VENV)/.installed-dev
+	mkdir -p _build/src
+	$(RUN) sphinx-build -W --keep-going -q -c docs _build/src _build/html
+	@echo 'site: _build/html/index.html'
+
+sync: $(VENV)/.installed-dev
+	$(RUN) sh docs/sync.sh
+
+clean:
+	rm -rf _build _proc _docs build dist .pytest_cache
+
+# A stamp is newer than what declares the requirements, or pip runs again. The package is installed in place:
+# the notebooks and tests must meet the checkout, not a copy of it.
+$(VENV)/.installed-run: $(DECLARED)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo '$(PYTHON) is older than Python 3.11: try make PYTHON=python3.12'; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-run
+	$(BIN)/python -m pip install -q -e '.[dev,docs]'
+	touch $@

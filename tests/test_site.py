@@ -1,0 +1,43 @@
+"The built site: a page and an anchor for every exported symbol, and nothing fetched from elsewhere. `make docs` builds it, `make test` does so first."
+import ast,re
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SITE = ROOT/"_build"/"html"
+pytestmark = pytest.mark.skipif(not (SITE/"index.html").exists(), reason="the site is not built: make docs")
+
+def symbols():
+    "Return (page, anchor) of every public symbol that nbdev documents"
+    tree = ast.parse((ROOT/"wsss_nb"/"_modidx.py").read_text(encoding="utf-8"))
+    index = ast.literal_eval(next(n.value for n in tree.body if isinstance(n, ast.Assign)))
+    addresses = {name: address for module in index["syms"].values() for name,(address,_) in module.items()}
+    own = {name: address for name,address in addresses.items() if not any(part.startswith("_") for part in name.split(".")[1:])}
+    return {name: address.split("#") for name,address in own.items()}
+
+def test_every_symbol_has_its_page():
+    missing = []
+    for name,(page,anchor) in symbols().items():
+        file = SITE/page
+        if not file.exists(): missing.append(f"{name}: no page {page}")
+        elif not re.search(rf'id="{re.escape(anchor)}"', file.read_text(encoding="utf-8")): missing.append(f"{name}: {page} has no #{anchor}")
+    assert not missing, "\n".join(missing)
+
+def test_every_exported_name_is_on_its_page():
+    "Constants have no anchor: their source is shown"
+    missing = []
+    for nb in sorted((ROOT/"nbs").glob("[0-9]*.ipynb")):
+        module = ROOT/"wsss_nb"/f"{nb.stem[3:].replace('.', '/')}.py"
+        if not module.exists(): continue
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        names = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
+        text = unescape(re.sub(r"<[^>]+>", "", (SITE/f"{nb.stem[3:]}.html").read_text(encoding="utf-8")))
+        missing += [f"{nb.name}: {name}" for name in names if not re.search(rf"\b{name}\b", text)]
+    assert not missing, "\n".join(missing)
+
+def test_nothing_from_elsewhere():
+    for page in SITE.glob("*.html"):
+        found = re.findall(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*"', page.read_text(encoding="utf-8"))
+        assert not found, f"{page.name}: {found}"
