@@ -3,11 +3,10 @@ import numpy as np
 import pytest
 import torch
 from golden_files import cases, golden
-from torch.nn import functional as F
 
 from wsss_nb.backbones.vit import build_vit
 from wsss_nb.cam.core import cam_to_label, ignore_outside, roi_mask, valid_cam
-from wsss_nb.cam.multiscale import multi_scale_cam, resize
+from wsss_nb.cam.multiscale import multi_scale_cam
 from wsss_nb.crops import crop_candidates, uncertain_crops
 from wsss_nb.losses.segment import balanced_seg_loss
 from wsss_nb.network import SingleStageNet
@@ -15,6 +14,7 @@ from wsss_nb.pseudo_labels import make_pseudo_label
 from wsss_nb.refine.affinity import pairwise_affinity_label
 from wsss_nb.refine.par import par
 from wsss_nb.segment import LargeFOV, multi_scale_logits
+from wsss_nb.tensors import resize
 from wsss_nb.train import Schedule, lr_factor
 
 

@@ -1,5 +1,6 @@
-"Widgets in JupyterLab in a real browser: a slider is moved by keys, and its callback changes the caption and the picture."
-import os
+"Widgets in JupyterLab in a real browser: a control is moved by keys, and its callback changes the caption and the picture. SHOTS=folder keeps screenshots."
+import os,re
+from pathlib import Path
 
 import nbformat.v4 as v4
 import pytest
@@ -7,6 +8,7 @@ from lab import complaints,run_all
 
 pw = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 
+EXPLORER = Path(__file__).parent.parent/"nbs"/"96_widgets.ipynb"
 MAKE = """\
 import io
 import numpy as np
@@ -27,6 +29,8 @@ def pixels(picture):
     "Return the bytes of the image that the browser shows"
     return picture.evaluate("i => fetch(i.src).then(r => r.arrayBuffer()).then(b => [...new Uint8Array(b)].join())")
 
+def shoot(page, name, folder): page.screenshot(path=Path(os.environ.get("SHOTS", folder))/f"{name}.png")
+
 def test_slider(lab, tmp_path):
     "The machinery itself, on a notebook of one cell"
     path = tmp_path/"slider.ipynb"
@@ -42,4 +46,34 @@ def test_slider(lab, tmp_path):
     pw.expect(caption).to_have_text("radius 5", timeout=180_000)  # the callback has spoken: the picture is of this radius too
     assert pixels(picture) != before
     assert not complaints(page)
-    page.screenshot(path=os.environ.get("SHOT", str(tmp_path/"lab.png")))
+    shoot(page, "slider", tmp_path)
+
+def test_explorer(lab, tmp_path):
+    "The explorer's own notebook: it trains its miniature and shows the panel, which then answers to keys and menus"
+    page = lab.open(EXPLORER)
+    run_all(page)
+    panel = page.locator(".jp-OutputArea", has=page.locator(".wsss-caption")).last
+    caption,picture = panel.locator(".wsss-caption .widget-html-content"),panel.locator(".widget-image")
+    def control(name): return panel.locator(".widget-inline-hbox", has=page.get_by_text(name, exact=True))
+    def moved(words):
+        "Wait until the caption says `words`; the picture must have changed since the last time"
+        pw.expect(caption).to_contain_text(words, timeout=180_000)  # written after the picture
+        seen.append(pixels(picture))
+        assert seen[-1] != seen[-2], words
+    pw.expect(caption).to_contain_text("val_00000 · all present", timeout=180_000)
+    seen,start = [pixels(picture)],float(re.search(r"threshold ([\d.]+)", caption.inner_text())[1])
+    knob = control("threshold").locator(".noUi-handle")
+    knob.focus()
+    for _ in range(15): knob.press("ArrowRight")
+    moved(f"threshold {start+.15:.2f}")
+    knob = control("image").locator(".noUi-handle")
+    knob.focus()
+    knob.press("ArrowRight")
+    moved("val_00001")
+    control("layer").locator("select").select_option("aux")
+    moved("layer aux")
+    control("class").locator("select").select_option(index=1)
+    moved("· IoU seed")
+    assert not complaints(page)
+    panel.scroll_into_view_if_needed()
+    shoot(page, "explorer", tmp_path)

@@ -42,7 +42,7 @@ def _labels(a, what):
     if a.dtype != np.uint8 and a.size and (a.min() < 0 or a.max() > 255): raise ValueError(f"the {what} holds labels from {a.min()} to {a.max()}, not 0…255")
     return a.astype(np.uint8, copy=False)
 
-# %% ../nbs/70_evaluate.ipynb #c304ae5e
+# %% ../nbs/70_evaluate.ipynb #bfff7c9d
 class ConfusionMatrix:
     "Pixel counts: rows are true labels, columns predicted ones; matrices of disjoint images can be added"
     def __init__(self,
@@ -56,6 +56,7 @@ class ConfusionMatrix:
     def __add__(self, other): return ConfusionMatrix(self.num_classes, self.counts+other.counts, self.dropped+other.dropped)
     def __repr__(self): return f"ConfusionMatrix({self.num_classes} classes, {self.counts.sum()} pixels, mIoU {self.miou:.3f})"
 
+# %% ../nbs/70_evaluate.ipynb #a800eb1e
 @patch
 def add(self:ConfusionMatrix,
     pred,                         # predicted label map(s), integers, any shape

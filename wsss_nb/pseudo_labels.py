@@ -7,7 +7,7 @@ Docs: https://example.github.io/wsss_nb/pseudo_labels.html.md"""
 # %% auto #0
 __all__ = ['refine_cam', 'make_pseudo_label']
 
-# %% ../nbs/50_pseudo_labels.ipynb #21e38ab0
+# %% ../nbs/50_pseudo_labels.ipynb #43c92a61
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cam.core import ignore_outside,valid_cam
-from .cam.multiscale import resize
+from .tensors import resize
 from .core import BACKGROUND,IGNORE_INDEX
 from .refine.par import DILATIONS,par
 

@@ -216,7 +216,7 @@ def _reasons(records):
     colours = "".join(f"<li><i class=chip style='background:#{bytes(ERROR_COLOURS[k]).hex()}'></i>{k}</li>" for k in ERROR_COLOURS if k != "not scored")
     return f"The largest error of each of {len(records)} images: {parts}. Left to right: image, prediction, errors.</p><ul class=legend>{colours}</ul><p>"
 
-# %% ../nbs/71_report.ipynb #fa0274eb
+# %% ../nbs/71_report.ipynb #02e32c72
 def _scored(result):
     "Say what was scored, on which split, with which labels and thresholds, and where ground truth had a say"
     lines = []
@@ -229,7 +229,7 @@ def _scored(result):
     if not lines: return "<p>Nothing was scored, because there was no ground truth to score with.</p>"
     values = ", ".join(f"{escape(str(k))} = {escape(str(v))}" for k,v in result.get("thresholds", {}).items())
     chosen = result.get("ground_truth")
-    if chosen: used = "Ground truth had a say in this result: "+"; ".join(map(escape, chosen))+"."
+    if chosen: used = " ".join(escape(s).rstrip(".")+"." for s in chosen)
     elif chosen is None: used = "Whether ground truth had a say in any choice is not recorded."
     else: used = "Ground truth was used for these scores only: no threshold and no checkpoint was chosen with it."
     return (f"<ul>{''.join(lines)}</ul><p>{f'Thresholds: {values}. ' if values else 'Thresholds are not recorded. '}{used} IoU is counted over all pixels of these images at once; pixels marked as ignored do not "

@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/runs.html.md"""
 
 # %% auto #0
 __all__ = ['config_hash', 'without_none', 'changed_settings', 'Run', 'append_log', 'read_log', 'rewind_log', 'versions',
-           'source_commit', 'machine', 'update_result']
+           'source_commit', 'machine', 'read_result', 'update_result']
 
 # %% ../nbs/84_runs.ipynb #37207d74
 import csv,hashlib,json,os,platform,subprocess,tomllib
@@ -43,7 +43,7 @@ def changed_settings(
     a,b = flat(without_none(old)),flat(without_none(new))
     return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted(a.keys()|b.keys()) if a.get(k) != b.get(k)]
 
-# %% ../nbs/84_runs.ipynb #96178a84
+# %% ../nbs/84_runs.ipynb #0f6bfda7
 class Run:
     "The folder of a run and the names in it"
     def __init__(self,
@@ -53,13 +53,14 @@ class Run:
         self.log,self.result,self.config_file = self.path/"log.csv",self.path/"result.json",self.path/"config.toml"
         self.checkpoints,self.report = self.path/"checkpoints",self.path/"report"
         self.last,self.best = self.checkpoints/"last.pt",self.checkpoints/"best.safetensors"
+        self.evaluated_with = self.path/"evaluated_with.json"
     def file(self,
         kind:str, # "cams", "labels" or "predictions"
         id:str,   # of the image
     )->Path:      # where its file belongs
         return self.path/kind/f"{id}{'.npz' if kind == 'cams' else '.png'}"
 
-# %% ../nbs/84_runs.ipynb #3ef13bf1
+# %% ../nbs/84_runs.ipynb #35ecdf13
 @patch
 def start(self:Run,
     config:dict,       # fully resolved settings
@@ -71,6 +72,7 @@ def start(self:Run,
         if not resume: raise UserError(f"{self.path}: holds a run already; continue it with --resume, or choose another --out")
         changed = changed_settings(old, config)
         if changed: raise UserError(f"{self.path}: holds a run with other settings ({changed[0]}); choose another --out, or repeat its settings to resume it")
+        for half in self.path.glob("*/.*"): half.is_file() and half.unlink()
     with atomic_path(self.config_file) as tmp: tmp.write_text(tomli_w.dumps(without_none(config)), encoding="utf-8")
     return self
 
@@ -120,7 +122,7 @@ def rewind_log(
         writer.writeheader()
         writer.writerows({k:int(v) if k == "step" else v for k,v in r.items()} for r in keep)
 
-# %% ../nbs/84_runs.ipynb #aff0f3d6
+# %% ../nbs/84_runs.ipynb #ce2e12dd
 def versions()->dict[str,str]: # name -> version
     "Return the versions that a number depends on"
     from importlib.metadata import version
@@ -128,7 +130,7 @@ def versions()->dict[str,str]: # name -> version
 
 def source_commit()->str|None: # 12 digits, "+" behind them if files were changed since; None outside a git checkout
     "Return the commit that this package is at"
-    def git(*args): return subprocess.run(["git","-C",str(Path(__file__).parent),*args], capture_output=True, text=True, timeout=10)
+    def git(*args): return subprocess.run(["git","-C",str(Path(wsss_nb.__file__).parent),*args], capture_output=True, text=True, timeout=10)
     try: head = git("rev-parse","--short=12","HEAD")
     except (OSError, subprocess.TimeoutExpired): return None
     if head.returncode: return None
@@ -142,13 +144,21 @@ def machine()->dict: # processor, cores, system
     found = {"cpu":names[0] if names else platform.processor(), "cores":os.cpu_count(), "threads":torch.get_num_threads(), "system":platform.system()}
     return found | ({"gpu":torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
-# %% ../nbs/84_runs.ipynb #814c7d0e
+# %% ../nbs/84_runs.ipynb #a481e9db
+def read_result(
+    path:Path, # result.json
+)->dict:       # empty if there is none
+    "Return what a result file holds; raise `UserError` if it is damaged"
+    try: return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as e: raise UserError(f"{path}: not readable as JSON ({e}); remove it and run --stages evaluate again") from e
+
 def update_result(
     path:Path,   # result.json
     values:dict, # new values; dictionaries are merged, None is left out
+    forget:Iterable[str]=(), # keys whose old values do not count any more
 )->dict:         # all values
     "Merge `values` into a result file and return the whole"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    result = {k:v for k,v in read_result(path).items() if k not in forget}
     for k,v in values.items():
         if isinstance(v, dict): result[k] = result.get(k, {}) | {a:b for a,b in v.items() if b is not None}
         elif v is not None: result[k] = v

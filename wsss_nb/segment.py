@@ -7,14 +7,14 @@ Docs: https://example.github.io/wsss_nb/segment.html.md"""
 # %% auto #0
 __all__ = ['FUSION', 'LargeFOV', 'multi_scale_logits']
 
-# %% ../nbs/60_segment.ipynb #41a71890
+# %% ../nbs/60_segment.ipynb #05b3b872
 from collections.abc import Callable,Sequence
 
 import torch
 from torch import Tensor,nn
 from torch.nn import functional as F
 
-from .cam.multiscale import resize
+from .tensors import resize
 from .core import did_you_mean
 
 # %% ../nbs/60_segment.ipynb #abead9b9

@@ -6,20 +6,20 @@ Docs: https://example.github.io/wsss_nb/stages.html.md"""
 
 # %% auto #0
 __all__ = ['PRODUCTS', 'label_image', 'predict_image', 'quick_validation', 'train_stage', 'seed_of_cam', 'timed',
-           'evaluate_image', 'scores_of', 'picture_row', 'described', 'evaluate_stage']
+           'note_evaluation', 'evaluate_image', 'scores_of', 'picture_row', 'described', 'evaluate_stage']
 
-# %% ../nbs/86_stages.ipynb #603bd065
+# %% ../nbs/86_stages.ipynb #5abee9fa
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict,dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .cam.core import cam_to_label
-from .cam.multiscale import resize
-from .core import BACKGROUND,peak_memory_mb,progress
+from .tensors import resize
+from .core import BACKGROUND,peak_memory_mb,progress,write_json
 from .data.core import Dataset,Item
 from .data.loader import TrainingSet
 from .data.transforms import denormalise,normalise
@@ -27,7 +27,7 @@ from .evaluate import ConfusionMatrix,image_f1,image_record,worst_images
 from .io import read_cam,read_label,write_cam,write_label
 from .pseudo_labels import make_pseudo_label,refine_cam
 from .report import write_report
-from .runs import Run,update_result,versions
+from .runs import Run,read_result,update_result,versions,without_none
 from .train import Trainer
 
 # %% ../nbs/86_stages.ipynb #b0cd4750
@@ -97,7 +97,7 @@ def train_stage(
     return update_result(run.result, {**(info or {}), "seconds":{"train":spent["seconds"]}, "images_per_second":spent["images_per_second"], "device":device,
                                       "peak_memory_mb":peak_memory_mb(), "images":{"train":len(data)}})
 
-# %% ../nbs/86_stages.ipynb #62a82e14
+# %% ../nbs/86_stages.ipynb #3deeb108
 def seed_of_cam(
     keys:np.ndarray,  # CAM channels of the maps, (K,)
     cam:np.ndarray,   # their maps, (K,H,W) in [0,1]
@@ -118,7 +118,16 @@ def timed(
     seconds[name] = seconds.get(name, 0)+time.perf_counter()-tick
     return out
 
-# %% ../nbs/86_stages.ipynb #2895e1fb
+def note_evaluation(
+    run:Run,       # whose files are to be made or used
+    data:Dataset,  # what is evaluated
+    config,        # settings of the method
+):
+    "Write down with which data and settings the files of an evaluation are made, unless just that is written there"
+    made_with = without_none({"data":data.name, "split":data.split, "settings":asdict(config)})
+    if read_result(run.evaluated_with) != made_with: write_json(run.evaluated_with, made_with)
+
+# %% ../nbs/86_stages.ipynb #96a823bb
 def evaluate_image(
     method,                        # in evaluation mode
     item:Item,                     # an image, with labels and mask where they are known
@@ -126,9 +135,9 @@ def evaluate_image(
     seconds:dict[str,float],       # time spent per product, added to
     device:str|torch.device="cpu", # where the method is
 )->dict[str,np.ndarray]:           # `prediction` and, with image-level labels, `cam` (K,H,W), `seed`, `pseudo_label`: (H,W) uint8
-    "Return the maps of one image from its files; make the files that are missing or older than the checkpoint"
+    "Return the maps of one image from its files; make the files that are missing or older than the checkpoint or the note"
     cam,label,prediction = (run.file(kind, item.id) for kind in ("cams","labels","predictions"))
-    since = run.last.stat().st_mtime if run.last.exists() else 0
+    since = max((p.stat().st_mtime for p in (run.last, run.evaluated_with) if p.exists()), default=0)
     def fresh(path): return path.exists() and path.stat().st_mtime >= since
     if item.image_labels is not None and not (fresh(cam) and fresh(label)):
         out = timed(seconds, "pseudo_label", lambda: label_image(method, item.image, item.image_labels, device))
@@ -178,7 +187,7 @@ def described(
             "ground_truth":["The masks of this split were read to compute the scores, and for nothing else.",
                             "Seed and pseudo label were given the true image-level labels; the prediction was not. No CRF was applied."]}
 
-# %% ../nbs/86_stages.ipynb #86ccab8f
+# %% ../nbs/86_stages.ipynb #2226ded7
 def evaluate_stage(
     method,                 # trained
     data:Dataset,           # images to score, opened with masks where there are any
@@ -189,6 +198,7 @@ def evaluate_stage(
 )->dict:                    # the whole of `result.json`
     "Label and predict every image of a split, score what has ground truth, and write `result.json` and the report"
     method,c = method.to(device).eval(),method.config
+    note_evaluation(run, data, c)
     begin,seconds,rows,records = time.perf_counter(),{},[],[]
     matrices,shown = {k:ConfusionMatrix(data.num_classes) for k in PRODUCTS},set(np.linspace(0, len(data)-1, pictures).astype(int).tolist())
     for i in progress(range(len(data)), "evaluate", unit="img"):
@@ -200,9 +210,10 @@ def evaluate_stage(
         records.append(image_record(item.id, ConfusionMatrix(data.num_classes).add(maps["prediction"], item.mask), data.classes))
     worst = worst_images(records)
     for r in worst: r |= {k:getattr(data[data.ids.index(r["id"])], k) for k in ("image","mask")} | {"prediction":read_label(run.file("predictions", r["id"]))}
-    seconds = {k:round(v, 2) for k,v in seconds.items()} | {"evaluate":round(time.perf_counter()-begin, 2)}
+    seconds = {k:round(v, 2) for k,v in (seconds | {"evaluate":time.perf_counter()-begin-sum(seconds.values())}).items()}
     scored = scores_of(matrices, data.classes) | described(data, c) if records else {}
     result = update_result(run.result, {**(info or {}), "split":data.split, "classes":list(data.classes), **scored, "seconds":seconds, "device":device,
-                                        "images":{data.split:len(data)}, "peak_memory_mb":peak_memory_mb(), "versions":versions()})
-    write_report(run.report, result, rows, worst, run.log if run.log.exists() else None)
+                                        "images":{data.split:len(data)}, "peak_memory_mb":peak_memory_mb(), "versions":versions()},
+                           forget=("miou","iou","precision","recall","errors","scored","thresholds","ground_truth"))
+    write_report(run.report, result, rows, records, run.log if run.log.exists() else None)
     return result

@@ -259,7 +259,7 @@ def _write_item(ds, i, root):
     if item.saliency is not None: write_image(paths[2], (item.saliency*255).round().astype(np.uint8))
     write_image(paths[0], item.image)  # last: it stands for the whole item
 
-# %% ../../nbs/12_data.folder.ipynb #3e353cb5
+# %% ../../nbs/12_data.folder.ipynb #7a9d4e97
 def _item_problems(ds, i):
     "Return the messages of everything in item `i` that cannot be read"
     found,mask = [],ds.mask_folder and (ds.mask_folder/f"{ds.ids[i]}.png").exists()
@@ -275,6 +275,7 @@ def check_dataset(
 )->list[tuple[str,str,str]]:  # (file, problem, advice), empty if all is well
     "Read every list, label, photo, mask and saliency map of a folder and return what is wrong with them; raise `UserError` if there is no such folder"
     if not Path(root).is_dir(): raise UserError(f"{root}: no such folder; give a folder in VOC layout")
+    if workers is not None and workers < 1: raise UserError(f"--workers {workers}: must be 1 or more")
     messages,items = [],{}
     for path in sorted((Path(root)/"ImageSets"/"Segmentation").glob("*.txt")) or ["train.txt"]:
         try: ds = FolderDataset(root, Path(path).stem, report=messages.append)

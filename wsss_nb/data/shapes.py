@@ -130,12 +130,13 @@ def draw_cloud(
         inside = np.maximum(inside, disc) + near*near  # smooth where two discs meet
     return inside
 
-# %% ../../nbs/11_data.shapes.ipynb #a64c0afd
+# %% ../../nbs/11_data.shapes.ipynb #102bdbe3
 _GROUNDS = [((78,116,62),(140,166,92)), ((196,172,120),(226,206,158)), ((138,140,152),(184,180,176)), ((112,84,66),(160,122,90)), ((84,74,104),(146,120,148)),
             ((36,40,56),(72,74,92)), ((206,198,190),(232,228,220)), ((92,120,118),(146,170,160))]                                       # dark and light colour of a texture
-_COATS = [(232,142,52), (240,222,186), (56,50,52), (124,74,38), (214,214,212), (196,92,60), (116,116,124), (226,180,90), (150,60,110), (70,130,140)]  # cats and dogs
-_HULLS,_SAILS = [(196,44,40), (40,52,120), (236,196,52), (34,120,96), (110,44,60)],[(244,242,232), (236,120,60), (60,60,70)]
-_WOODS,_CLOUDS = [(176,112,54), (86,50,34), (206,60,70), (120,70,170), (40,130,70), (230,190,70)],[(248,248,250), (250,214,214), (96,104,124), (178,200,226)]
+_COATS = [(236,140,44), (250,220,160), (52,46,50), (120,72,38), (214,214,212), (196,92,60), (116,116,124), (226,180,90), (150,60,110), (70,130,140)]  # of any animal
+_OWN = ([(236,140,44), (246,196,112), (214,104,36), (250,220,160)], [(120,72,38), (52,46,50), (160,108,66), (92,88,92)],      # of cats, dogs,
+        [(36,60,140), (30,120,150), (40,140,110), (60,90,190)], [(206,50,64), (130,60,170), (226,80,140), (150,30,50)])      # boats and chairs
+_SAILS,_CLOUDS = [(244,242,232), (236,120,60), (60,60,70)],[(248,248,250), (250,214,214), (96,104,124), (178,200,226)]
 _WATER = (44,104,190),(96,160,226)
 
 def contrasting(
@@ -168,7 +169,7 @@ def plan_scene(
         objects.append(dict(k=k, label=k+1, x=x, y=y, r=r, c=c, s=s, side=1 if d[4]<.5 else -1, shows=d[1]<strengths[PATHOLOGIES[k]], draws=d))
     return objects
 
-# %% ../../nbs/11_data.shapes.ipynb #544c4785
+# %% ../../nbs/11_data.shapes.ipynb #1795c290
 def _window(size, x, y, reach, r, c=1., s=0., side=1):
     "Return the slices of a window around (x,y) and the object's coordinates `u`,`v` in it"
     ys,xs = slice(max(int(y-reach),0), min(int(y+reach)+1,size)),slice(max(int(x-reach),0), min(int(x+reach)+1,size))
@@ -180,7 +181,7 @@ def _tint(colour, f, towards=0): return tuple(a*f + towards*(1-f) for a in colou
 def _parts(o, u, v, grain, used):
     "Return the part map of object `o` and the colours of its parts; notes its main colour in `used`"
     d,k = o["draws"],o["k"]
-    main = contrasting((_COATS, _COATS, _HULLS, _WOODS)[k], d[32:36], used)
+    main = contrasting(_COATS if k < 2 and o["shows"] else _OWN[k], d[32:36], used)
     used.append(main)
     if k < 2:
         colours = [main, _tint(main,.9), main, _tint(main,.72), main, _tint(main,.45), _tint(main,.35,245), (28,24,28), (224,92,112), (196,226,60)]

@@ -1,0 +1,65 @@
+"""How long the explorer takes to answer a change, from the browser's message to picture and caption.
+
+    python benchmarks/explorer.py --json FILE [--repeats 15] [--threads 1]
+
+An untrained `vit_toy` with the settings of the preset `shapes` on toy scenes of 112x112 pixels: weights do not change the time. Every row is the median over as many images; a case that is
+about new maps meets each image for the first time.
+"""
+import argparse, json, os, time
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+import numpy as np
+import torch
+
+from wsss_nb.core import write_json
+from wsss_nb.data.datasets import open_dataset
+from wsss_nb.methods.baseline import PRESETS, Config, Method
+from wsss_nb.methods.core import resolve_config
+from wsss_nb.runs import machine
+from wsss_nb.widgets import Explorer
+
+
+def moved(panel, name, **state):
+    "Return the milliseconds that a message from the browser takes"
+    begin = time.perf_counter()
+    panel.controls[name].set_state(state)
+    return 1000*(time.perf_counter()-begin)
+
+
+def benchmark(repeats):
+    "Return the rows"
+    torch.manual_seed(0)
+    data = open_dataset("shapes:n=500", "val", masks=True)
+    panel = Explorer(Method(resolve_config(Config(), PRESETS, "shapes"), data.classes), data)
+    times, own = {}, panel.controls["scales"].value
+    for i in range(1, repeats+1):
+        def note(case, name, **state): times.setdefault(case, []).append(moved(panel, name, **state))
+        note("image, new", "image", index=i)
+        note("threshold, new", "bg_thresh", value=.5)
+        note("threshold, seen", "bg_thresh", value=panel.maps.method.config.bg_thresh)
+        note("class", "only", index=1)
+        moved(panel, "only", index=0)
+        note("layer, new", "layer", index=1)
+        note("layer, seen", "layer", index=0)
+        for label, scales in panel.controls["scales"].options:
+            if scales != own: note(f"scales {label}, new", "scales", index=panel.controls["scales"].options.index((label, scales)))
+        panel.controls["scales"].value = own
+        moved(panel, "image", index=0)
+        note("image, seen", "image", index=i)
+        moved(panel, "image", index=0)
+    return [{"case": f"explorer, {k}", "threads": torch.get_num_threads(), "ours_ms": round(float(np.median(v)), 1)} for k, v in times.items()]
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--json", help="also write the result to this file")
+    p.add_argument("--repeats", type=int, default=15, help="images per case")
+    p.add_argument("--threads", type=int, default=1, help="of torch")
+    args = p.parse_args()
+    torch.set_num_threads(args.threads)
+    result = {"machine": machine(), "rows": benchmark(args.repeats)}
+    print(json.dumps(result, indent=2))
+    if args.json: write_json(args.json, result)
+
+
+if __name__ == "__main__": main()
