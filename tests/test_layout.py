@@ -53,7 +53,9 @@ def own_imports(tree):
 @each_notebook
 def test_name_is_module(nb):
     "The listing of nbs/ is the table of contents: NN_pkg.mod.ipynb makes wsss_nb/pkg/mod.py"
-    if nb.stem in PLAIN: return
+    if nb.stem in PLAIN:
+        assert module_of(nb) is None, "a notebook that may import from all others exports nothing"
+        return
     assert re.fullmatch(r"\d\d_[a-z][\w.]*", nb.stem), "name it NN_package.module.ipynb"
     assert module_of(nb) == nb.stem[3:], f"default_exp says {module_of(nb)}"
 

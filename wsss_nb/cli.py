@@ -117,7 +117,7 @@ def wsss_predict(
     written = predict_files(load_run(run, pick_device(device)), list_images(images), out, overlay)
     print(f"{len(written)} label maps in {out}")
 
-# %% ../nbs/95_cli.ipynb #082649c7
+# %% ../nbs/95_cli.ipynb #9e0c9486
 def wsss_eval(
     predictions:str,       # folder of label PNGs
     masks:str,             # folder of ground-truth PNGs
@@ -132,7 +132,8 @@ def wsss_eval(
     from wsss_nb.data.folder import read_classes,read_ids
     from wsss_nb.evaluate import evaluate_folders,worst_images
     names = read_classes(classes)
-    matrix,records = evaluate_folders(predictions, masks, len(names), names, read_ids(list) if list else None, ignore_unsure)
+    try: matrix,records = evaluate_folders(predictions, masks, len(names), names, read_ids(list) if list else None, ignore_unsure)
+    except UserError as e: raise UserError(str(e).replace("drop_ignored_pred", "--ignore-unsure")) from None
     print(matrix.table(names))
     print("\nworst images:")
     for r in worst_images(records, 5): print(f"  {r['id']:24} mIoU {100*r['miou']:5.1f}   {r['reason']}: {r['detail']}")

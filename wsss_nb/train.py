@@ -62,7 +62,7 @@ def encoder_head_groups(
     return [{"name":k, "params":groups[k], "lr":lr*(1 if k.startswith("encoder") else head_mult)}
             for k in ("encoder","encoder_norm","heads","decoder") if groups[k]]
 
-# %% ../nbs/85_train.ipynb #34482751
+# %% ../nbs/85_train.ipynb #eccb4a9f
 @contextmanager
 def graceful_stop():
     "Yield an object whose `asked` becomes true on SIGINT or SIGTERM; a second signal acts at once"
@@ -71,11 +71,12 @@ def graceful_stop():
     def note(signum, frame):
         if stop.asked: raise KeyboardInterrupt
         stop.asked = True
+        old[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     main = threading.current_thread() is threading.main_thread()
     for s in (signal.SIGINT, signal.SIGTERM) if main else (): old[s] = signal.signal(s, note)
     try: yield stop
     finally:
-        for s,handler in old.items(): signal.signal(s, handler)
+        for s,handler in old.items(): signal.signal(s, handler or signal.SIG_DFL)
 
 # %% ../nbs/85_train.ipynb #b3278907
 CHECKPOINT_FORMAT = 1  # raised when the layout of last.pt changes
@@ -176,7 +177,7 @@ class Trainer:
         self.schedule = Schedule(self.optimizer, iters, warmup_iter)
         self.step,self.best,self.seconds = 0,-math.inf,0.
 
-# %% ../nbs/85_train.ipynb #69905b38
+# %% ../nbs/85_train.ipynb #0ab146bb
 @patch
 def restore(self:Trainer):
     "Continue where the last checkpoint was written; without one, from the beginning"
@@ -211,11 +212,14 @@ def one_step(self:Trainer,
 
 @patch
 def next_batch(self:Trainer,
-    batches, # of `training_batches`
-)->dict:     # the next one
+    batches,    # of `training_batches`
+    stop,       # of `graceful_stop`
+)->dict|None:   # the next one; None if a signal ended the loader's processes
     "Return the next batch; a mistake that a loader process met is told without the traceback that comes with it from there"
     try: return next(batches)
     except UserError as e: raise UserError(str(e).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
+    except (RuntimeError, OSError):
+        if not stop.asked: raise
 
 # %% ../nbs/85_train.ipynb #3d162cb1
 @patch
@@ -244,7 +248,7 @@ def validation(self:Trainer)->dict: # scores, or empty
         if self.accelerator.is_main_process: save_weights(self.run.best, self.method, f"best prediction in validation, chosen with ground truth, step {self.step}")
     return scores
 
-# %% ../nbs/85_train.ipynb #1a6e4170
+# %% ../nbs/85_train.ipynb #4f9d922a
 @patch
 def fit(self:Trainer)->dict: # seconds of training (validation and loading not counted, earlier parts of a resumed run counted), images per second
     "Train to the end; on Ctrl-C, SIGTERM, NaN or a damaged image write a checkpoint and raise (`KeyboardInterrupt`, `UserError`)"
@@ -260,7 +264,9 @@ def fit(self:Trainer)->dict: # seconds of training (validation and loading not c
                                    self.workers, acc.device.type=="cuda")
         try:
             while self.step < self.iters and not stop.asked:
-                rows.append(self.one_step(self.next_batch(batches)))
+                batch = self.next_batch(batches, stop)
+                if batch is None: break
+                rows.append(self.one_step(batch))
                 bar.update()
                 if not any(self.step % n == 0 for n in self.every.values()) and self.step < self.iters: continue
                 seconds,scores = time.perf_counter()-tick,self.validation()

@@ -1,0 +1,69 @@
+"Commands as a user gives them: in this process where the answer matters, as a process of their own where status, signals and imports do."
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsss_nb.cli import main
+
+BIN = Path(sys.executable).parent
+# settings under which training and evaluating the toy scenes below takes a second
+TINY = ("--preset", "shapes", "--set", "pretrained=false", "iters=2", "batch_size=4", "crop_size=64", "hidden=16", "warmup_iter=1", "seg_start=0", "val_images=2", "workers=0",
+        "cam_scales=1", "infer_scales=1")
+
+
+def started(*argv, **kw):
+    "Return the process of an installed command; `argv[0]` is its name"
+    return subprocess.Popen([str(BIN/argv[0]), *map(str, argv[1:])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+
+def run(*argv, **kw):
+    "Run an installed command to its end; return status, standard output and standard error"
+    process = started(*argv, **kw)
+    out,err = process.communicate(timeout=120)
+    return process.returncode,out,err
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    "An empty folder that is the working directory"
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+@pytest.fixture
+def call(capfd):
+    "Return a function that runs a command in this process and returns status, standard output and standard error"
+    def call(*argv):
+        capfd.readouterr()
+        try: status = main([str(a) for a in argv])
+        except SystemExit as e: status = e.code  # --help
+        return status,*capfd.readouterr()
+    return call
+
+@pytest.fixture
+def fails(call):
+    "Return a function that runs a command which must fail with one line and status 2, and returns the line"
+    def fails(*argv):
+        status,out,err = call(*argv)
+        assert status == 2, (status, out, err)
+        assert err.endswith("\n") and len(err.splitlines()) == 1 and "Traceback" not in out+err, err
+        assert err.startswith(f"{' '.join(argv[:2]) if argv[0] == 'wsss-data' and argv[1:] and argv[1] in ('check', 'make-shapes') else argv[0]}: "), err
+        return err.strip()
+    return fails
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    "A folder of toy scenes in VOC layout, made by the command, with 8 images to score; for reading only"
+    root = tmp_path_factory.mktemp("data")/"scenes"
+    assert main(["wsss-data", "make-shapes", str(root), "--n", "12", "--size", "64"]) == 0
+    val = root/"ImageSets"/"Segmentation"/"val.txt"
+    val.write_text("".join(val.read_text().splitlines(keepends=True)[:8]))
+    return root
+
+@pytest.fixture(scope="session")
+def trained(scenes, tmp_path_factory):
+    "A run on these scenes, made by the installed command; for reading only. Its folder and what the command printed"
+    out = tmp_path_factory.mktemp("runs")/"baseline"
+    status,printed,err = run("wsss-run", "baseline", "--data", scenes, "--out", out, *TINY)
+    assert (status, err) == (0, ""), err
+    return out,printed
