@@ -53,11 +53,12 @@ def fails(call):
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
-    "A folder of toy scenes in VOC layout, made by the command, with 8 images to score; for reading only"
+    "A folder of toy scenes in VOC layout, made by the command, with 8 images to score in val and 24 in test; for reading only"
     root = tmp_path_factory.mktemp("data")/"scenes"
     assert main(["wsss-data", "make-shapes", str(root), "--n", "12", "--size", "64"]) == 0
-    val = root/"ImageSets"/"Segmentation"/"val.txt"
-    val.write_text("".join(val.read_text().splitlines(keepends=True)[:8]))
+    for split,n in (("val",8), ("test",24)):
+        ids = root/"ImageSets"/"Segmentation"/f"{split}.txt"
+        ids.write_text("".join(ids.read_text().splitlines(keepends=True)[:n]))
     return root
 
 @pytest.fixture(scope="session")

@@ -55,12 +55,16 @@ def test_explorer(lab, tmp_path):
     panel = page.locator(".jp-OutputArea", has=page.locator(".wsss-caption")).last
     caption,picture = panel.locator(".wsss-caption .widget-html-content"),panel.locator(".widget-image")
     def control(name): return panel.locator(".widget-inline-hbox", has=page.get_by_text(name, exact=True))
+    def wait(words):
+        "Wait until the caption says `words`"
+        try: pw.expect(caption).to_contain_text(words, timeout=180_000)
+        except AssertionError as e: raise AssertionError(f"{e}\nerrors on the page: {complaints(page)}") from None
     def moved(words):
         "Wait until the caption says `words`; the picture must have changed since the last time"
-        pw.expect(caption).to_contain_text(words, timeout=180_000)  # written after the picture
+        wait(words)  # written after the picture
         seen.append(pixels(picture))
         assert seen[-1] != seen[-2], words
-    pw.expect(caption).to_contain_text("val_00000 · all present", timeout=180_000)
+    wait("val_00000 · all present")
     seen,start = [pixels(picture)],float(re.search(r"threshold ([\d.]+)", caption.inner_text())[1])
     knob = control("threshold").locator(".noUi-handle")
     knob.focus()

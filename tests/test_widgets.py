@@ -3,10 +3,13 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from wsss_nb.core import UserError
-from wsss_nb.experiment import run_method
+from wsss_nb.experiment import load_run, run_method
+from wsss_nb.stages import label_image, predict_image
+from wsss_nb.viz import overlay, overlay_cam
 from wsss_nb.widgets import SCALES, Explorer, StageMaps, explorer_caption, explorer_picture
 
 BRIEF = ["iters=8", "batch_size=4", "warmup_iter=1", "seg_start=4", "save_every=8", "val_images=0"]
@@ -71,10 +74,16 @@ def test_nothing_is_computed_twice(panel):
 
 
 def test_each_change_is_drawn_once(panel, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("wsss_nb.widgets.explorer_caption", lambda maps, **settings: drawn.append(settings) or "")
-    for image in (3, 4, 5): panel.controls["image"].value = image
-    assert [d["image"] for d in drawn] == [3, 4, 5]
+    "Also where the new image brings other classes, with the chosen one among them or not"
+    maps, only, drawn, expected = panel.maps, panel.controls["only"], [], []
+    monkeypatch.setattr("wsss_nb.widgets.explorer_caption", lambda maps, **settings: drawn.append((settings["image"], settings["only"])) or "")
+    for image in [i for i in maps.places if i != panel.controls["image"].value][:10]:
+        present, chosen = (np.flatnonzero(maps.data.image_labels(image))+1).tolist(), only.value
+        panel.controls["image"].value = image
+        expected.append((image, chosen if chosen in present else 0))
+        only.index = 1
+        if expected[-1] != (image, present[0]): expected.append((image, present[0]))
+    assert drawn == expected
 
 
 def test_classes_follow_the_image(panel):
@@ -83,6 +92,38 @@ def test_classes_follow_the_image(panel):
         panel.controls["image"].value = image
         assert [v-1 for _, v in only.options[1:]] == np.flatnonzero(maps.data.image_labels(image)).tolist()
         if len(only.options) > 2: only.index = 2   # keep one chosen: the next image may lack it
+
+
+@pytest.mark.parametrize("bg_thresh,scales", [(.2, (1.,)), (.6, (1., .5, 1.5))])
+def test_maps_are_those_that_are_scored(panel, run, bg_thresh, scales):
+    "Of a run with these settings, by the functions that evaluate it; drawing them before does no harm"
+    image = panel.controls["image"].value
+    for only in (0, panel.controls["only"].options[1][1]): explorer_picture(panel.maps, image, only, bg_thresh=bg_thresh, scales=scales)
+    item, out = panel.maps.item(image), panel.maps.stages(image, bg_thresh=bg_thresh, scales=scales)
+    method = load_run(run, overrides=[f"bg_thresh={bg_thresh}", f"cam_scales={','.join(map(str, scales))}"])
+    scored = label_image(method, item.image, item.image_labels)
+    for k in ("seed", "pseudo_label"): assert torch.equal(out[k], scored[k]), k
+    assert torch.allclose(out["cam"], scored["cam"][item.image_labels > 0])
+    assert torch.equal(out["prediction"], predict_image(method, item.image))
+
+
+def test_one_class_alone(panel):
+    "Every panel shows it and nothing else; the caption scores it"
+    image, only = panel.controls["image"].value, panel.controls["only"].options[2][1]
+    maps, item, out = panel.maps, panel.maps.item(panel.controls["image"].value), panel.maps.stages(image)
+    side = len(item.image)
+    page = np.asarray(explorer_picture(maps, image, only, size=side))
+    height = (page.shape[0]-2*side-6)//2   # of a line of text
+    def at(row, col): return page[row*(side+height+6)+height:][:side, col*(side+6):][:, :side]
+    assert np.array_equal(at(0, 0), item.image)
+    for k, place in {"seed": (0, 2), "prediction": (0, 3), "ground_truth": (1, 0), "pseudo_label": (1, 2)}.items():
+        assert np.array_equal(at(*place), overlay(item.image, np.where(out[k] == only, only, 0))), k
+    for k, place in {"cam": (0, 1), "refined": (1, 1)}.items(): assert np.array_equal(at(*place), overlay_cam(item.image, out[k][1])), k
+    mask, said = item.mask == only, explorer_caption(maps, image, only)
+    for k in ("seed", "pseudo label", "prediction"):
+        label = out[k.replace(" ", "_")].numpy() == only
+        assert f"{k} {(label & mask).sum()/(label | mask).sum():.2f}" in said, k
+    assert f"{item.id} · {maps.data.classes[only]} · threshold" in said
 
 
 def test_mistakes_are_one_line(run, tmp_path):

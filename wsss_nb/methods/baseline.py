@@ -63,7 +63,7 @@ class Method(SingleStageMethod):
         c,y = self.config,batch["image_labels"]
         return make_pseudo_label(denormalise(batch["input"])/255, self.cam(batch["input"], y), y, c.low_thresh, c.high_thresh, batch["box"])
 
-# %% ../../nbs/91_methods.baseline.ipynb #61fed97d
+# %% ../../nbs/91_methods.baseline.ipynb #f99b82c4
 PRESETS = {
     "voc": {"train_split":"train_aug"},
     "shapes": {"backbone":"vit_toy", "pretrained":True, "aux_layer":-2, "hidden":128, "crop_size":64, "scale_range":(.7,1.5), "photometric":False, "sync_flip":True, "batch_size":16, "iters":300,
@@ -71,7 +71,7 @@ PRESETS = {
                "cam_scales":(1.,.5), "cam_size":0, "bg_thresh":.35, "low_thresh":.25, "high_thresh":.45, "infer_scales":(1.,1.25)},
     "vit_toy": {"backbone":"vit_toy", "aux_layer":-2, "hidden":128, "crop_size":64, "scale_range":(.7,1.5), "photometric":False, "sync_flip":True, "batch_size":32, "iters":2500,
                 "lr":1e-3, "head_mult":2., "warmup_iter":40, "workers":1, "val_every":2500, "val_images":100, "cam_size":0, "w_seg":0., "infer_scales":(1.,)},
-    "photos": {"backbone":"deit_tiny_patch16_224", "crop_size":224, "batch_size":8, "iters":400, "lr":1e-4, "warmup_iter":50, "val_every":200, "val_images":60, "save_every":50,
-               "log_every":10, "seg_start":150, "cam_size":224, "infer_scales":(1.,)},
+    "photos": {"backbone":"deit_tiny_patch16_224", "crop_size":224, "scale_range":(.5,1.2), "batch_size":8, "iters":420, "lr":1e-4, "warmup_iter":30, "val_every":420, "val_images":50,
+               "save_every":50, "log_every":10, "seg_start":220, "cam_scales":(1.,.5), "cam_size":224, "bg_thresh":.45, "high_thresh":.6, "infer_scales":(1.,)},
 }
 PRESETS["full"] = PRESETS["photos"] | {"supervision":"masks"}
