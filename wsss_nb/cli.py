@@ -8,8 +8,8 @@ Docs: https://example.github.io/wsss_nb/cli.html.md"""
 __all__ = ['Several', 'COMMANDS', 'DATA_COMMANDS', 'usage_error', 'run_command', 'wsss_run', 'print_result', 'wsss_demo',
            'wsss_predict', 'wsss_eval', 'wsss_list', 'data_check', 'data_make_shapes', 'main']
 
-# %% ../nbs/95_cli.ipynb #3aa47a38
-import re,shlex,sys
+# %% ../nbs/95_cli.ipynb #675f25cc
+import os,re,shlex,sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -183,7 +183,7 @@ def data_make_shapes(
     write_voc_folder([open_dataset(spec, split, masks=True) for split in ("train","val","test")], out)
     print(f"{out}: written; try wsss-run baseline --data {out} --preset shapes --out runs/shapes")
 
-# %% ../nbs/95_cli.ipynb #86e419de
+# %% ../nbs/95_cli.ipynb #200257ae
 COMMANDS = {"wsss-demo":wsss_demo, "wsss-run":wsss_run, "wsss-predict":wsss_predict, "wsss-eval":wsss_eval, "wsss-list":wsss_list}
 DATA_COMMANDS = {"check":data_check, "make-shapes":data_make_shapes}
 
@@ -191,6 +191,7 @@ def main(
     argv:list[str]|None=None, # program and arguments; None: those of this process
 )->int:                       # exit status
     "Run the command that the program's name says"
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # on shared cores, threads that spin while they wait cost up to a factor of ten
     program,*argv = sys.argv if argv is None else argv
     name = Path(program).name
     if name != "wsss-data": return run_command(COMMANDS.get(name, wsss_run), argv, name if name in COMMANDS else "wsss-run")

@@ -99,14 +99,17 @@ def append_log(
             writer.writerow(row)
     except OSError as e: raise UserError(f"{path}: cannot be written ({e.strerror})") from e
 
-# %% ../nbs/84_runs.ipynb #a2ed5042
+# %% ../nbs/84_runs.ipynb #2338330c
 def read_log(
     path:Path,          # log.csv
 )->list[dict]:          # one dictionary of numbers per line, empty fields left out
-    "Return the lines of a log as numbers; a line cut off by a crash is left out"
+    "Return the lines of a log as numbers; a line cut off by a crash is left out; raise `UserError` if it is no log"
     if not path.exists(): return []
-    with path.open(newline="", encoding="utf-8") as f: rows = list(csv.DictReader(f))
-    return [{k:float(v) for k,v in r.items() if v} for r in rows if None not in r and None not in r.values()]
+    try:
+        with path.open(newline="", encoding="utf-8") as f: reader,rows = (r := csv.DictReader(f)),list(r)
+        if rows and "step" not in reader.fieldnames: raise ValueError("no column 'step'")
+        return [{k:float(v) for k,v in r.items() if v} for r in rows if None not in r and None not in r.values()]
+    except (ValueError, csv.Error) as e: raise UserError(f"{path}: not readable as a log ({e}); move it away, the run goes on without it") from e
 
 def rewind_log(
     path:Path, # log.csv

@@ -164,7 +164,7 @@ def scores_of(
     errors = {k:{e:round(getattr(m, e), 4) for e in ("object_missed","background_taken","classes_confused")} for k,m in matrices.items() if m.counts.any()}
     return {"miou":pick("miou"), "iou":pick("iou"), "precision":pick("precision"), "recall":pick("recall"), "errors":errors}
 
-# %% ../nbs/86_stages.ipynb #698c53f4
+# %% ../nbs/86_stages.ipynb #97ad3544
 def picture_row(
     item:Item,                  # image and, where there is one, mask
     maps:dict[str,np.ndarray],  # of `evaluate_image`
@@ -185,7 +185,8 @@ def described(
     given = {k:{"split":data.split, "images":len(data), "image_labels":k != "prediction"} for k in PRODUCTS}
     return {"scored":given, "thresholds":{"background (seed and pseudo label)":config.bg_thresh, "CAM scales":list(config.cam_scales), "prediction scales":list(config.infer_scales)},
             "ground_truth":["The masks of this split were read to compute the scores, and for nothing else.",
-                            "Seed and pseudo label were given the true image-level labels; the prediction was not. No CRF was applied."]}
+                            "Seed and pseudo label were given the true image-level labels; the prediction was not.",
+                            f"The prediction was {f'refined by {config.infer_par} rounds of PAR on the image' if config.infer_par else 'not refined'}; no CRF was applied."]}
 
 # %% ../nbs/86_stages.ipynb #2226ded7
 def evaluate_stage(

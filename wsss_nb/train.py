@@ -78,7 +78,7 @@ def graceful_stop():
     finally:
         for s,handler in old.items(): signal.signal(s, handler or signal.SIG_DFL)
 
-# %% ../nbs/85_train.ipynb #b3278907
+# %% ../nbs/85_train.ipynb #3552046c
 CHECKPOINT_FORMAT = 1  # raised when the layout of last.pt changes
 
 def save_checkpoint(
@@ -97,7 +97,7 @@ def save_checkpoint(
 def disk_errors():
     "Turn what torch and safetensors raise while writing (a full disk, as a rule) into the `OSError` that it is"
     try: yield
-    except Exception as e: raise OSError(0, f"is the disk full? {str(e).splitlines()[0][:100]}") from e
+    except Exception as e: raise OSError(0, f"is the disk full? {(str(e) or type(e).__name__).splitlines()[0][:100]}") from e
 
 # %% ../nbs/85_train.ipynb #4ab924c8
 def load_checkpoint(
@@ -177,7 +177,7 @@ class Trainer:
         self.schedule = Schedule(self.optimizer, iters, warmup_iter)
         self.step,self.best,self.seconds = 0,-math.inf,0.
 
-# %% ../nbs/85_train.ipynb #0ab146bb
+# %% ../nbs/85_train.ipynb #3c9124b9
 @patch
 def restore(self:Trainer):
     "Continue where the last checkpoint was written; without one, from the beginning"
@@ -194,6 +194,7 @@ def save(self:Trainer):
     "Write `last.pt` (first process only)"
     if self.accelerator.is_main_process: save_checkpoint(self.run, self.method, self.optimizer, self.step, best=self.best, seconds=self.seconds)
 
+# %% ../nbs/85_train.ipynb #0d294838
 @patch
 def one_step(self:Trainer,
     batch:dict, # of `training_batches`
@@ -248,7 +249,7 @@ def validation(self:Trainer)->dict: # scores, or empty
         if self.accelerator.is_main_process: save_weights(self.run.best, self.method, f"best prediction in validation, chosen with ground truth, step {self.step}")
     return scores
 
-# %% ../nbs/85_train.ipynb #4f9d922a
+# %% ../nbs/85_train.ipynb #3c0faa15
 @patch
 def fit(self:Trainer)->dict: # seconds of training (validation and loading not counted, earlier parts of a resumed run counted), images per second
     "Train to the end; on Ctrl-C, SIGTERM, NaN or a damaged image write a checkpoint and raise (`KeyboardInterrupt`, `UserError`)"
@@ -263,15 +264,13 @@ def fit(self:Trainer)->dict: # seconds of training (validation and loading not c
         batches = training_batches(self.samples, self.batch_size//acc.num_processes, self.step*self.batch_size, acc.process_index, acc.num_processes,
                                    self.workers, acc.device.type=="cuda")
         try:
-            while self.step < self.iters and not stop.asked:
-                batch = self.next_batch(batches, stop)
-                if batch is None: break
+            while self.step < self.iters and not stop.asked and (batch := self.next_batch(batches, stop)) is not None:
                 rows.append(self.one_step(batch))
                 bar.update()
                 if not any(self.step % n == 0 for n in self.every.values()) and self.step < self.iters: continue
                 seconds,scores = time.perf_counter()-tick,self.validation()
                 self.write_log(rows, seconds, scores)
-                bar.set_postfix({k:f"{float(v):.3f}" for k,v in rows[-1].items() if k != "lr"} | {f"val {k}":f"{v:.3f}" for k,v in scores.items()})
+                bar.set_postfix({k:f"{float(v):.3f}" for k,v in rows[-1].items() if k != "lr"} | {f"val {k}":f"{v:.3f}" for k,v in scores.items()}, refresh=False)
                 rows,tick = [],time.perf_counter()
                 if self.step % self.every["save"] == 0: self.save()
             self.save()

@@ -7,20 +7,18 @@ Docs: https://example.github.io/wsss_nb/methods.baseline.html.md"""
 # %% auto #0
 __all__ = ['PRESETS', 'Config', 'Method']
 
-# %% ../../nbs/91_methods.baseline.ipynb #8ac7419c
+# %% ../../nbs/91_methods.baseline.ipynb #1deacd79
 from dataclasses import dataclass
 
-import torch
-from fastcore.basics import patch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..tensors import resize
 from ..core import did_you_mean
 from ..data.transforms import denormalise
 from ..losses.segment import balanced_seg_loss
 from .core import SingleStageConfig,SingleStageMethod,must
 from ..pseudo_labels import make_pseudo_label
+from ..tensors import resize
 
 # %% ../../nbs/91_methods.baseline.ipynb #56ed6638
 @dataclass(frozen=True)
@@ -63,12 +61,12 @@ class Method(SingleStageMethod):
         c,y = self.config,batch["image_labels"]
         return make_pseudo_label(denormalise(batch["input"])/255, self.cam(batch["input"], y), y, c.low_thresh, c.high_thresh, batch["box"])
 
-# %% ../../nbs/91_methods.baseline.ipynb #f99b82c4
+# %% ../../nbs/91_methods.baseline.ipynb #eb7893fd
 PRESETS = {
     "voc": {"train_split":"train_aug"},
-    "shapes": {"backbone":"vit_toy", "pretrained":True, "aux_layer":-2, "hidden":128, "crop_size":64, "scale_range":(.7,1.5), "photometric":False, "sync_flip":True, "batch_size":16, "iters":300,
-               "lr":3e-4, "head_mult":4., "warmup_iter":20, "workers":0, "val_every":100, "val_images":50, "save_every":50, "log_every":10, "seg_start":60, "w_seg":.5,
-               "cam_scales":(1.,.5), "cam_size":0, "bg_thresh":.35, "low_thresh":.25, "high_thresh":.45, "infer_scales":(1.,1.25)},
+    "shapes": {"backbone":"vit_toy", "pretrained":True, "aux_layer":-2, "hidden":128, "crop_size":112, "scale_range":(.9,1.5), "photometric":False, "sync_flip":True, "batch_size":8,
+               "iters":600, "lr":4e-5, "head_mult":25., "warmup_iter":20, "workers":0, "val_every":200, "val_images":20, "save_every":50, "log_every":10, "seg_start":80, "w_seg":.5,
+               "cam_scales":(1.,.5), "cam_size":0, "bg_thresh":.3, "low_thresh":.15, "high_thresh":.35, "infer_scales":(1.,1.25), "infer_par":10},
     "vit_toy": {"backbone":"vit_toy", "aux_layer":-2, "hidden":128, "crop_size":64, "scale_range":(.7,1.5), "photometric":False, "sync_flip":True, "batch_size":32, "iters":2500,
                 "lr":1e-3, "head_mult":2., "warmup_iter":40, "workers":1, "val_every":2500, "val_images":100, "cam_size":0, "w_seg":0., "infer_scales":(1.,)},
     "photos": {"backbone":"deit_tiny_patch16_224", "crop_size":224, "scale_range":(.5,1.2), "batch_size":8, "iters":420, "lr":1e-4, "warmup_iter":30, "val_every":420, "val_images":50,

@@ -8,7 +8,7 @@ Docs: https://example.github.io/wsss_nb/methods.core.html.md"""
 __all__ = ['METHODS', 'SingleStageConfig', 'must', 'setting_text', 'read_setting', 'describe_settings', 'resolve_config',
            'SingleStageMethod', 'get_method']
 
-# %% ../../nbs/90_methods.core.ipynb #2d9bc4fc
+# %% ../../nbs/90_methods.core.ipynb #ebe9876c
 from collections.abc import Iterable,Mapping
 from dataclasses import asdict,dataclass,fields,is_dataclass,replace
 from importlib import import_module
@@ -21,12 +21,12 @@ from torch import Tensor
 from ..backbones.core import create_backbone
 from ..cam.multiscale import multi_scale_cam
 from ..core import UserError,did_you_mean
-from ..data.transforms import TrainTransform
+from ..data.transforms import TrainTransform,denormalise
 from ..network import SingleStageNet
 from ..segment import FUSION,multi_scale_logits
 from ..train import encoder_head_groups
 
-# %% ../../nbs/90_methods.core.ipynb #4bfaef03
+# %% ../../nbs/90_methods.core.ipynb #f27dbf72
 @dataclass(frozen=True)
 class SingleStageConfig:
     "Settings that all single-stage methods share; the defaults are ToCo's recipe on VOC 2012"
@@ -60,6 +60,7 @@ class SingleStageConfig:
     high_thresh:float = .7                      # the upper one
     infer_scales:tuple[float,...] = (1.,1.5,1.25) # image sizes of a prediction
     fusion:str = "sum-max"                      # how these are joined
+    infer_par:int = 0                           # rounds of PAR on a prediction; 0: none
 
 # %% ../../nbs/90_methods.core.ipynb #c1625958
 _AT_LEAST = dict.fromkeys(("hidden","crop_size","batch_size","iters","val_every","save_every","log_every"), 1) | dict.fromkeys(
@@ -156,7 +157,7 @@ class SingleStageMethod(SingleStageNet):
     def settings(self)->dict: # for config.toml
         return asdict(self.config)
 
-# %% ../../nbs/90_methods.core.ipynb #1afe939e
+# %% ../../nbs/90_methods.core.ipynb #4bd37211
 @patch
 def cam(self:SingleStageMethod,
     images:Tensor,              # normalised, (B,3,H,W)
@@ -175,7 +176,8 @@ def segmentation(self:SingleStageMethod,
     scales=None,    # image sizes; None: as in the settings
 )->Tensor:          # fused logits, (B,C+1,*size)
     "Return the logits of multi-scale inference: no image-level label takes part"
-    return multi_scale_logits(self.seg_logits, images, size, scales or self.config.infer_scales, fusion=self.config.fusion)
+    logits = multi_scale_logits(self.seg_logits, images, size, scales or self.config.infer_scales, fusion=self.config.fusion)
+    return sharpen(resize(denormalise(images)/255, logits.shape[-2:]), logits, self.config.infer_par) if self.config.infer_par else logits
 
 # %% ../../nbs/90_methods.core.ipynb #fe77ead1
 METHODS = {"baseline": "wsss_nb.methods.baseline"}  # name -> module with `Config`, `PRESETS` and `Method`
