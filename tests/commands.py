@@ -10,7 +10,7 @@ from wsss_nb.cli import main
 BIN = Path(sys.executable).parent
 # settings under which training and evaluating the toy scenes below takes a second
 TINY = ("--preset", "shapes", "--set", "pretrained=false", "iters=2", "batch_size=4", "crop_size=64", "hidden=16", "warmup_iter=1", "seg_start=0", "val_images=2", "workers=0",
-        "cam_scales=1", "infer_scales=1")
+        "cam_scales=1", "infer_scales=1", "infer_par=1")
 
 
 def started(*argv, **kw):

@@ -41,16 +41,17 @@ def undisturbed(scenes, tmp_path_factory):
     assert (status, err) == (0, "")
     return out
 
-def assert_equal_runs(out, other):
-    "The same weights, the same log with each step once, the same scores"
+def assert_equal_runs(out, other, losses_may_differ):
+    "The same weights, the same log with each step once, the same scores. A line holds means since the line before it: after a stop between two lines one of them covers fewer steps"
     a,b = (load_checkpoint(Run(o)) for o in (out, other))
     assert a["step"] == b["step"] == ITERS and a["model"].keys() == b["model"].keys()
     for k in a["model"]: assert torch.equal(a["model"][k], b["model"][k]), k
     for i,moments in a["optimizer"]["state"].items():
         for k,v in moments.items(): assert torch.equal(torch.as_tensor(v), torch.as_tensor(b["optimizer"]["state"][i][k])), (i, k)
     assert steps(out) == steps(other) and len(set(steps(out))) == len(steps(out))
-    for r,s in zip(read_log(Run(out).log), read_log(Run(other).log)):
-        for k in r.keys() - {"images_per_second"}: assert r[k] == pytest.approx(s[k], rel=1e-6), (r["step"], k)  # means over the steps since the last line
+    logs = [[{k: v for k,v in r.items() if k != "images_per_second"} for r in read_log(Run(o).log)] for o in (out, other)]
+    assert sum(r != s for r,s in zip(*logs)) <= losses_may_differ, logs
+    assert all(r["step"] == s["step"] and r.keys() == s.keys() and r.get("val_prediction") == s.get("val_prediction") for r,s in zip(*logs))
     a,b = (json.loads(Run(o).result.read_text()) for o in (out, other))
     assert a["miou"] == b["miou"] and a["iou"] == b["iou"] and a["config_hash"] == b["config_hash"]
 
@@ -78,7 +79,7 @@ def goes_on(call, scenes, out, kind, status):
 @pytest.mark.parametrize("kind,status", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)], ids=["SIGINT", "SIGKILL"])
 def test_goes_on(call, scenes, undisturbed, tmp_path, kind, status):
     goes_on(call, scenes, tmp_path/"out", kind, status)
-    assert_equal_runs(tmp_path/"out", undisturbed)
+    assert_equal_runs(tmp_path/"out", undisturbed, losses_may_differ=int(status > 0))
 
 
 def test_killed_before_the_first_checkpoint(call, scenes, undisturbed, tmp_path):

@@ -8,7 +8,7 @@ Docs: https://example.github.io/wsss_nb/stages.html.md"""
 __all__ = ['PRODUCTS', 'label_image', 'predict_image', 'quick_validation', 'train_stage', 'seed_of_cam', 'timed',
            'note_evaluation', 'evaluate_image', 'scores_of', 'picture_row', 'described', 'evaluate_stage']
 
-# %% ../nbs/86_stages.ipynb #5abee9fa
+# %% ../nbs/86_stages.ipynb #78cebea3
 import time
 from collections.abc import Callable
 from dataclasses import asdict,dataclass
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cam.core import cam_to_label
+from .cam.core import cam_to_label,normalize_cam
 from .tensors import resize
 from .core import BACKGROUND,peak_memory_mb,progress,write_json
 from .data.core import Dataset,Item
@@ -164,7 +164,7 @@ def scores_of(
     errors = {k:{e:round(getattr(m, e), 4) for e in ("object_missed","background_taken","classes_confused")} for k,m in matrices.items() if m.counts.any()}
     return {"miou":pick("miou"), "iou":pick("iou"), "precision":pick("precision"), "recall":pick("recall"), "errors":errors}
 
-# %% ../nbs/86_stages.ipynb #97ad3544
+# %% ../nbs/86_stages.ipynb #6e40f592
 def picture_row(
     item:Item,                  # image and, where there is one, mask
     maps:dict[str,np.ndarray],  # of `evaluate_image`
@@ -175,7 +175,7 @@ def picture_row(
     if not len(maps.get("cam", ())): return row
     cam = torch.as_tensor(maps["cam"])[None]
     scores,_ = refine_cam(torch.as_tensor(item.image).permute(2,0,1)[None]/255, cam, torch.ones(cam.shape[:2]), [bg_thresh])
-    return row | {"cam":maps["cam"], "refined":(scores[0,0,1:]/scores[0,0].sum(0)).numpy()}
+    return row | {"cam":maps["cam"], "refined":normalize_cam(scores[:,0,1:]/scores[:,0].sum(1, keepdim=True))[0].numpy()}
 
 def described(
     data:Dataset, # what was scored

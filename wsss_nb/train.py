@@ -194,7 +194,7 @@ def save(self:Trainer):
     "Write `last.pt` (first process only)"
     if self.accelerator.is_main_process: save_checkpoint(self.run, self.method, self.optimizer, self.step, best=self.best, seconds=self.seconds)
 
-# %% ../nbs/85_train.ipynb #0d294838
+# %% ../nbs/85_train.ipynb #7f97ff9f
 @patch
 def one_step(self:Trainer,
     batch:dict, # of `training_batches`
@@ -219,7 +219,7 @@ def next_batch(self:Trainer,
     "Return the next batch; a mistake that a loader process met is told without the traceback that comes with it from there"
     try: return next(batches)
     except UserError as e: raise UserError(str(e).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
-    except (RuntimeError, OSError):
+    except Exception:
         if not stop.asked: raise
 
 # %% ../nbs/85_train.ipynb #3d162cb1
