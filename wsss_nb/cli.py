@@ -139,7 +139,7 @@ def wsss_eval(
     for r in worst_images(records, 5): print(f"  {r['id']:24} mIoU {100*r['miou']:5.1f}   {r['reason']}: {r['detail']}")
     if json: write_json(json, {"images":len(records), "classes":[*names], **matrix.to_dict(names), "worst_images":worst_images(records)})
 
-# %% ../nbs/95_cli.ipynb #d1322b4e
+# %% ../nbs/95_cli.ipynb #dc6197bc
 def wsss_list(
     what:Annotated[str, {"nargs":"?", "opt":False}]="all", # methods, backbones, datasets, presets, settings or all
 ):
@@ -147,14 +147,14 @@ def wsss_list(
     from wsss_nb.backbones.core import list_backbones
     from wsss_nb.methods.core import METHODS,describe_settings,get_method,setting_text
     lists = {"methods": lambda: list(METHODS), "backbones": list_backbones,
-             "datasets": lambda: ["shapes[:n=2000,size=112,seed=0,part=0.5,cooccur=0.5,thin=0.5,soft=0.5]", "FOLDER in VOC layout", "voc:ROOT"],
+             "datasets": lambda: ["shapes[:n=2000,size=112,seed=0,part=0.25,cooccur=0.25,thin=0.25,soft=0.25]", "FOLDER in VOC layout", "voc:ROOT"],
              "presets": lambda: [f"{m} {p}  {' '.join(f'{k}={setting_text(v)}' for k,v in changes.items()) or '(the defaults)'}" for m in METHODS for p,changes in get_method(m).PRESETS.items()],
              "settings": lambda: [f"{m} {line}" for m in METHODS for line in describe_settings(get_method(m).Config)]}
     for kind in lists if what == "all" else [did_you_mean(what, [*lists, "all"], "list")]:
         if what == "all": print(f"{kind}:")
         for line in lists[kind](): print(f"  {line}" if what == "all" else line)
 
-# %% ../nbs/95_cli.ipynb #bb3639b7
+# %% ../nbs/95_cli.ipynb #3a31d0b3
 def data_check(
     root:str,           # folder in VOC layout
     workers:int=None,   # threads; by default one per core
@@ -171,10 +171,10 @@ def data_make_shapes(
     n:int=2000,          # training scenes; a tenth as many for val and test
     size:int=112,        # height and width, pixels
     seed:int=0,          # other seeds, other scenes
-    part:float=.5,       # share of cats and dogs that only the head tells apart
-    cooccur:float=.5,    # share of boats on water
-    thin:float=.5,       # share of chairs with thin legs
-    soft:float=.5,       # share of clouds with a soft edge
+    part:float=.25,      # share of cats and dogs that only the head tells apart
+    cooccur:float=.25,   # share of boats on water
+    thin:float=.25,      # share of chairs with thin legs
+    soft:float=.25,      # share of clouds with a soft edge
 ):
     "Write toy scenes as files: images, masks, saliency maps, lists, image-level labels"
     from wsss_nb.data.datasets import open_dataset
