@@ -8,10 +8,10 @@ Docs: https://example.github.io/wsss_nb/viz.html.md"""
 __all__ = ['ERROR_COLOURS', 'to_rgb', 'mask_to_rgb', 'overlay', 'cam_to_rgb', 'overlay_cam', 'error_to_rgb', 'image_grid',
            'label_legend', 'cam_grid', 'mask_grid', 'png_bytes', 'show_images', 'show_cams', 'show_masks']
 
-# %% ../nbs/03_viz.ipynb #497b6e56
+# %% ../nbs/03_viz.ipynb #a6291026
 import io
 from collections.abc import Sequence
-from functools import lru_cache,wraps
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image,ImageDraw,ImageFont
@@ -207,8 +207,7 @@ def _display(picture):
     from IPython.display import Image as Shown,display
     display(Shown(data=png_bytes(picture)))
 
-# %% ../nbs/03_viz.ipynb #99ca6bee
-@wraps(image_grid, assigned=())
+# %% ../nbs/03_viz.ipynb #2a8aeabb
 def show_images(
     *args,    # as of `image_grid`
     **kwargs, # as of `image_grid`
@@ -216,7 +215,6 @@ def show_images(
     "Show the images below the cell"
     _display(image_grid(*args, **kwargs))
 
-@wraps(cam_grid, assigned=())
 def show_cams(
     *args,    # as of `cam_grid`
     **kwargs, # as of `cam_grid`
@@ -224,7 +222,6 @@ def show_cams(
     "Show each image under the CAM of each of its classes"
     _display(cam_grid(*args, **kwargs))
 
-@wraps(mask_grid, assigned=())
 def show_masks(
     *args,    # as of `mask_grid`
     **kwargs, # as of `mask_grid`
