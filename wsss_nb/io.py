@@ -8,7 +8,7 @@ Docs: https://example.github.io/wsss_nb/io.html.md"""
 __all__ = ['read_image', 'image_size', 'write_image', 'voc_colormap', 'read_label', 'write_label', 'write_cam', 'read_cam']
 
 # %% ../nbs/02_io.ipynb #170d75fc
-import struct
+import struct,zlib
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -71,11 +71,28 @@ def voc_colormap(
         for channel in range(3): colours[:,channel] |= ((labels>>(3*bit+channel) & 1) << (7-bit)).astype(np.uint8)
     return colours
 
+# %% ../nbs/02_io.ipynb #b7d1e5f2
+def _plain_png(path):
+    "Return the bytes of an 8-bit palette or greyscale PNG with unfiltered rows, (H,W) uint8; None for any other file, a damaged one among them"
+    try:
+        data,at,parts = path.read_bytes(),33,[]
+        width,height,depth,colour,_,_,interlaced = struct.unpack(">IIBBBBB", data[16:29])
+        if data[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" or depth != 8 or colour not in (0,3) or interlaced: return None
+        while (kind := data[at+4:at+8]) != b"IEND":
+            end = at+8+struct.unpack(">I", data[at:at+4])[0]
+            if kind == b"IDAT": parts.append(data[at+8:end])
+            at = end+4
+        rows = np.frombuffer(zlib.decompressobj().decompress(b"".join(parts), height*(width+1)+1), np.uint8).reshape(height, width+1)
+    except (OSError, struct.error, zlib.error, ValueError): return None
+    return None if rows[:,0].any() else rows[:,1:].copy()
+
 # %% ../nbs/02_io.ipynb #e438a551
 def read_label(
     path:str|Path, # a palette or 8-bit greyscale PNG
 )->np.ndarray:     # label map, (H,W) uint8: 0 background, k+1 for class channel k, `IGNORE_INDEX` where unknown
     "Return the class numbers of a label map; raise `UserError` if the file does not hold class numbers"
+    plain = _plain_png(Path(path))
+    if plain is not None: return plain
     im,layout = _decoded(path)
     if im.format != "JPEG" and (im.mode in ("P", "1") or im.mode == "L" and ";" not in layout): return np.array(im).astype(np.uint8)
     raise UserError(f"{path}: is no label map ({im.format}, pixels {im.mode}); save class numbers as an 8-bit greyscale or palette PNG, not colours and not JPEG")

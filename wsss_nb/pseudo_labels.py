@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cam.core import ignore_outside,valid_cam
+from .cam.core import ignore_outside
 from .tensors import resize
 from .core import BACKGROUND,IGNORE_INDEX
 from .refine.par import DILATIONS,par
 
 # %% ../nbs/50_pseudo_labels.ipynb #23415674
+def _present(image_labels):
+    "Return the CAM channels of the classes in each image, (B,k), k the most that one image has, and which of them are to spare"
+    count = image_labels.sum(1).long()
+    channels = image_labels.argsort(dim=1, descending=True, stable=True)[:,:int(count.max())]
+    return channels,torch.arange(channels.shape[1], device=count.device) >= count[:,None]
+
 @torch.no_grad()
 def refine_cam(
     images:Tensor,                     # in [0,1], (B,3,H,W)
@@ -29,14 +35,14 @@ def refine_cam(
     down_scale:int=2,                  # refine at 1/down_scale of the image size
     dilations:Sequence[int]=DILATIONS, # of PAR, pixels at the reduced size
     num_iter:int=10,                   # of PAR
-)->tuple[Tensor,Tensor]:               # scores (B,T,1+k,H,W), channel 0 background; class of each channel (1+k,) int64
+)->tuple[Tensor,Tensor]:               # scores (B,T,1+k,H,W), channel 0 background, k the most classes in one image; label of each channel (B,1+k) int64
     "Return refined scores of background and present classes, one set per threshold (ToCo T4.7, steps 1 and 2)"
-    (B,_,H,W),present = cam.shape,torch.cat([torch.ones(1, dtype=torch.bool, device=cam.device), image_labels.any(0)])
-    small,objects = (H//down_scale, W//down_scale),valid_cam(cam, image_labels)[:,present[1:]].float()
-    absent = F.pad(image_labels[:,present[1:]] == 0, (1,0))[:,:,None,None]
-    scores = [resize(F.pad(objects, (0,0,0,0,1,0), value=t), small).masked_fill(absent, -torch.inf).softmax(1) for t in thresholds]
+    (H,W),(channels,spare) = cam.shape[-2:],_present(image_labels)
+    small,objects = (H//down_scale, W//down_scale),cam.float().gather(1, channels[:,:,None,None].expand(-1,-1,H,W))
+    spare = F.pad(spare, (1,0))[:,:,None,None]
+    scores = [resize(F.pad(objects, (0,0,0,0,1,0), value=t), small).masked_fill(spare, -torch.inf).softmax(1) for t in thresholds]
     refined = par(resize(images.float(), small), torch.cat(scores, dim=1), dilations, num_iter)
-    return resize(refined, (H,W)).unflatten(1, (len(thresholds),-1)), present.nonzero().flatten()
+    return resize(refined, (H,W)).unflatten(1, (len(thresholds),-1)),F.pad(channels+1, (1,0), value=BACKGROUND)
 
 # %% ../nbs/50_pseudo_labels.ipynb #a5093523
 def make_pseudo_label(
@@ -51,6 +57,7 @@ def make_pseudo_label(
     "Return the pseudo label of each image (ToCo T4.7); no class in the image gives background"
     thresholds = sorted({low_thresh, high_thresh})
     scores,classes = refine_cam(images, cam, image_labels, thresholds, **refine)
-    low,high = (classes[s.argmax(1)] for s in (scores[:,0], scores[:,-1]))
+    winners = scores.argmax(2)
+    low,high = (classes.gather(1, winners[:,t].flatten(1)).view_as(winners[:,t]) for t in (0,-1))
     label = torch.where((high == BACKGROUND) & (low != BACKGROUND), IGNORE_INDEX, high)
     return ignore_outside(label, box)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor,nn
 from torch.nn import functional as F
 
-from .tensors import resize
+from .tensors import enlarge,resize
 from .core import did_you_mean
 from .refine.par import par
 
@@ -55,7 +55,7 @@ def multi_scale_logits(
     (H,W),fused = images.shape[-2:],None
     for s in scales:
         x = resize(images, (int(s*H), int(s*W)))
-        logits = resize(seg_fn(torch.cat([x, x.flip(-1)]) if flip else x), size)
+        logits = enlarge(seg_fn(torch.cat([x, x.flip(-1)]) if flip else x), size)
         if flip: logits = join_mirrors(logits[:len(x)], logits[len(x):].flip(-1))
         fused = logits if fused is None else join_scales(fused, logits)
     return fused

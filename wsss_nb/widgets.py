@@ -101,7 +101,7 @@ def refined(self:StageMaps,
 )->tuple[Tensor,Tensor]:      # refined CAM (K,H,W) of the present classes, in [0,1]; pseudo label (H,W)
     "Return what PAR makes of the CAM of one image, decided everywhere"
     scores,classes = refine_cam(denormalise(self.input(image))/255, self.cam(image, scales, layer), self.present(image), [bg_thresh])
-    return as_cam(scores[0,0], bg_thresh),classes[scores[0,0].argmax(0)]
+    return as_cam(scores[0,0], bg_thresh),classes[0,scores[0,0].argmax(0)]
 
 @patch
 def prediction(self:StageMaps,

@@ -14,9 +14,17 @@ import torch
 from torch import Tensor
 
 from .core import normalize_cam
-from ..tensors import resize
+from ..tensors import enlarge,resize
 
 # %% ../../nbs/31_cam.multiscale.ipynb #4d1a710d
+def _joined(maps, size):
+    "Return rectified maps at `size`, the larger of image and mirror, summed over scales; `maps`: per scale (1 or 2 views,b,k,h',w')"
+    total = 0
+    for views in maps:
+        full = enlarge(views.flatten(0,1), size).unflatten(0, views.shape[:2])
+        total = (full[0] if len(full) == 1 else torch.maximum(full[0], full[1].flip(-1))).clamp_(min=0) + total
+    return normalize_cam(total)
+
 @torch.no_grad()
 def multi_scale_cam(
     cam_fn:Callable,                  # images (B,3,h,w) -> raw class maps (B,C,h',w')
@@ -24,16 +32,15 @@ def multi_scale_cam(
     scales:Sequence[float]=(1,.5,1.5),# input sizes relative to (H,W); 1 takes part in any case
     flip:bool=True,                   # join each map with the mirrored image's?
     keep:Tensor|None=None,            # classes that are needed, (C,) bool; None: all
+    raw:Tensor|None=None,             # `cam_fn(images)`, where it is known already, (B,C,h',w')
 )->Tensor:                            # CAMs in [0,1), (B,C,H,W)
     "Return rectified class maps, the larger of image and mirror, summed over scales and normalised per class (ToCo T4.1)"
-    H,W = images.shape[-2:]
-    total = 0
+    (B,_,H,W),pyramid = images.shape,[]
     for s in (1, *(s for s in scales if s != 1)):
         x = resize(images, (int(s*H), int(s*W)))
-        raw = cam_fn(torch.cat([x, x.flip(-1)]) if flip else x)
-        num_fg = raw.shape[1]
-        cam = resize(raw if keep is None else raw[:,keep], (H,W))
-        if flip: cam = torch.maximum(cam[:len(x)], cam[len(x):].flip(-1))
-        total = total + cam.relu_()
-    total = normalize_cam(total)
-    return total if keep is None else total.new_zeros(len(images), num_fg, H, W).index_copy_(1, keep.nonzero().flatten(), total)
+        if raw is None or s != 1: maps = cam_fn(torch.cat([x, x.flip(-1)]) if flip else x)
+        else: maps = torch.cat([raw, cam_fn(x.flip(-1))]) if flip else raw
+        pyramid.append((maps if keep is None else maps[:,keep]).unflatten(0, (-1,B)))
+    at_once = 1 if images.device.type == "cpu" else B  # image by image: maps of image size stay in the cache
+    cam = torch.cat([_joined(part, (H,W)) for part in zip(*(views.split(at_once, dim=1) for views in pyramid))])
+    return cam if keep is None else cam.new_zeros(B, maps.shape[1], H, W).index_copy_(1, keep.nonzero().flatten(), cam)

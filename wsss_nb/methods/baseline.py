@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..cam.core import class_activation_map
 from ..core import did_you_mean
 from ..data.transforms import denormalise
 from ..losses.segment import balanced_seg_loss
 from .core import SingleStageConfig,SingleStageMethod,must
 from ..pseudo_labels import make_pseudo_label
-from ..tensors import resize
+from ..tensors import enlarge
 
 # %% ../../nbs/91_methods.baseline.ipynb #56ed6638
 @dataclass(frozen=True)
@@ -50,16 +51,17 @@ class Method(SingleStageMethod):
             terms["cls"] = 1.,F.multilabel_soft_margin_loss(out["cls_logits"], y)
             terms["aux"] = 1.,F.multilabel_soft_margin_loss(out["aux_cls_logits"], y)
         if w_seg:
-            target = batch["mask"].long() if full else self.pseudo_label(batch)
-            terms["seg"] = w_seg,balanced_seg_loss(resize(out["seg_logits"], target.shape[-2:]), target)
+            target = batch["mask"].long() if full else self.pseudo_label(batch, class_activation_map(out["last"], self.classifier.weight))
+            terms["seg"] = w_seg,balanced_seg_loss(enlarge(out["seg_logits"], target.shape[-2:]), target)
         return terms
 
     def pseudo_label(self,
-        batch:dict, # as for `training_losses`
-    )->Tensor:      # (B,S,S) int64, 0…C or `IGNORE_INDEX`
+        batch:dict,             # as for `training_losses`
+        raw:Tensor|None=None,   # class maps of the input itself, where they are known already, (B,C,h,w)
+    )->Tensor:                  # (B,S,S) int64, 0…C or `IGNORE_INDEX`
         "Return what the segmenter learns from"
         c,y = self.config,batch["image_labels"]
-        return make_pseudo_label(denormalise(batch["input"])/255, self.cam(batch["input"], y), y, c.low_thresh, c.high_thresh, batch["box"])
+        return make_pseudo_label(denormalise(batch["input"])/255, self.cam(batch["input"], y, raw=raw), y, c.low_thresh, c.high_thresh, batch["box"])
 
 # %% ../../nbs/91_methods.baseline.ipynb #eb7893fd
 PRESETS = {

@@ -59,6 +59,7 @@ class SingleStageConfig(TrainConfig):
     init:str|None = None                        # or a local weight file
     aux_layer:int = -3                          # encoder block of the auxiliary classifier
     hidden:int = 512                            # channels inside the decoder
+    zero_heads:bool = False                     # let class heads start at zero? (a short training does not outlive random weights)
     cam_scales:tuple[float,...] = (1.,.5,1.5)   # image sizes of a CAM
     cam_size:int|None = 448                     # side to which an image is resized for its CAM when scored; 0: its own size
     bg_thresh:float = .5                        # one threshold, for labels that are scored
@@ -154,6 +155,8 @@ class SingleStageMethod(SingleStageNet):
         except IndexError: raise UserError(f"setting aux_layer={config.aux_layer}: {config.backbone} has no such block") from None
         except OSError as e: raise UserError(f"setting pretrained=true: the weights of {config.backbone} cannot be fetched ({type(e).__name__}); check the network, or give a file with --init") from e
         super().__init__(encoder, len(classes)-1, config.hidden)
+        if config.zero_heads:
+            for head in (self.classifier, self.aux_classifier): torch.nn.init.zeros_(head.weight)
         self.config,self.classes = config,tuple(classes)
     def param_groups(self)->list[dict]: # for the optimiser
         return encoder_head_groups(self, self.config.lr, self.config.head_mult)
@@ -170,10 +173,11 @@ def cam(self:SingleStageMethod,
     image_labels:Tensor|None=None, # (B,C), 0/1; classes that no image of the batch has are not computed and stay 0
     layer:str="last",           # or "aux"
     scales=None,                # image sizes; None: as in the settings
+    raw:Tensor|None=None,       # class maps of `images` themselves, where they are known already, (B,C,h,w)
 )->Tensor:                      # (B,C,H,W) in [0,1)
     "Return the multi-scale CAM"
     keep = None if image_labels is None else image_labels.any(0)
-    return multi_scale_cam(lambda x: self.raw_cam(x, layer), images, scales or self.config.cam_scales, keep=keep)
+    return multi_scale_cam(lambda x: self.raw_cam(x, layer), images, scales or self.config.cam_scales, keep=keep, raw=raw)
 
 @patch
 def segmentation(self:SingleStageMethod,

@@ -54,6 +54,8 @@ def propagate_affinity(
     num_iter:int=10,                   # how often
 )->Tensor:                             # (B,C,H,W)
     "Return `masks` after `num_iter` weighted averages over neighbours"
+    if masks.device.type == "cpu" and len(masks) > 1:  # image by image: its maps stay in the cache
+        return torch.cat([propagate_affinity(m[None], a[None], dilations, num_iter) for m,a in zip(masks, affinity)])
     weights = affinity.unsqueeze(2).unbind(1)
     for _ in range(num_iter):
         out = torch.zeros_like(masks)
