@@ -51,7 +51,8 @@ class Schedule:
 def encoder_head_groups(
     net:nn.Module,      # has `encoder`; every other child is a head
     lr:float,           # base rate, of the encoder
-    head_mult:float=10, # factor for the heads
+    head_mult:float=10, # factor for the class heads
+    decoder_mult:float=10, # factor for the decoder
 )->list[dict]:          # groups for an optimiser, each with a `name`
     "Return parameter groups: encoder, encoder norms, class heads, decoder (ToCo T7)"
     groups = defaultdict(list)
@@ -59,8 +60,8 @@ def encoder_head_groups(
         if not p.requires_grad: continue
         if name.startswith("encoder."): groups["encoder_norm" if "norm" in name else "encoder"].append(p)
         else: groups["decoder" if name.startswith("decoder.") else "heads"].append(p)
-    return [{"name":k, "params":groups[k], "lr":lr*(1 if k.startswith("encoder") else head_mult)}
-            for k in ("encoder","encoder_norm","heads","decoder") if groups[k]]
+    factors = {"encoder":1, "encoder_norm":1, "heads":head_mult, "decoder":decoder_mult}
+    return [{"name":k, "params":groups[k], "lr":lr*factor} for k,factor in factors.items() if groups[k]]
 
 # %% ../nbs/85_train.ipynb #eccb4a9f
 @contextmanager

@@ -67,7 +67,7 @@ class Method(SingleStageMethod):
 PRESETS = {
     "voc": {"train_split":"train_aug"},
     "shapes": {"backbone":"vit_toy", "pretrained":True, "aux_layer":-2, "hidden":128, "crop_size":112, "scale_range":(.9,1.5), "photometric":False, "sync_flip":True, "batch_size":8,
-               "iters":600, "lr":4e-5, "head_mult":25., "warmup_iter":20, "workers":0, "val_every":200, "val_images":20, "save_every":50, "log_every":10, "seg_start":80, "w_seg":.5,
+               "iters":600, "lr":4e-5, "head_mult":25., "decoder_mult":25., "zero_heads":True, "warmup_iter":20, "workers":0, "val_every":200, "val_images":20, "save_every":50, "log_every":10, "seg_start":80, "w_seg":.5,
                "cam_scales":(1.,.5), "cam_size":0, "bg_thresh":.3, "low_thresh":.15, "high_thresh":.35, "infer_scales":(1.,1.25), "infer_par":10},
     "vit_toy": {"backbone":"vit_toy", "aux_layer":-2, "hidden":128, "crop_size":64, "scale_range":(.7,1.5), "photometric":False, "sync_flip":True, "batch_size":32, "iters":2500,
                 "lr":1e-3, "head_mult":2., "warmup_iter":40, "workers":1, "val_every":2500, "val_images":100, "cam_size":0, "w_seg":0., "infer_scales":(1.,)},

@@ -22,7 +22,7 @@ from ..backbones.core import create_backbone
 from ..cam.multiscale import multi_scale_cam
 from ..core import UserError,did_you_mean
 from ..data.transforms import TrainTransform,denormalise
-from ..network import SingleStageNet
+from ..network import POOLING,SingleStageNet
 from ..segment import FUSION,multi_scale_logits,sharpen
 from ..tensors import resize
 from ..train import encoder_head_groups
@@ -40,7 +40,8 @@ class TrainConfig:
     batch_size:int = 4                          # images per step
     iters:int = 20_000                          # steps
     lr:float = 6e-5                             # of the encoder
-    head_mult:float = 10.                       # factor on it for everything new
+    head_mult:float = 10.                       # factor on it for the class heads
+    decoder_mult:float = 10.                    # factor on it for the decoder
     weight_decay:float = .01                    # on all groups
     warmup_iter:int = 1500                      # steps until the full rate
     precision:str = "no"                        # "no", "bf16" or "fp16" (of Accelerate)
@@ -59,6 +60,7 @@ class SingleStageConfig(TrainConfig):
     init:str|None = None                        # or a local weight file
     aux_layer:int = -3                          # encoder block of the auxiliary classifier
     hidden:int = 512                            # channels inside the decoder
+    pooling:str = "max"                         # how the class heads pool features: "max" or "avg"
     zero_heads:bool = False                     # let class heads start at zero? (a short training does not outlive random weights)
     cam_scales:tuple[float,...] = (1.,.5,1.5)   # image sizes of a CAM
     cam_size:int|None = 448                     # side to which an image is resized for its CAM when scored; 0: its own size
@@ -71,7 +73,7 @@ class SingleStageConfig(TrainConfig):
 
 # %% ../../nbs/90_methods.core.ipynb #ce17a006
 _AT_LEAST = dict.fromkeys(("hidden","crop_size","batch_size","iters","val_every","save_every","log_every"), 1) | dict.fromkeys(
-    ("lr","head_mult","weight_decay","warmup_iter","workers","val_images","cam_size","infer_par","bg_thresh","low_thresh","high_thresh"), 0)
+    ("lr","head_mult","decoder_mult","weight_decay","warmup_iter","workers","val_images","cam_size","infer_par","bg_thresh","low_thresh","high_thresh"), 0)
 
 def must(
     config,    # settings
@@ -90,7 +92,7 @@ def check(self:SingleStageConfig):
     must(self, "low_thresh", self.low_thresh <= self.high_thresh, f"no higher than high_thresh={self.high_thresh}")
     for name in ("cam_scales","infer_scales","scale_range"): must(self, name, getattr(self, name) and min(getattr(self, name)) > 0, "numbers above 0 such as 1,0.5")
     must(self, "scale_range", len(self.scale_range) == 2 and self.scale_range[0] <= self.scale_range[1], "two numbers such as 0.5,2")
-    for name,valid in (("precision",("no","bf16","fp16")), ("fusion",FUSION)): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
+    for name,valid in (("precision",("no","bf16","fp16")), ("fusion",FUSION), ("pooling",POOLING)): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
 
 # %% ../../nbs/90_methods.core.ipynb #3fd3b44c
 def setting_text(
@@ -154,12 +156,12 @@ class SingleStageMethod(SingleStageNet):
         try: encoder = create_backbone(config.backbone, config.pretrained and config.init is None, config.init, aux_layer=config.aux_layer)
         except IndexError: raise UserError(f"setting aux_layer={config.aux_layer}: {config.backbone} has no such block") from None
         except OSError as e: raise UserError(f"setting pretrained=true: the weights of {config.backbone} cannot be fetched ({type(e).__name__}); check the network, or give a file with --init") from e
-        super().__init__(encoder, len(classes)-1, config.hidden)
+        super().__init__(encoder, len(classes)-1, config.hidden, config.pooling)
         if config.zero_heads:
             for head in (self.classifier, self.aux_classifier): torch.nn.init.zeros_(head.weight)
         self.config,self.classes = config,tuple(classes)
     def param_groups(self)->list[dict]: # for the optimiser
-        return encoder_head_groups(self, self.config.lr, self.config.head_mult)
+        return encoder_head_groups(self, self.config.lr, self.config.head_mult, self.config.decoder_mult)
     def transform(self)->TrainTransform: # of training images
         c = self.config
         return TrainTransform(c.crop_size, c.scale_range, views=self.views, sync_flip=c.sync_flip, photometric=c.photometric)
