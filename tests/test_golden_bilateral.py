@@ -4,6 +4,7 @@ import pytest
 import torch
 from golden_files import golden
 
+from wsss_nb.losses.energy import DenseEnergyLoss, dense_energy, plain_energy_loss
 from wsss_nb.refine.lattice import TorchLattice, bilateral_filter, build_lattice, extension, image_features
 
 each_backend = pytest.mark.parametrize("backend", ["torch", pytest.param("cpp", marks=pytest.mark.skipif(extension() is None, reason="the extension was not built"))])
@@ -64,3 +65,53 @@ def test_filter_batch(path, backend):
     z = load(path)
     filtered = bilateral_filter(z["in/images"], z["in/segmentations"], float(z["opt/sigma_rgb"]), float(z["opt/sigma_xy"]), backend=backend)
     assert off(filtered, z["out/filtered"]) <= 1e-5
+
+
+def relative(a, b): return abs(float(a)-float(b))/max(abs(float(b)), 1e-30)
+
+def with_grad(leaf, fn, grad_output=1.):
+    "Return the value of `fn` at `leaf` and the gradient of grad_output times it"
+    leaf = leaf.clone().requires_grad_()
+    value = fn(leaf)
+    (grad_output*value).backward()
+    return value.detach(), leaf.grad
+
+
+@each_backend
+@pytest.mark.parametrize("path", golden("bilateral", "energy_function"))
+def test_energy_function(path, backend):
+    z = load(path)
+    images, rois, unlabelled = z["in/images"], z["in/rois"].float(), z["in/unlabel_region"] > 0
+    srgb, sxy = float(z["opt/sigma_rgb"]), float(z["opt/sigma_xy"])
+    value, grad = with_grad(z["in/segmentations"], lambda p: dense_energy(images, p, rois, unlabelled, srgb, sxy, backend=backend), float(z["opt/grad_output"]))
+    if rois.any(): assert relative(value, z["out/loss"]) <= 1e-5 and off(grad, z["grad/segmentations"]) <= 1e-5
+    else: assert value == 0 and not grad.any()
+    filtered = bilateral_filter(images, z["in/segmentations"]*rois[:, None], srgb, sxy, backend=backend)
+    if rois.any(): assert off(filtered, z["out/AS_ungated"]) <= 1e-5
+    else: assert not filtered.any()
+    gate = torch.where(unlabelled, 1., rois-z["in/segmentations"].amax(1)).clamp(min=0)
+    assert torch.allclose(gate, z["out/gate"], atol=1e-6)
+    expected = -(filtered*z["in/segmentations"]*(rois*gate)[:, None]).sum(dtype=torch.float64)/len(images)   # what `value` is made of
+    assert abs(expected-value) <= 1e-5*abs(expected)
+
+
+@each_backend
+@pytest.mark.parametrize("path", golden("bilateral", "energy_layer"))
+def test_energy_layer(path, backend):
+    z = load(path)
+    loss = DenseEnergyLoss(*(float(z[f"opt/{k}"]) for k in ("weight", "sigma_rgb", "sigma_xy", "scale_factor")), backend=backend,
+                           recompute_scale_factor=bool(z.get("opt/recompute_scale_factor", False)))
+    value, grad = with_grad(z["in/logits"], lambda x: loss(z["in/image_normalised"], x, z["in/label"], z.get("in/img_box")), float(z.get("opt/grad_output", 1)))
+    assert relative(value, z["out/loss"]) <= 1e-5
+    assert off(grad, z["grad/logits"]) <= 1e-4
+
+
+@each_backend
+@pytest.mark.parametrize("path", golden("bilateral", "plain_crf_loss"))
+def test_plain_loss(path, backend):
+    z = load(path)
+    weight, srgb, sxy, factor = (float(z[f"opt/{k}"]) for k in ("weight", "sigma_rgb", "sigma_xy", "scale_factor"))
+    options = dict(recompute_scale_factor=bool(z.get("opt/recompute_scale_factor", False)), backend=backend)
+    value, grad = with_grad(z["in/segmentations"], lambda p: plain_energy_loss(z["in/images"], p, z["in/rois"], weight, srgb, sxy, factor, **options), float(z.get("opt/grad_output", 1)))
+    assert relative(value, z["out/loss"]) <= 1e-5
+    assert off(grad, z["grad/segmentations"]) <= 1e-5
