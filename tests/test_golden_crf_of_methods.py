@@ -30,7 +30,7 @@ def energy(z, images, logits, label, box, backend, recompute, grad, loss, factor
     leaf = z[logits].clone().requires_grad_()
     value = dense_energy_loss(z[images], leaf, z[label], z[box], *(float(z[f"opt/{k}"]) for k in ("weight", "sigma_rgb", "sigma_xy")), float(z[factor]), recompute, backend=backend)
     value.backward()
-    return abs(float(value)-float(z[loss]))/max(abs(float(z[loss])), 1e-30), off(leaf.grad, z[grad])
+    return abs(float(value.detach())-float(z[loss]))/max(abs(float(z[loss])), 1e-30), off(leaf.grad, z[grad])
 
 
 # %% Energy loss
