@@ -128,8 +128,7 @@ def crf_folder(
     result = {"written":[], "kept":[], "problems":[f"{p}: no image of this name in {images}" for _,photo,p in pairs if photo is None]}
     todo = [(i, photo, p) for i,photo,p in pairs if photo is not None and not _made(out/f"{i}.png", (photo,p), out/"crf.json")]
     result["kept"] = [i for i,photo,_ in pairs if photo is not None and i not in {t[0] for t in todo}]
-    cores = os.cpu_count() or 1
-    jobs = min(jobs or cores, len(todo) or 1)
+    cores,jobs = os.cpu_count() or 1,min(jobs or os.cpu_count() or 1, len(todo) or 1)
     def one(task):
         try: crf_file(task[1], task[2], out/f"{task[0]}.png", settings, alpha, save_probs, min_prob, device, backend=backend, threads=threads or max(cores//jobs, 1))
         except UserError as e: return str(e)
