@@ -169,7 +169,11 @@ def dense_crf(
     out = kept[out].reshape(p.shape[1:]) if as_labels else torch.zeros_like(p, dtype=torch.float32).index_copy_(0, kept, out.reshape(-1, *p.shape[1:]))
     return out if isinstance(probs, Tensor) else out.numpy()
 
-# %% ../../nbs/44_refine.crf.ipynb #4e08e5fd
+# %% ../../nbs/44_refine.crf.ipynb #82b11d50
+def _split_options(preset, scale_factor, options):
+    "Return settings, and the options that are none of its fields"
+    return crf_settings(preset, scale_factor, **{k:v for k,v in options.items() if k in vars(CRFSettings())}),{k:v for k,v in options.items() if k not in vars(CRFSettings())}
+
 def label_crf(
     image,                              # (H,W,3) uint8 RGB, array or tensor
     labels,                             # label map, (H,W) integers: class numbers or IGNORE_INDEX
@@ -177,11 +181,10 @@ def label_crf(
     gt_prob:float=.7,                   # how probable a given label is, in (0,1)
     preset:str="label",                 # one of `CRF_PRESETS`
     scale_factor:float=1.,              # divides the standard deviations in pixels
-    iters:int|None=None,                # rounds; None: what the preset says
-    **options,                          # `normalization`, `pad_to`, `backend`, `threads` of `infer_unaries`
+    **options,                          # fields of `CRFSettings`; `normalization`, `pad_to`, `backend`, `threads` of `infer_unaries`
 ):                                      # (H,W) int64 class numbers; array or tensor as `labels`
     "Return a label map refined by the image's colours (IRN section 3; unary of pydensecrf); raise `ValueError` for labels that are not `present`"
-    x,s = to_tensor(labels).detach(),crf_settings(preset, scale_factor, iters=iters)
+    (s,options),x = _split_options(preset, scale_factor, options),to_tensor(labels).detach()
     keys = torch.as_tensor(sorted(set(x.unique().tolist() if present is None else present) - {IGNORE_INDEX}), device=x.device)
     if x.shape != image.shape[:2]: raise ValueError(f"labels {tuple(x.shape)} do not fit the image {tuple(image.shape[:2])}")
     out,known = x.long(),x != IGNORE_INDEX
@@ -211,7 +214,7 @@ def cam_crf_label(
     hard:bool=False,          # decide by argmax before the CRF, as IRN (else: softmax, as ToCo and TSD-CAM)
     gt_prob:float=.7,         # with `hard`: how probable a decided label is
     preset:str|None=None,     # one of `CRF_PRESETS`; None: "label" if `hard`, else "cam_label"
-    **options,                # `normalization`, `pad_to`, `backend`, `threads` of `infer_unaries`
+    **options,                # fields of `CRFSettings`; `normalization`, `pad_to`, `backend`, `threads` of `infer_unaries`
 ):                            # (H,W) int64: 0…C or IGNORE_INDEX; array or tensor as `cam`
     "Return the label map on which a high and a low threshold agree after a CRF (ToCo T9c; IRN section 3); raise `ValueError` for sizes that differ"
     c = to_tensor(cam).detach().float()
@@ -219,8 +222,9 @@ def cam_crf_label(
     scores = [torch.cat([torch.full_like(c[:1], t), c]) for t in (high_thresh,low_thresh)]
     if hard: unaries = [unary_from_labels(x.argmax(0), len(x), gt_prob, zero_unsure=False) for x in scores]
     else: unaries = [unary_from_softmax(x.softmax(0)) for x in scores]
+    settings,options = _split_options(preset or ("label" if hard else "cam_label"), 1., options)
     label_of = torch.tensor([BACKGROUND, *(int(k)+1 for k in keys)], device=c.device)
-    high,low = (label_of[i].reshape(c.shape[1:]) for i in infer_unaries(image, unaries, crf_settings(preset or ("label" if hard else "cam_label")), True, **options))
+    high,low = (label_of[i].reshape(c.shape[1:]) for i in infer_unaries(image, unaries, settings, True, **options))
     out = torch.where(high != BACKGROUND, high, torch.where(low == BACKGROUND, BACKGROUND, IGNORE_INDEX))
     return out if isinstance(cam, Tensor) else out.numpy()
 
