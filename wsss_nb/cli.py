@@ -1,4 +1,4 @@
-"""`wsss-demo`, `wsss-run`, `wsss-predict`, `wsss-eval`, `wsss-list`, `wsss-data`: a signature is a command
+"""`wsss-demo`, `wsss-run`, `wsss-predict`, `wsss-eval`, `wsss-crf`, `wsss-list`, `wsss-data`: a signature is a command
 
 Docs: https://example.github.io/wsss_nb/cli.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/cli.html.md"""
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DATA_COMMANDS', 'usage_error', 'run_command', 'wsss_run', 'print_result', 'wsss_demo', 'wsss_predict',
-           'wsss_eval', 'wsss_list', 'data_check', 'data_make_shapes', 'main']
+           'wsss_eval', 'report_crf', 'wsss_crf', 'wsss_list', 'data_check', 'data_make_shapes', 'main']
 
 # %% ../nbs/95_cli.ipynb #675f25cc
 import os,re,shlex,sys
@@ -40,19 +40,19 @@ def run_command(
     try:
         args = vars(parser.parse_args(argv))
         for k in ("pdb","xtra"): args.pop(k, None)
-        func(**args)
+        status = func(**args)
     except UserError as e:
         print(f"{prog}: {' '.join(str(e).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{prog}: stopped; what is written stays, and a run goes on with --resume", file=sys.stderr)
+        print(f"{prog}: stopped; what is written stays, and {'the same command goes on' if prog == 'wsss-crf' else 'a run goes on with --resume'}", file=sys.stderr)
         return 130
     except BrokenPipeError: return 0
     except OSError as e:
         if e.filename is None: raise
         print(f"{prog}: {e.filename}: {e.strerror}", file=sys.stderr)
         return 2
-    return 0
+    return status or 0
 
 # %% ../nbs/95_cli.ipynb #5c1e95a3
 def wsss_run(
@@ -137,17 +137,62 @@ def wsss_eval(
     for r in worst_images(records, 5): print(f"  {r['id']:24} mIoU {100*r['miou']:5.1f}   {r['reason']}: {r['detail']}")
     if json: write_json(json, {"images":len(records), "classes":[*names], **matrix.to_dict(names), "worst_images":worst_images(records)})
 
+# %% ../nbs/95_cli.ipynb #15ffabe1
+def report_crf(
+    work:Callable, # makes the label maps, returns what `crf_folder` does
+    out:str,       # folder of label maps
+)->int:            # exit status: 0, or 1 if some images have none
+    "Do the work of `wsss-crf` and say what came of it; raise `UserError` for a number that makes no sense"
+    try: result = work()
+    except ValueError as e: raise UserError(f"{e} (see wsss-crf --help)") from None
+    for line in result["problems"]: print(f"wsss-crf: {line}", file=sys.stderr)
+    kept = f", {len(result['kept'])} up to date" if result["kept"] else ""
+    print(f"{len(result['written'])} label maps written to {out}{kept}" + (f", {len(result['problems'])} not made" if result["problems"] else ""))
+    return 1 if result["problems"] else 0
+
+# %% ../nbs/95_cli.ipynb #f6a18e4c
+def wsss_crf(
+    images:str,               # folder of photos ID.jpg, ID.png, ...
+    probabilities:str,        # folder of ID.npy with (K,H,W), or of ID.npz with probs (K,H,W), logits (K,h,w), or cam and keys as in the cams/ of a run
+    out:str=None,             # folder for label maps ID.png; called again, what is there and up to date is kept
+    preset:str="deeplab",     # parameters by name, see `wsss-list crf`
+    iters:int=None,           # rounds of mean field
+    pos_xy_std:float=None,    # spatial kernel: standard deviation in pixels
+    pos_w:float=None,         # its weight; 0: no such kernel
+    bi_xy_std:float=None,     # colour kernel: standard deviation in pixels
+    bi_rgb_std:float=None,    # and in grey levels
+    bi_w:float=None,          # its weight; 0: no such kernel
+    crf_image:str=None,       # raw, or mean_wrapped as some published numbers were made
+    channels:str=None,        # rgb or bgr, the order that the CRF sees
+    scale_factor:float=1.,    # divide the standard deviations in pixels by this
+    alpha:float=10.,          # for CAMs: background is (1-max)^alpha
+    min_prob:float=0.,        # leave out classes that exceed this nowhere: faster, not quite the same
+    save_probs:bool=False,    # write ID.npz with the refined probabilities too
+    backend:str="lattice",    # lattice (compiled where it was built), torch or pydensecrf
+    device:str="cpu",         # auto, cpu or cuda
+    jobs:int=None,            # images at a time; by default one per core
+    threads:int=None,         # threads of one image; by default what is left of the cores
+):
+    "Refine probabilities by the colours of their images; status 1 if some files could not be used"
+    if not out: raise UserError("--out is missing (see wsss-crf --help)")
+    from wsss_nb.core import pick_device
+    from wsss_nb.refine.crf_files import crf_folder
+    return report_crf(lambda: crf_folder(images, probabilities, out, preset, scale_factor, alpha, min_prob, save_probs, backend, jobs, threads, pick_device(device),
+        iters=iters, pos_xy_std=pos_xy_std, pos_w=pos_w, bi_xy_std=bi_xy_std, bi_rgb_std=bi_rgb_std, bi_w=bi_w, crf_image=crf_image, channels=channels), out)
+
 # %% ../nbs/95_cli.ipynb #dc6197bc
 def wsss_list(
-    what:Annotated[str, {"nargs":"?", "opt":False}]="all", # methods, backbones, datasets, presets, settings or all
+    what:Annotated[str, {"nargs":"?", "opt":False}]="all", # methods, backbones, datasets, presets, settings, crf or all
 ):
     "List what can be named on a command line"
     from wsss_nb.backbones.core import list_backbones
     from wsss_nb.methods.core import METHODS,describe_settings,get_method,setting_text
+    from wsss_nb.refine.crf import CRF_PRESETS
     lists = {"methods": lambda: list(METHODS), "backbones": list_backbones,
              "datasets": lambda: ["shapes[:n=2000,size=112,seed=0,part=0.25,cooccur=0.25,thin=0.25,soft=0.25]", "FOLDER in VOC layout", "voc:ROOT"],
              "presets": lambda: [f"{m} {p}  {' '.join(f'{k}={setting_text(v)}' for k,v in changes.items()) or '(the defaults)'}" for m in METHODS for p,changes in get_method(m).PRESETS.items()],
-             "settings": lambda: [f"{m} {line}" for m in METHODS for line in describe_settings(get_method(m).Config)]}
+             "settings": lambda: [f"{m} {line}" for m in METHODS for line in describe_settings(get_method(m).Config)],
+             "crf": lambda: [f"{k}  iters={s.iters} pos_xy_std={s.pos_xy_std:g} pos_w={s.pos_w:g} bi_xy_std={s.bi_xy_std:g} bi_rgb_std={s.bi_rgb_std:g} bi_w={s.bi_w:g} crf_image={s.crf_image} channels={s.channels}" for k,s in CRF_PRESETS.items()]}
     for kind in lists if what == "all" else [did_you_mean(what, [*lists, "all"], "list")]:
         if what == "all": print(f"{kind}:")
         for line in lists[kind](): print(f"  {line}" if what == "all" else line)
@@ -182,7 +227,8 @@ def data_make_shapes(
     print(f"{out}: written; try wsss-run baseline --data {out} --preset shapes --out runs/shapes")
 
 # %% ../nbs/95_cli.ipynb #200257ae
-COMMANDS = {"wsss-demo":wsss_demo, "wsss-run":wsss_run, "wsss-predict":wsss_predict, "wsss-eval":wsss_eval, "wsss-list":wsss_list}
+COMMANDS = {"wsss-demo":wsss_demo, "wsss-run":wsss_run, "wsss-predict":wsss_predict, "wsss-eval":wsss_eval, "wsss-crf":wsss_crf,
+            "wsss-list":wsss_list}
 DATA_COMMANDS = {"check":data_check, "make-shapes":data_make_shapes}
 
 def main(

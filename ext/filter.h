@@ -1,0 +1,189 @@
+// Filtering planar channels with a lattice: splat, blur, slice; and batches of images.
+#pragma once
+#include "lattice.h"
+
+namespace lattice {
+
+// Two stages over bands of points: `make` writes the rows of a band, `take` splats them. Each vertex takes contributions from one of the
+// D classes only, so threads share a splat by classes: no locks, no second buffer, and the sums have the same bits for any number of threads.
+class Pipeline {
+  public:
+    static constexpr size_t band = 2048, part = 512, ring = 3;
+    static constexpr int parts = int(band / part);
+
+    void prepare(size_t points, int threads, int row, int groups) {
+        points_ = points, groups_ = groups;
+        bands_ = (points + band - 1) / band;
+        rows_.reset((threads > 1 ? ring * band : size_t(16)) * row);
+        row_ = row;
+        std::vector<std::atomic<int>> made(bands_), taken(bands_);
+        made_.swap(made), taken_.swap(taken);
+        next_.reset();
+    }
+    // make(n0, n1, rows), take(group, n0, n1, rows)
+    template <class Make, class Take> void run(Team& team, Make&& make, Take&& take) {
+        if (team.size() == 1) {
+            for (size_t n = 0; n < points_; n += 16) {
+                const size_t end = std::min(points_, n + 16);
+                make(n, end, rows_.data());
+                take(-1, n, end, rows_.data());
+            }
+            return;
+        }
+        const size_t tasks = parts + groups_;
+        next_.each((bands_ + 1) * tasks, 1, [&](size_t i, size_t) {
+            const size_t round = i / tasks;
+            const int task = int(i % tasks);
+            if (task < parts) {
+                const size_t b = round, n0 = b * band + task * part, n1 = std::min(points_, n0 + part);
+                if (b >= bands_) return;
+                if (b >= ring) team.wait([&] { return taken_[b - ring].load(std::memory_order_acquire) == groups_; });
+                if (n0 < n1) make(n0, n1, rows_.data() + ((b % ring) * band + task * part) * row_);
+                made_[b].fetch_add(1, std::memory_order_acq_rel);
+            } else if (round > 0) {
+                const size_t b = round - 1;
+                const int group = task - parts;
+                // The bands of a class one after the other: `taken_` counts up in the order of the groups.
+                team.wait([&] { return made_[b].load(std::memory_order_acquire) == parts && (b == 0 || taken_[b - 1].load(std::memory_order_acquire) == groups_); });
+                take(group, b * band, std::min(points_, (b + 1) * band), rows_.data() + (b % ring) * band * row_);
+                taken_[b].fetch_add(1, std::memory_order_acq_rel);
+            }
+        });
+    }
+
+  private:
+    size_t points_ = 0, bands_ = 0;
+    int groups_ = 1, row_ = 0;
+    Buffer<float> rows_;
+    std::vector<std::atomic<int>> made_, taken_;
+    Counter next_;
+};
+
+// The classes of vertices [first,last) of a group; group -1 is all of them.
+inline std::pair<int, int> classes(int group, int groups, int D) { return group < 0 ? std::make_pair(0, D) : std::make_pair(D * group / groups, D * (group + 1) / groups); }
+
+// Filters up to 24 channels at a time with one lattice.
+class Filter {
+  public:
+    static constexpr int most = 24;
+
+    void prepare(const Lattice& lattice, int channels, int threads) {
+        channels_ = channels;
+        const int row = row_floats(std::min(channels, most));
+        groups_ = std::min(threads, lattice.d + 1);
+        values_.reset(std::max<size_t>(1, lattice.M) * row);
+        passes_ = (channels + most - 1) / most;
+        pipelines_ = std::vector<Pipeline>(passes_);
+        clear_ = std::vector<Counter>(passes_);
+        cut_ = std::vector<Counter>(passes_);
+        blur_ = std::vector<Counter>(passes_ * (max_dim + 1));
+        for (int i = 0; i < passes_; ++i) pipelines_[i].prepare(lattice.N, threads, row_floats(std::min(most, channels - i * most)), groups_);
+        finite_.store(true);
+    }
+    // in, out: planes `stride` apart; false if a value was not finite
+    bool run(Team& team, const Lattice& lattice, const float* in, float* out, size_t stride, bool reverse) {
+        const Kernels& k = kernels();
+        const int D = lattice.d + 1;
+        const float alpha = float(1. / (1. + std::pow(2., -lattice.d)));
+        for (int pass = 0; pass < passes_; ++pass) {
+            const int channels = std::min(most, channels_ - pass * most), row = row_floats(channels);
+            const float* from = in + size_t(pass) * most * stride;
+            float *to = out + size_t(pass) * most * stride, *v = values_.data();
+            clear_[pass].each(lattice.M * row, 1 << 16, [&](size_t a, size_t b) { std::memset(v + a, 0, (b - a) * sizeof(float)); });
+            team.barrier();
+            pipelines_[pass].run(
+                team,
+                [&](size_t n0, size_t n1, float* rows) { if (!k.planes_to_rows(from, stride, nullptr, channels, n0, n1, rows, row)) finite_.store(false, std::memory_order_relaxed); },
+                [&](int group, size_t n0, size_t n1, const float* rows) {
+                    auto [p0, p1] = classes(group, groups_, D);
+                    k.splat(lattice.ids.data(), lattice.weights.data(), D, p0, p1, n0, n1, rows, row, v);
+                });
+            team.barrier();
+            for (int j = 0; j < D; ++j) {
+                lattice.blur_axis(k, blur_[pass * (max_dim + 1) + j], reverse ? D - 1 - j : j, v, row);
+                team.barrier();
+            }
+            cut_[pass].each(lattice.N, 512, [&](size_t a, size_t b) {
+                alignas(64) float rows[16 * most];
+                for (size_t n = a; n < b; n += 16) {
+                    const size_t end = std::min(b, n + 16);
+                    k.slice(lattice.ids.data(), lattice.weights.data(), D, n, end, alpha, v, row, rows);
+                    k.rows_to_planes(rows, row, nullptr, channels, n, end, to, stride);
+                }
+            });
+            team.barrier();
+        }
+        return finite_.load();
+    }
+
+  private:
+    int channels_ = 0, groups_ = 1, passes_ = 0;
+    Buffer<float> values_;
+    std::vector<Pipeline> pipelines_;
+    std::vector<Counter> clear_, cut_, blur_;
+    std::atomic<bool> finite_{true};
+};
+
+inline std::string shape_error(const char* name, const char* what) { return std::string(name) + ": " + what; }
+
+// The features of an image in planes of floats: (x, y) / sigma_xy, (c0, c1, c2) / sigma_rgb, row by row.
+class ImageFeatures {
+  public:
+    ImageFeatures(const float* image, size_t height, size_t width, float sigma_rgb, float sigma_xy) : image_(image), height_(height), width_(width), sigma_rgb_(sigma_rgb) {
+        x_.reset(width + 8);
+        y_.reset(height);
+        for (size_t i = 0; i < width; ++i) x_[i] = float(i) / sigma_xy;
+        for (size_t j = 0; j < height; ++j) y_[j] = float(j) / sigma_xy;
+        ranges[0] = {0, x_[width - 1]}, ranges[1] = {0, y_[height - 1]};
+        for (int c = 0; c < 3; ++c) {
+            float low = image[c * height * width], high = low;
+            if (!kernels().finite(image + c * height * width, height * width, &low, &high)) throw std::invalid_argument("images: not all values are finite");
+            ranges[2 + c] = {low / sigma_rgb, high / sigma_rgb};
+        }
+    }
+    Range ranges[5];
+    void operator()(size_t n0, size_t n1, float* f, size_t stride) const {
+        size_t i = n0 % width_, j = n0 / width_;
+        for (size_t n = n0; n < n1;) {
+            const size_t run = std::min(n1 - n, width_ - i);
+            for (size_t k = 0; k < run; ++k) f[n - n0 + k] = x_[i + k], f[stride + n - n0 + k] = y_[j];
+            n += run, i = 0, ++j;
+        }
+        for (int c = 0; c < 3; ++c)
+            for (size_t n = n0; n < n1; ++n) f[(2 + c) * stride + n - n0] = image_[c * height_ * width_ + n] / sigma_rgb_;
+    }
+
+  private:
+    const float* image_;
+    size_t height_, width_;
+    float sigma_rgb_;
+    Buffer<float> x_, y_;
+};
+
+// One lattice per image, all its channels together. Whole images go to threads as long as there is one for each, the rest is shared inside.
+inline void bilateral_filter(const float* images, const float* values, float* out, size_t batch, size_t channels, size_t height, size_t width,
+                             float sigma_rgb, float sigma_xy, int pad_to, int threads) {
+    const size_t N = height * width;
+    auto one = [&](size_t b, int inside) {
+        ImageFeatures features(images + b * 3 * N, height, width, sigma_rgb, sigma_xy);
+        Lattice lattice;
+        Filter filter;
+        bool finite = true;
+        Team::run(inside, [&](Team& team, int t) {
+            if (t == 0) lattice.prepare(5, N, features.ranges, pad_to, team.size());
+            team.barrier();
+            lattice.build(team, t, std::cref(features));
+            if (t == 0) lattice.finish(), filter.prepare(lattice, int(channels), team.size());
+            team.barrier();
+            const bool ok = filter.run(team, lattice, values + b * channels * N, out + b * channels * N, N, false);
+            if (t == 0) finite = ok;
+        });
+        if (!finite) throw std::invalid_argument("values: not all values are finite");
+    };
+    const size_t whole = threads > 1 ? batch / threads * threads : batch;
+    Counter next;
+    if (whole) Team::run(int(std::min<size_t>(threads, whole)), [&](Team&, int) { next.each(whole, 1, [&](size_t b, size_t) { one(b, 1); }); });
+    for (size_t b = whole; b < batch; ++b) one(b, threads);
+}
+
+}  // namespace lattice

@@ -1,0 +1,38 @@
+// The inner loops, compiled once for any processor and once for AVX2+FMA; `kernels()` picks at run time.
+//
+// Points are handled in blocks of 8. `ids` and `weights` are laid out [block][vertex p][point in block]; "rows" hold all channels of a
+// point or vertex: 4 floats for up to 4 channels, otherwise a multiple of 8. Padding lanes are exact zeros: anything else
+// (the exponential of a large negative number, say) becomes denormal in the blur and costs half as much again.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace lattice {
+
+constexpr int max_dim = 8;
+inline int row_floats(int channels) { return channels <= 4 ? 4 : (channels + 7) / 8 * 8; }
+
+struct Kernels {
+    // features [d][stride] -> coordinates of the nearest remainder-0 vertex z [block][d][8], the order of the remainders as 4-bit fields (field r-1:
+    // the coordinate with rank r), barycentric weights [block][d+1][8]. One function per d.
+    void (*embed[max_dim + 1])(const float* features, size_t stride, size_t blocks, const float* scale, float inverse, int32_t* z, uint32_t* order, float* weights);
+    // planes [channel][stride] at the points order[n0..n1) (order null: n0..n1) -> rows; false if a value is not finite
+    bool (*planes_to_rows)(const float* planes, size_t stride, const int32_t* order, int channels, size_t n0, size_t n1, float* rows, int row);
+    void (*rows_to_planes)(const float* rows, int row, const int32_t* order, int channels, size_t n0, size_t n1, float* planes, size_t stride);
+    // values[ids] += weights * rows, for the vertices p0..p1 of points n0..n1; n0 a multiple of 8. `rows` starts at point n0.
+    void (*splat)(const int32_t* ids, const float* weights, int D, int p0, int p1, size_t n0, size_t n1, const float* rows, int row, float* values);
+    // rows = sum over p of (weights * alpha) * values[ids], p ascending
+    void (*slice)(const int32_t* ids, const float* weights, int D, size_t n0, size_t n1, float alpha, const float* values, int row, float* rows);
+    // one axis, in place: the chains that begin in [i0,i1); the last vertex of a chain is stored as its complement
+    void (*blur)(const int32_t* chain, size_t i0, size_t i1, size_t n, float* values, int row);
+    bool (*finite)(const float* x, size_t n, float* lowest, float* highest);
+    const char* name;
+};
+
+const Kernels& kernels_base();
+#if defined(__x86_64__) || defined(_M_X64)
+const Kernels& kernels_avx2();
+#endif
+const Kernels& kernels();
+
+}  // namespace lattice
