@@ -3,7 +3,7 @@ PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
 RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
-DECLARED = pyproject.toml settings.ini setup.py
+DECLARED = pyproject.toml settings.ini setup.py $(wildcard ext/*)
 
 .NOTPARALLEL:
 .PHONY: help demo test docs sync vit_toy clean

@@ -45,13 +45,20 @@ class SingleStageNet(nn.Module):
 
 # %% ../nbs/61_network.ipynb #c964c723
 @patch
+def cam_of(self:SingleStageNet,
+    features:dict,   # of the encoder or of `forward`
+    layer:str="last",# or "aux"
+)->Tensor:           # (B,C,h,w), any sign
+    "Return the class maps of one layer"
+    return class_activation_map(features[layer], (self.classifier if layer == "last" else self.aux_classifier).weight)
+
+@patch
 def raw_cam(self:SingleStageNet,
     images:Tensor,   # normalised, (B,3,h,w)
     layer:str="last",# or "aux"
 )->Tensor:           # (B,C,h',w'), any sign
     "Return the class maps of one layer, without touching decoder or pooling: a `cam_fn` for `multi_scale_cam`"
-    classifier = self.classifier if layer == "last" else self.aux_classifier
-    return class_activation_map(self.encoder(images)[layer], classifier.weight)
+    return self.cam_of(self.encoder(images), layer)
 
 @patch
 def seg_logits(self:SingleStageNet,

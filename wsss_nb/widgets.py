@@ -116,12 +116,12 @@ def stages(self:StageMaps,
     image:int,                           # place of the image in the dataset
     scales:tuple[float,...]|None=None,   # image sizes of the CAM; None: those of the run
     bg_thresh:float|None=None,           # the one threshold, in [0,1]; None: that of the run
-    layer:str="last",                    # "last" or "aux"
+    layer:str|None=None,                 # "last" or "aux"; None: that of the run
 )->dict:                                 # `cam`, `refined` (K,H,W) by present class; `seed`, `pseudo_label`, `prediction`, `ground_truth` (H,W), the last only if known
     "Return the maps of one image at every stage, as CPU tensors"
     c,y,mask = self.method.config,self.present(image),self.item(image).mask
     bg_thresh = c.bg_thresh if bg_thresh is None else bg_thresh
-    key = image,tuple(c.cam_scales if scales is None else scales),did_you_mean(layer, ("last","aux"), "layer")
+    key = image,tuple(c.cam_scales if scales is None else scales),did_you_mean(layer or c.cam_layer, ("last","aux"), "layer")
     (refined,pseudo_label),cam = self.refined(*key, bg_thresh),self.cam(*key)
     maps = {"cam":cam[0,y[0] > 0], "refined":refined, "seed":cam_to_label(cam, y, bg_thresh)[0], "pseudo_label":pseudo_label, "prediction":self.prediction(image)}
     if mask is not None: maps["ground_truth"] = torch.as_tensor(mask).long()
@@ -165,7 +165,7 @@ def explorer_caption(
 )->str:                  # one line of plain text
     "Return the settings of a picture and, where there is ground truth, the IoU of seed, pseudo label and prediction on this image"
     c,out = maps.method.config,maps.stages(image, **settings)
-    given = {"scales":c.cam_scales, "bg_thresh":c.bg_thresh, "layer":"last"} | {k:v for k,v in settings.items() if v is not None}
+    given = {"scales":c.cam_scales, "bg_thresh":c.bg_thresh, "layer":c.cam_layer} | {k:v for k,v in settings.items() if v is not None}
     words = [maps.item(image).id, maps.data.classes[only] if only else "all present", f"threshold {given['bg_thresh']:.2f}",
              f"scales {', '.join(f'{s:g}' for s in given['scales'])}", f"layer {given['layer']}"]
     if "ground_truth" not in out: return " · ".join(words)
@@ -194,7 +194,7 @@ class Explorer(VBox):
             "only":Dropdown(description="class", options=[("all present", BACKGROUND)]),
             "scales":SelectionSlider(description="scales", options=[(", ".join(f"{x:g}" for x in s), s) for s in scales], value=tuple(c.cam_scales), continuous_update=False),
             "bg_thresh":FloatSlider(description="threshold", value=c.bg_thresh, min=0, max=1, step=.01),
-            "layer":Dropdown(description="layer", options=["last","aux"])}
+            "layer":Dropdown(description="layer", options=["last","aux"], value=c.cam_layer)}
         self.picture,self.caption = ImageWidget(format="png"),HTML()
         self.caption.add_class("wsss-caption")
         self.controls["image"].observe(self.offer_classes, "value")   # before it is drawn

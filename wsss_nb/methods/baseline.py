@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..cam.core import class_activation_map
 from ..core import did_you_mean
 from ..data.transforms import denormalise
 from ..losses.segment import balanced_seg_loss
@@ -51,7 +50,7 @@ class Method(SingleStageMethod):
             terms["cls"] = 1.,F.multilabel_soft_margin_loss(out["cls_logits"], y)
             terms["aux"] = 1.,F.multilabel_soft_margin_loss(out["aux_cls_logits"], y)
         if w_seg:
-            target = batch["mask"].long() if full else self.pseudo_label(batch, class_activation_map(out["last"], self.classifier.weight))
+            target = batch["mask"].long() if full else self.pseudo_label(batch, self.cam_of(out, c.cam_layer))
             terms["seg"] = w_seg,balanced_seg_loss(enlarge(out["seg_logits"], target.shape[-2:]), target)
         return terms
 

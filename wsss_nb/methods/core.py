@@ -62,6 +62,7 @@ class SingleStageConfig(TrainConfig):
     hidden:int = 512                            # channels inside the decoder
     pooling:str = "max"                         # how the class heads pool features: "max" or "avg"
     zero_heads:bool = False                     # let class heads start at zero? (a short training does not outlive random weights)
+    cam_layer:str = "last"                      # whose features the CAM is made of: "last" or "aux"
     cam_scales:tuple[float,...] = (1.,.5,1.5)   # image sizes of a CAM
     cam_size:int|None = 448                     # side to which an image is resized for its CAM when scored; 0: its own size
     bg_thresh:float = .5                        # one threshold, for labels that are scored
@@ -92,7 +93,7 @@ def check(self:SingleStageConfig):
     must(self, "low_thresh", self.low_thresh <= self.high_thresh, f"no higher than high_thresh={self.high_thresh}")
     for name in ("cam_scales","infer_scales","scale_range"): must(self, name, getattr(self, name) and min(getattr(self, name)) > 0, "numbers above 0 such as 1,0.5")
     must(self, "scale_range", len(self.scale_range) == 2 and self.scale_range[0] <= self.scale_range[1], "two numbers such as 0.5,2")
-    for name,valid in (("precision",("no","bf16","fp16")), ("fusion",FUSION), ("pooling",POOLING)): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
+    for name,valid in (("precision",("no","bf16","fp16")), ("fusion",FUSION), ("pooling",POOLING), ("cam_layer",("last","aux"))): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
 
 # %% ../../nbs/90_methods.core.ipynb #3fd3b44c
 def setting_text(
@@ -173,13 +174,13 @@ class SingleStageMethod(SingleStageNet):
 def cam(self:SingleStageMethod,
     images:Tensor,              # normalised, (B,3,H,W)
     image_labels:Tensor|None=None, # (B,C), 0/1; classes that no image of the batch has are not computed and stay 0
-    layer:str="last",           # or "aux"
+    layer:str|None=None,        # "last" or "aux"; None: as in the settings
     scales=None,                # image sizes; None: as in the settings
     raw:Tensor|None=None,       # class maps of `images` themselves, where they are known already, (B,C,h,w)
 )->Tensor:                      # (B,C,H,W) in [0,1)
     "Return the multi-scale CAM"
     keep = None if image_labels is None else image_labels.any(0)
-    return multi_scale_cam(lambda x: self.raw_cam(x, layer), images, scales or self.config.cam_scales, keep=keep, raw=raw)
+    return multi_scale_cam(lambda x: self.raw_cam(x, layer or self.config.cam_layer), images, scales or self.config.cam_scales, keep=keep, raw=raw)
 
 @patch
 def segmentation(self:SingleStageMethod,
