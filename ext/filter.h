@@ -8,13 +8,13 @@ namespace lattice {
 // D classes only, so threads share a splat by classes: no locks, no second buffer, and the sums have the same bits for any number of threads.
 class Pipeline {
   public:
-    static constexpr size_t band = 2048, part = 512, ring = 3;
+    static constexpr size_t band = 2048, part = 512, ring = 3, step = 64;
     static constexpr int parts = int(band / part);
 
     void prepare(size_t points, int threads, int row, int groups) {
         points_ = points, groups_ = groups;
         bands_ = (points + band - 1) / band;
-        rows_.reset((threads > 1 ? ring * band : size_t(16)) * row);
+        rows_.reset((threads > 1 ? ring * band : step) * row);
         row_ = row;
         std::vector<std::atomic<int>> made(bands_), taken(bands_);
         made_.swap(made), taken_.swap(taken);
@@ -23,8 +23,8 @@ class Pipeline {
     // make(n0, n1, rows), take(group, n0, n1, rows)
     template <class Make, class Take> void run(Team& team, Make&& make, Take&& take) {
         if (team.size() == 1) {
-            for (size_t n = 0; n < points_; n += 16) {
-                const size_t end = std::min(points_, n + 16);
+            for (size_t n = 0; n < points_; n += step) {
+                const size_t end = std::min(points_, n + step);
                 make(n, end, rows_.data());
                 take(-1, n, end, rows_.data());
             }
@@ -104,9 +104,9 @@ class Filter {
                 team.barrier();
             }
             cut_[pass].each(lattice.N, 512, [&](size_t a, size_t b) {
-                alignas(64) float rows[16 * most];
-                for (size_t n = a; n < b; n += 16) {
-                    const size_t end = std::min(b, n + 16);
+                alignas(64) float rows[Pipeline::step * most];
+                for (size_t n = a; n < b; n += Pipeline::step) {
+                    const size_t end = std::min(b, n + Pipeline::step);
                     k.slice(lattice.ids.data(), lattice.weights.data(), D, n, end, alpha, v, row, rows);
                     k.rows_to_planes(rows, row, nullptr, channels, n, end, to, stride);
                 }

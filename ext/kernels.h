@@ -13,7 +13,7 @@ constexpr int max_dim = 8;
 inline int row_floats(int channels) { return channels <= 4 ? 4 : (channels + 7) / 8 * 8; }
 
 struct Kernels {
-    // features [d][stride] -> coordinates of the nearest remainder-0 vertex z [block][d][8], the order of the remainders as 4-bit fields (field r-1:
+    // features [d][stride] -> coordinates of the nearest remainder-0 vertex, divided by d+1, z [block][d][8], the order of the remainders as 4-bit fields (field r-1:
     // the coordinate with rank r), barycentric weights [block][d+1][8]. One function per d.
     void (*embed[max_dim + 1])(const float* features, size_t stride, size_t blocks, const float* scale, float inverse, int32_t* z, uint32_t* order, float* weights);
     // planes [channel][stride] at the points order[n0..n1) (order null: n0..n1) -> rows; false if a value is not finite
