@@ -80,8 +80,8 @@ class Filter {
         for (int i = 0; i < passes_; ++i) pipelines_[i].prepare(lattice.N, threads, row_floats(std::min(most, channels - i * most)), groups_);
         finite_.store(true);
     }
-    // in, out: planes `stride` apart; false if a value was not finite
-    bool run(Team& team, const Lattice& lattice, const float* in, float* out, size_t stride, bool reverse) {
+    // in, out: planes `stride` apart; false if a value was not finite. The weights of splat and slice may hold a normalisation.
+    bool run(Team& team, const Lattice& lattice, const float* in, float* out, size_t stride, bool reverse, const float* weights_in, const float* weights_out, const int32_t* order = nullptr) {
         const Kernels& k = kernels();
         const int D = lattice.d + 1;
         const float alpha = float(1. / (1. + std::pow(2., -lattice.d)));
@@ -93,10 +93,10 @@ class Filter {
             team.barrier();
             pipelines_[pass].run(
                 team,
-                [&](size_t n0, size_t n1, float* rows) { if (!k.planes_to_rows(from, stride, nullptr, channels, n0, n1, rows, row)) finite_.store(false, std::memory_order_relaxed); },
+                [&](size_t n0, size_t n1, float* rows) { if (!k.planes_to_rows(from, stride, order, channels, n0, n1, rows, row)) finite_.store(false, std::memory_order_relaxed); },
                 [&](int group, size_t n0, size_t n1, const float* rows) {
                     auto [p0, p1] = classes(group, groups_, D);
-                    k.splat(lattice.ids.data(), lattice.weights.data(), D, p0, p1, n0, n1, rows, row, v);
+                    k.splat(lattice.ids.data(), weights_in, D, p0, p1, n0, n1, rows, row, v);
                 });
             team.barrier();
             for (int j = 0; j < D; ++j) {
@@ -107,8 +107,8 @@ class Filter {
                 alignas(64) float rows[Pipeline::step * most];
                 for (size_t n = a; n < b; n += Pipeline::step) {
                     const size_t end = std::min(b, n + Pipeline::step);
-                    k.slice(lattice.ids.data(), lattice.weights.data(), D, n, end, alpha, v, row, rows);
-                    k.rows_to_planes(rows, row, nullptr, channels, n, end, to, stride);
+                    k.slice(lattice.ids.data(), weights_out, D, n, end, alpha, v, row, rows);
+                    k.rows_to_planes(rows, row, order, channels, n, end, to, stride);
                 }
             });
             team.barrier();
@@ -175,7 +175,7 @@ inline void bilateral_filter(const float* images, const float* values, float* ou
             lattice.build(team, t, std::cref(features));
             if (t == 0) lattice.finish(), filter.prepare(lattice, int(channels), team.size());
             team.barrier();
-            const bool ok = filter.run(team, lattice, values + b * channels * N, out + b * channels * N, N, false);
+            const bool ok = filter.run(team, lattice, values + b * channels * N, out + b * channels * N, N, false, lattice.weights.data(), lattice.weights.data());
             if (t == 0) finite = ok;
         });
         if (!finite) throw std::invalid_argument("values: not all values are finite");
