@@ -8,13 +8,13 @@ namespace lattice {
 // D classes only, so threads share a splat by classes: no locks, no second buffer, and the sums have the same bits for any number of threads.
 class Pipeline {
   public:
-    static constexpr size_t band = 2048, part = 512, ring = 3;
+    static constexpr size_t band = 2048, part = 512, ring = 3, step = 64;
     static constexpr int parts = int(band / part);
 
     void prepare(size_t points, int threads, int row, int groups) {
         points_ = points, groups_ = groups;
         bands_ = (points + band - 1) / band;
-        rows_.reset((threads > 1 ? ring * band : size_t(16)) * row);
+        rows_.reset((threads > 1 ? ring * band : step) * row);
         row_ = row;
         std::vector<std::atomic<int>> made(bands_), taken(bands_);
         made_.swap(made), taken_.swap(taken);
@@ -23,8 +23,8 @@ class Pipeline {
     // make(n0, n1, rows), take(group, n0, n1, rows)
     template <class Make, class Take> void run(Team& team, Make&& make, Take&& take) {
         if (team.size() == 1) {
-            for (size_t n = 0; n < points_; n += 16) {
-                const size_t end = std::min(points_, n + 16);
+            for (size_t n = 0; n < points_; n += step) {
+                const size_t end = std::min(points_, n + step);
                 make(n, end, rows_.data());
                 take(-1, n, end, rows_.data());
             }
@@ -80,8 +80,8 @@ class Filter {
         for (int i = 0; i < passes_; ++i) pipelines_[i].prepare(lattice.N, threads, row_floats(std::min(most, channels - i * most)), groups_);
         finite_.store(true);
     }
-    // in, out: planes `stride` apart; false if a value was not finite
-    bool run(Team& team, const Lattice& lattice, const float* in, float* out, size_t stride, bool reverse) {
+    // in, out: planes `stride` apart; false if a value was not finite. The weights of splat and slice may hold a normalisation.
+    bool run(Team& team, const Lattice& lattice, const float* in, float* out, size_t stride, bool reverse, const float* weights_in, const float* weights_out, const int32_t* order = nullptr) {
         const Kernels& k = kernels();
         const int D = lattice.d + 1;
         const float alpha = float(1. / (1. + std::pow(2., -lattice.d)));
@@ -93,10 +93,10 @@ class Filter {
             team.barrier();
             pipelines_[pass].run(
                 team,
-                [&](size_t n0, size_t n1, float* rows) { if (!k.planes_to_rows(from, stride, nullptr, channels, n0, n1, rows, row)) finite_.store(false, std::memory_order_relaxed); },
+                [&](size_t n0, size_t n1, float* rows) { if (!k.planes_to_rows(from, stride, order, channels, n0, n1, rows, row)) finite_.store(false, std::memory_order_relaxed); },
                 [&](int group, size_t n0, size_t n1, const float* rows) {
                     auto [p0, p1] = classes(group, groups_, D);
-                    k.splat(lattice.ids.data(), lattice.weights.data(), D, p0, p1, n0, n1, rows, row, v);
+                    k.splat(lattice.ids.data(), weights_in, D, p0, p1, n0, n1, rows, row, v);
                 });
             team.barrier();
             for (int j = 0; j < D; ++j) {
@@ -104,11 +104,11 @@ class Filter {
                 team.barrier();
             }
             cut_[pass].each(lattice.N, 512, [&](size_t a, size_t b) {
-                alignas(64) float rows[16 * most];
-                for (size_t n = a; n < b; n += 16) {
-                    const size_t end = std::min(b, n + 16);
-                    k.slice(lattice.ids.data(), lattice.weights.data(), D, n, end, alpha, v, row, rows);
-                    k.rows_to_planes(rows, row, nullptr, channels, n, end, to, stride);
+                alignas(64) float rows[Pipeline::step * most];
+                for (size_t n = a; n < b; n += Pipeline::step) {
+                    const size_t end = std::min(b, n + Pipeline::step);
+                    k.slice(lattice.ids.data(), weights_out, D, n, end, alpha, v, row, rows);
+                    k.rows_to_planes(rows, row, order, channels, n, end, to, stride);
                 }
             });
             team.barrier();
@@ -175,7 +175,7 @@ inline void bilateral_filter(const float* images, const float* values, float* ou
             lattice.build(team, t, std::cref(features));
             if (t == 0) lattice.finish(), filter.prepare(lattice, int(channels), team.size());
             team.barrier();
-            const bool ok = filter.run(team, lattice, values + b * channels * N, out + b * channels * N, N, false);
+            const bool ok = filter.run(team, lattice, values + b * channels * N, out + b * channels * N, N, false, lattice.weights.data(), lattice.weights.data());
             if (t == 0) finite = ok;
         });
         if (!finite) throw std::invalid_argument("values: not all values are finite");

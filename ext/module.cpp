@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "filter.h"
+#include "crf.h"
 
 namespace py = pybind11;
 using namespace lattice;
@@ -95,7 +95,7 @@ class PyLattice {
             Team::run(T, [&](Team& team, int t) {
                 if (t == 0) filter.prepare(lattice_, channels, team.size());
                 team.barrier();
-                const bool ok = filter.run(team, lattice_, in, to, lattice_.N, reverse);
+                const bool ok = filter.run(team, lattice_, in, to, lattice_.N, reverse, lattice_.weights.data(), lattice_.weights.data());
                 if (t == 0) finite = ok;
             });
             if (!finite) throw std::invalid_argument("values: not all values are finite");
@@ -152,6 +152,120 @@ py::array filter_images(const py::object& images, const py::object& values, doub
     return out;
 }
 
+// A dict's entry as `count` positive numbers; one number stands for all.
+void sigmas(const py::dict& d, const char* key, int count, float* out) {
+    if (!d.contains(key)) bad(std::string("terms: \"") + key + "\" is missing");
+    py::object x = d[key];
+    try {
+        if (py::isinstance<py::float_>(x) || py::isinstance<py::int_>(x)) for (int i = 0; i < count; ++i) out[i] = sigma(x.cast<double>(), key);
+        else {
+            auto v = x.cast<std::vector<double>>();
+            if (int(v.size()) != count) bad(std::string(key) + ": expected " + std::to_string(count) + " numbers, got " + std::to_string(v.size()));
+            for (int i = 0; i < count; ++i) out[i] = sigma(v[i], key);
+        }
+    } catch (const py::cast_error&) { bad(std::string(key) + ": expected a number or " + std::to_string(count) + " numbers"); }
+}
+
+class PyCrf {
+  public:
+    PyCrf(py::ssize_t height, py::ssize_t width, const py::sequence& terms, const py::object& image, int pad_to, py::ssize_t threads) {
+        const int T = thread_count(threads), pad = padding(pad_to);
+        if (height < 1 || width < 1) bad("height, width: must be at least 1, got " + std::to_string(height) + ", " + std::to_string(width));
+        if (height > (1 << 30) / width) bad("height, width: too many pixels");
+        crf_.height = size_t(height), crf_.width = size_t(width);
+        py::array_t<uint8_t, py::array::c_style> pixels;
+        if (!image.is_none()) {
+            if (!py::isinstance<py::array>(image)) bad("image: expected a numpy array of uint8 (H,W,3)");
+            py::array a = py::reinterpret_borrow<py::array>(image);
+            if (!a.dtype().is(py::dtype::of<uint8_t>())) bad("image: expected uint8, got " + std::string(py::str(a.dtype())));
+            if (a.ndim() != 3 || a.shape(0) != height || a.shape(1) != width || a.shape(2) != 3)
+                bad("image: expected shape (" + std::to_string(height) + "," + std::to_string(width) + ",3), got " + shape_of(a));
+            pixels = py::array_t<uint8_t, py::array::c_style>::ensure(a);
+        }
+        std::vector<Floats> kept;
+        for (const py::handle& h : terms) {
+            if (!py::isinstance<py::dict>(h)) bad("terms: expected dicts");
+            py::dict d = py::reinterpret_borrow<py::dict>(h);
+            Term term;
+            const std::string kind = d.contains("kind") ? std::string(py::str(d["kind"])) : "";
+            if (kind == "gaussian") sigmas(d, "sxy", 2, term.sxy);
+            else if (kind == "bilateral") {
+                if (!pixels) bad("image: a bilateral term needs one");
+                term.kind = Term::bilateral, term.d = 5;
+                sigmas(d, "sxy", 2, term.sxy), sigmas(d, "srgb", 3, term.srgb);
+            } else if (kind == "features") {
+                if (!d.contains("features")) bad("terms: \"features\" is missing");
+                kept.push_back(floats(d["features"], "features", 2, "(N,d)"));
+                const Floats& f = kept.back();
+                if (f.shape(0) != height * width) bad("features: expected shape (" + std::to_string(height * width) + ",d), got " + shape_of(f));
+                if (f.shape(1) > max_dim) bad("features: at most 8 dimensions, got " + std::to_string(f.shape(1)));
+                term.kind = Term::features, term.d = int(f.shape(1)), term.points = f.data();
+            } else bad("terms: kind must be gaussian, bilateral or features, got \"" + kind + "\"");
+            if (d.contains("normalization")) {
+                try { term.normalization = d["normalization"].cast<int>(); }
+                catch (const py::cast_error&) { term.normalization = -1; }
+                if (term.normalization < 0 || term.normalization > 3) bad("normalization: must be 0, 1, 2 or 3");
+            }
+            if (!d.contains("compat")) bad("terms: \"compat\" is missing");
+            py::object compat = d["compat"];
+            py::array c;
+            try { c = py::array::ensure(compat); } catch (...) { }
+            if (!c || std::string("fiu").find(c.dtype().kind()) == std::string::npos) { PyErr_Clear(); bad("compat: expected a number, (K,) or (K,K)"); }
+            Floats values = Floats::ensure(c);
+            if (c.ndim() > 2 || c.size() == 0 || (c.ndim() == 2 && c.shape(0) != c.shape(1))) bad("compat: expected a number, (K,) or (K,K), got shape " + shape_of(c));
+            term.form = c.ndim() == 0 ? Term::potts : c.ndim() == 1 ? Term::diagonal : Term::full;
+            term.compat.assign(values.data(), values.data() + values.size());
+            for (float x : term.compat) if (!std::isfinite(x)) bad("compat: not all values are finite");
+            if (c.ndim()) {
+                if (channels_ && channels_ != c.shape(0)) bad("compat: terms disagree about the number of classes");
+                channels_ = c.shape(0);
+            }
+            crf_.terms.push_back(std::move(term));
+        }
+        const uint8_t* rgb = pixels ? pixels.data() : nullptr;
+        without_gil([&] { crf_.build(rgb, pad, T); });
+    }
+    py::array infer(const py::object& unary, py::ssize_t iterations, py::ssize_t threads, bool labels) const {
+        Floats u = planes(unary, "unary");
+        const int T = thread_count(threads), K = int(u.shape(0));
+        if (iterations < 0 || iterations > 100000) bad("iters: must be 0 to 100000, got " + std::to_string(iterations));
+        if (channels_ && channels_ != K) bad("unary: " + std::to_string(K) + " classes, but compat has " + std::to_string(channels_));
+        const float* from = u.data();
+        py::array out;
+        float* q = nullptr;
+        int32_t* l = nullptr;
+        if (labels) { py::array_t<int32_t> a(py::ssize_t(crf_.N)); l = a.mutable_data(); out = a; }
+        else { auto a = result({py::ssize_t(K), py::ssize_t(crf_.N)}); q = a.mutable_data(); out = a; }
+        if (!without_gil([&] { return crf_.infer(from, K, int(iterations), T, q, l); })) bad("unary: not all values are finite");
+        return out;
+    }
+    py::array apply(py::ssize_t term, const py::object& q, bool transpose, py::ssize_t threads) const {
+        Floats x = planes(q, "q");
+        const int T = thread_count(threads), K = int(x.shape(0));
+        if (term < 0 || term >= py::ssize_t(crf_.terms.size())) bad("term: there are " + std::to_string(crf_.terms.size()) + ", got " + std::to_string(term));
+        auto out = result({x.shape(0), x.shape(1)});
+        const float* from = x.data();
+        float* to = out.mutable_data();
+        if (!without_gil([&] { return crf_.apply(size_t(term), from, K, transpose, T, to); })) bad("q: not all values are finite");
+        return out;
+    }
+    std::vector<size_t> num_vertices() const {
+        std::vector<size_t> m;
+        for (const Term& t : crf_.terms) m.push_back(t.kernel->lattice.M);
+        return m;
+    }
+
+  private:
+    Crf crf_;
+    py::ssize_t channels_ = 0;  // 0: any number
+    Floats planes(const py::object& x, const char* name) const {
+        Floats f = floats(x, name, 2, "(K,H*W)");
+        if (size_t(f.shape(1)) != crf_.N) bad(std::string(name) + ": expected shape (K," + std::to_string(crf_.N) + "), got " + shape_of(f));
+        if (f.shape(0) > 65535) bad(std::string(name) + ": too many classes");
+        return f;
+    }
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_lattice, m) {
@@ -167,6 +281,12 @@ PYBIND11_MODULE(_lattice, m) {
         .def("barycentric", &PyLattice::barycentric)
         .def("neighbours", &PyLattice::neighbours);
     m.def("bilateral_filter", &filter_images, py::arg("images"), py::arg("values"), py::arg("sigma_rgb"), py::arg("sigma_xy"), py::arg("pad_to") = 4, py::arg("threads") = 1);
+    py::class_<PyCrf>(m, "CRF", "A fully connected CRF: its lattices and normalisations")
+        .def(py::init<py::ssize_t, py::ssize_t, const py::sequence&, const py::object&, int, py::ssize_t>(), py::arg("height"), py::arg("width"), py::arg("terms"),
+             py::arg("image") = py::none(), py::arg("pad_to") = 4, py::arg("threads") = 1)
+        .def("infer", &PyCrf::infer, py::arg("unary"), py::arg("iters"), py::arg("threads") = 1, py::arg("labels") = false)
+        .def("apply", &PyCrf::apply, py::arg("term"), py::arg("q"), py::arg("transpose") = false, py::arg("threads") = 1)
+        .def_property_readonly("num_vertices", &PyCrf::num_vertices);
     m.def("release_memory", &Pool::release, "Give the blocks kept for the next call back to the system");
     m.attr("kernels") = kernels().name;
 }

@@ -12,6 +12,13 @@
 #else
 #define LATTICE_INLINE static inline __attribute__((always_inline))
 #endif
+#if defined(__GNUC__) && !defined(__clang__)
+#define LATTICE_UNROLL _Pragma("GCC unroll 8")
+#elif defined(__clang__)
+#define LATTICE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define LATTICE_UNROLL
+#endif
 
 namespace {  // each translation unit has its own, or the linker would mix instruction sets
 
