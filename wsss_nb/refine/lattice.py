@@ -283,6 +283,10 @@ def bilateral_filter(
     "Return the maps after the bilateral filter on the lattice, one lattice per image; not normalised. Raise `ValueError` for shapes that do not fit (Adams et al. 2010; Tang et al. 2018)"
     if images.ndim != 4 or values.ndim != 4 or images.shape[::2] + images.shape[3:] != values.shape[::2] + values.shape[3:]:
         raise ValueError(f"images (B,C,H,W) and values (B,K,H,W) belong together, not {tuple(images.shape)} and {tuple(values.shape)}")
+    simple = images.shape[1] == 3 and not any(isinstance(s, (Sequence,Tensor)) for s in (sigma_rgb,sigma_xy)) and not (torch.is_grad_enabled() and values.requires_grad)
+    if simple and pick_backend(backend, values.device) == "cpp":   # no lattice to keep for a backward pass: all images in one call
+        sigmas = per_axis(sigma_rgb, 1) + per_axis(sigma_xy, 1)
+        return torch.from_numpy(extension().bilateral_filter(as_array(images), as_array(values), *sigmas, pad_to or 0, threads or torch.get_num_threads()))
     with torch.autocast(values.device.type, enabled=False):
         lattice = build_lattice(image_features(images.to(values.device), sigma_rgb, sigma_xy), pad_to, backend, threads)
         return _Filtered.apply(values.float().flatten(2), lattice).unflatten(2, values.shape[-2:])
