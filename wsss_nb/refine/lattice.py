@@ -190,16 +190,15 @@ def splat(self:TorchLattice,
             V += torch.segment_reduce((w[:,None]*x)[order], "sum", lengths=torch.bincount(ids, minlength=len(V)))
     return V
 
-# %% ../../nbs/40_refine.lattice.ipynb #58c7d1ed
+# %% ../../nbs/40_refine.lattice.ipynb #0a52a060
 @patch
-@torch.no_grad()
 def filter(self:TorchLattice,
     values:Tensor,      # (B,C,N), any float type
     reverse:bool=False, # blur the axes in reverse order: the transpose of the filter
 )->Tensor:              # (B,C,N) float32, on the lattice's device
     "Return filtered values: splat, blur, slice; not normalised (see bilateral filtering in Adams et al. 2010, section 3)"
     if values.ndim != 3 or (values.shape[0],values.shape[2]) != (self.batch,self.num_points): raise ValueError(f"values have shape ({self.batch},C,{self.num_points}), not {tuple(values.shape)}")
-    with torch.autocast(values.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
         V = self.splat(values.transpose(1,2).reshape(self.batch*self.num_points, -1).float())
         for up,down in reversed(self.neighbours) if reverse else self.neighbours:
             V = V + .5*(V.index_select(0, up) + V.index_select(0, down))
