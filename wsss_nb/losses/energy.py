@@ -12,8 +12,7 @@ import torch
 from torch import Tensor,nn
 from torch.nn import functional as F
 
-from ..cam.core import ignore_outside
-from ..core import BACKGROUND,IGNORE_INDEX,did_you_mean
+from ..core import IGNORE_INDEX,did_you_mean
 from ..data.transforms import IMAGENET_MEAN,IMAGENET_STD
 from ..refine.lattice import as_array,bilateral_filter,extension,pick_backend
 
@@ -79,9 +78,14 @@ class _HalvedSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return torch.from_numpy(extension().halve_softmax_backward(as_array(ctx.saved_tensors[0]), as_array(grad), ctx.threads)),None
 
-def _scaled(x, factor, recompute, mode="nearest"):
-    return F.interpolate(x, scale_factor=factor, mode=mode, recompute_scale_factor=recompute or None, **({"align_corners":False} if mode == "bilinear" else {}))
+def _kept(size, factor, recompute, device):
+    "Return which rows and which columns `nearest` keeps"
+    return [F.interpolate(torch.arange(n, dtype=torch.float32, device=device)[None,None], scale_factor=factor, mode="nearest", recompute_scale_factor=recompute or None)[0,0].long() for n in size]
 
+def _at(x, rows, cols): return x.index_select(-2, rows).index_select(-1, cols)
+def _bilinear(x, factor, recompute): return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False, recompute_scale_factor=recompute or None)
+
+# %% ../../nbs/83_losses.energy.ipynb #956f526a
 def scaled_probs(
     seg_logits:Tensor,                   # (B,K,H,W), any float type
     scale_factor:float=.5,               # size of the result, of H and W
@@ -95,7 +99,7 @@ def scaled_probs(
         if even and pick_backend(backend, seg_logits.device) == "cpp":
             try: return _HalvedSoftmax.apply(seg_logits.float(), threads or torch.get_num_threads())
             except ValueError: pass   # not finite: NaN, below
-        return _scaled(seg_logits.float().softmax(1), scale_factor, recompute_scale_factor, "bilinear")
+        return _bilinear(seg_logits.float().softmax(1), scale_factor, recompute_scale_factor)
 
 # %% ../../nbs/83_losses.energy.ipynb #dde887d5
 def dense_energy_loss(
@@ -115,14 +119,16 @@ def dense_energy_loss(
 )->Tensor:                             # scalar float32, <= 0, on the device of `seg_logits`
     "Return the gated energy loss (ToCo T5.5; RRM, AAAI 2020); inputs stay as they are, also under autocast it is computed in float32"
     if weight == 0: return seg_logits[:0].float().sum()
-    label = label.reshape(len(label), *label.shape[-2:]).long()
+    rows,cols = _kept(seg_logits.shape[-2:], scale_factor, recompute_scale_factor, images.device)
+    unlabelled = _at(label.reshape(len(label), *label.shape[-2:]).to(images.device), rows, cols).long() & 0xFF == IGNORE_INDEX   # as uint8, so -1 is 255
     with torch.autocast(seg_logits.device.type, enabled=False):
         mean,std = (255*torch.tensor(v, device=images.device)[:,None,None] for v in (IMAGENET_MEAN,IMAGENET_STD))
-        area = (ignore_outside(torch.zeros_like(label), box) == BACKGROUND).float()
-        unlabelled = ((label & 0xFF) == IGNORE_INDEX).float()                      # as uint8, so -1 is 255
-        pictures,area,unlabelled = (_scaled(x, scale_factor, recompute_scale_factor) for x in (images.float()*std+mean, area[:,None], unlabelled[:,None]))
+        pictures,area = _at(images, rows, cols).float()*std + mean,torch.ones_like(unlabelled, dtype=torch.float32)
+        if box is not None:
+            y0,y1,x0,x1 = torch.as_tensor(box, device=images.device).long().T[:,:,None]
+            area = (((rows >= y0) & (rows < y1))[:,:,None] & ((cols >= x0) & (cols < x1))[:,None]).float()
     probs = scaled_probs(seg_logits, scale_factor, recompute_scale_factor, backend, threads)
-    return weight*dense_energy(pictures, probs, area[:,0], unlabelled[:,0] > 0, sigma_rgb, sigma_xy*scale_factor, grad, pad_to, backend, threads)
+    return weight*dense_energy(pictures, probs, area, unlabelled, sigma_rgb, sigma_xy*scale_factor, grad, pad_to, backend, threads)
 
 # %% ../../nbs/83_losses.energy.ipynb #54c5faa1
 def plain_energy_loss(
@@ -137,9 +143,9 @@ def plain_energy_loss(
     **options,                         # `grad`, `pad_to`, `backend`, `threads` of `dense_energy`
 )->Tensor:                             # scalar float32, <= 0
     "Return the energy loss without a gate (rloss: Tang et al., ECCV 2018); gradients are with respect to `probs`"
-    with torch.autocast(probs.device.type, enabled=False):
-        scaled = [_scaled(x.float(), scale_factor, recompute_scale_factor, mode) for x,mode in ((images,"nearest"), (probs,"bilinear"), (rois[:,None],"nearest"))]
-    return weight*dense_energy(scaled[0], scaled[1], scaled[2][:,0], None, sigma_rgb, sigma_xy*scale_factor, **options)
+    rows,cols = _kept(images.shape[-2:], scale_factor, recompute_scale_factor, images.device)
+    with torch.autocast(probs.device.type, enabled=False): small = _bilinear(probs.float(), scale_factor, recompute_scale_factor)
+    return weight*dense_energy(_at(images, rows, cols), small, _at(rois, rows, cols), None, sigma_rgb, sigma_xy*scale_factor, **options)
 
 class DenseEnergyLoss(nn.Module):
     "The gated energy loss as a module: `loss(images, seg_logits, label, box)` is `dense_energy_loss` with these options"
