@@ -239,7 +239,7 @@ class Crf {
         Team::run(threads, [&](Team& team, int t) {
             if (t == 0) filter.prepare(kernel.lattice, channels, team.size());
             team.barrier();
-            const bool ok = filter.run(team, kernel.lattice, q, out, N, transpose, kernel.weights_in(transpose), kernel.weights_out(transpose), order_.data());
+            const bool ok = filter.planes(team, kernel.lattice, q, out, N, transpose, kernel.weights_in(transpose), kernel.weights_out(transpose), order_.data());
             if (t == 0) finite = ok;
         });
         return finite;

@@ -42,6 +42,14 @@ struct Kernels {
     void (*mean_field)(const TermView* terms, int count, const float* unary, int channels, int row, size_t n0, size_t n1, float* rows, int32_t* labels, float* work);
     void (*scale_unary)(float* rows, size_t count, int channels, int row);  // times -log2(e), padding far below all others
     void (*scale_weights)(const float* weights, const float* by, int D, size_t n0, size_t n1, float* out);
+    // by: one factor per row
+    void (*scale_rows)(float* rows, int row, const float* by, size_t count);
+    double (*dot_rows)(const float* a, const float* b, int row, size_t count);
+    // max(0, roi - largest of the planes), 1 where unlabelled; arrays begin at point n0
+    void (*gate)(const float* planes, size_t stride, int channels, const float* roi, const uint8_t* unlabelled, size_t count, float* gate);
+    // One pair of image rows: softmax over the planes `stride` apart, then the mean of 2x2. `work`: channels * 128 floats. False: not all finite.
+    bool (*halve_softmax)(const float* logits, size_t stride, int channels, size_t width, float* out, size_t out_stride, float* work);
+    bool (*halve_softmax_backward)(const float* logits, size_t stride, int channels, size_t width, const float* grad, size_t grad_stride, float* out, float* work);
     bool (*finite)(const float* x, size_t n, float* lowest, float* highest);
     const char* name;
 };

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "crf.h"
+#include "energy.h"
 
 namespace py = pybind11;
 using namespace lattice;
@@ -95,7 +96,7 @@ class PyLattice {
             Team::run(T, [&](Team& team, int t) {
                 if (t == 0) filter.prepare(lattice_, channels, team.size());
                 team.barrier();
-                const bool ok = filter.run(team, lattice_, in, to, lattice_.N, reverse, lattice_.weights.data(), lattice_.weights.data());
+                const bool ok = filter.planes(team, lattice_, in, to, lattice_.N, reverse, lattice_.weights.data(), lattice_.weights.data());
                 if (t == 0) finite = ok;
             });
             if (!finite) throw std::invalid_argument("values: not all values are finite");
@@ -149,6 +150,56 @@ py::array filter_images(const py::object& images, const py::object& values, doub
     const float *in = x.data(), *from = v.data();
     float* to = out.mutable_data();
     without_gil([&] { bilateral_filter(in, from, to, v.shape(0), v.shape(1), v.shape(2), v.shape(3), rgb, xy, pad, T); });
+    return out;
+}
+
+py::tuple energy_of(const py::object& images, const py::object& probs, const py::object& rois, const py::object& unlabelled, double sigma_rgb, double sigma_xy, int pad_to,
+                    py::ssize_t threads) {
+    Floats x = floats(images, "images", 4, "(B,3,h,w)"), p = floats(probs, "probs", 4, "(B,K,h,w)"), r = floats(rois, "rois", 3, "(B,h,w)");
+    const int T = thread_count(threads), pad = padding(pad_to);
+    const float rgb = sigma(sigma_rgb, "sigma_rgb"), xy = sigma(sigma_xy, "sigma_xy");
+    const py::ssize_t B = p.shape(0), K = p.shape(1), h = p.shape(2), w = p.shape(3);
+    if (x.shape(1) != 3 || x.shape(0) != B || x.shape(2) != h || x.shape(3) != w) bad("images: shape " + shape_of(x) + " does not fit probs " + shape_of(p));
+    if (r.shape(0) != B || r.shape(1) != h || r.shape(2) != w) bad("rois: shape " + shape_of(r) + " does not fit probs " + shape_of(p));
+    py::array_t<uint8_t, py::array::c_style | py::array::forcecast> free;
+    if (!unlabelled.is_none()) {
+        if (!py::isinstance<py::array>(unlabelled)) bad("unlabelled: expected a numpy array of uint8 or bool (B,h,w), or None");
+        py::array a = py::reinterpret_borrow<py::array>(unlabelled);
+        if (!(a.dtype().kind() == 'b' || a.dtype().is(py::dtype::of<uint8_t>()))) bad("unlabelled: expected uint8 or bool, got " + std::string(py::str(a.dtype())));
+        if (a.ndim() != 3 || a.shape(0) != B || a.shape(1) != h || a.shape(2) != w) bad("unlabelled: shape " + shape_of(a) + " does not fit probs " + shape_of(p));
+        free = decltype(free)::ensure(a);
+    }
+    auto out = result({B, K, h, w});
+    const float *in = x.data(), *from = p.data(), *roi = r.data();
+    const uint8_t* mask = unlabelled.is_none() ? nullptr : free.data();
+    float* to = out.mutable_data();
+    const double value = without_gil([&] { return energy(in, from, roi, mask, to, B, K, h, w, rgb, xy, pad, T); });
+    return py::make_tuple(value, out);
+}
+
+Floats even_logits(const py::object& logits) {
+    Floats x = floats(logits, "logits", 4, "(B,K,H,W)");
+    if (x.shape(2) % 2 || x.shape(3) % 2) bad("logits: height and width must be even, got shape " + shape_of(x));
+    return x;
+}
+py::array halved(const py::object& logits, py::ssize_t threads) {
+    Floats x = even_logits(logits);
+    const int T = thread_count(threads);
+    auto out = result({x.shape(0), x.shape(1), x.shape(2) / 2, x.shape(3) / 2});
+    const float* from = x.data();
+    float* to = out.mutable_data();
+    without_gil([&] { halve_softmax(from, nullptr, to, x.shape(0), x.shape(1), x.shape(2), x.shape(3), T); });
+    return out;
+}
+py::array halved_backward(const py::object& logits, const py::object& grad, py::ssize_t threads) {
+    Floats x = even_logits(logits), g = floats(grad, "grad", 4, "(B,K,H/2,W/2)");
+    const int T = thread_count(threads);
+    if (g.shape(0) != x.shape(0) || g.shape(1) != x.shape(1) || g.shape(2) != x.shape(2) / 2 || g.shape(3) != x.shape(3) / 2)
+        bad("grad: shape " + shape_of(g) + " does not fit logits " + shape_of(x));
+    auto out = result({x.shape(0), x.shape(1), x.shape(2), x.shape(3)});
+    const float *from = x.data(), *of = g.data();
+    float* to = out.mutable_data();
+    without_gil([&] { halve_softmax(from, of, to, x.shape(0), x.shape(1), x.shape(2), x.shape(3), T); });
     return out;
 }
 
@@ -281,6 +332,10 @@ PYBIND11_MODULE(_lattice, m) {
         .def("barycentric", &PyLattice::barycentric)
         .def("neighbours", &PyLattice::neighbours);
     m.def("bilateral_filter", &filter_images, py::arg("images"), py::arg("values"), py::arg("sigma_rgb"), py::arg("sigma_xy"), py::arg("pad_to") = 4, py::arg("threads") = 1);
+    m.def("energy", &energy_of, py::arg("images"), py::arg("probs"), py::arg("rois"), py::arg("unlabelled"), py::arg("sigma_rgb"), py::arg("sigma_xy"),
+          py::arg("pad_to") = 4, py::arg("threads") = 1);
+    m.def("halve_softmax", &halved, py::arg("logits"), py::arg("threads") = 1);
+    m.def("halve_softmax_backward", &halved_backward, py::arg("logits"), py::arg("grad"), py::arg("threads") = 1);
     py::class_<PyCrf>(m, "CRF", "A fully connected CRF: its lattices and normalisations")
         .def(py::init<py::ssize_t, py::ssize_t, const py::sequence&, const py::object&, int, py::ssize_t>(), py::arg("height"), py::arg("width"), py::arg("terms"),
              py::arg("image") = py::none(), py::arg("pad_to") = 4, py::arg("threads") = 1)
