@@ -39,10 +39,12 @@ class _ReferenceEnergy(torch.autograd.Function):
     def forward(ctx, probs, images, rois, unlabelled, sigma_rgb, sigma_xy, pad_to, backend, threads):
         parts = _compiled_parts if pick_backend(backend, probs.device) == "cpp" else _energy_parts
         value,filtered = parts(images, probs, rois, unlabelled, sigma_rgb, sigma_xy, pad_to, backend, threads)
-        ctx.save_for_backward(filtered.mul_(rois[:,None]))
+        ctx.save_for_backward(filtered, rois)
         return value
     @staticmethod
-    def backward(ctx, grad): return grad*(-2/len(ctx.saved_tensors[0]))*ctx.saved_tensors[0],*[None]*8
+    def backward(ctx, grad):
+        filtered,rois = ctx.saved_tensors
+        return filtered*(-2/len(rois)*grad*rois)[:,None],*[None]*8
 
 # %% ../../nbs/83_losses.energy.ipynb #c9413782
 def dense_energy(
@@ -82,7 +84,10 @@ def _kept(size, factor, recompute, device):
     "Return which rows and which columns `nearest` keeps"
     return [F.interpolate(torch.arange(n, dtype=torch.float32, device=device)[None,None], scale_factor=factor, mode="nearest", recompute_scale_factor=recompute or None)[0,0].long() for n in size]
 
-def _at(x, rows, cols): return x.index_select(-2, rows).index_select(-1, cols)
+def _at(x, rows, cols, factor):
+    "Return what `nearest` keeps of `x`; every k-th row and column where that is all"
+    k = x.shape[-1]//len(cols)
+    return x[...,::k,::k] if k*factor == 1 and x.shape[-2:] == (k*len(rows),k*len(cols)) else x[...,rows[:,None],cols]
 def _bilinear(x, factor, recompute): return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False, recompute_scale_factor=recompute or None)
 
 # %% ../../nbs/83_losses.energy.ipynb #956f526a
@@ -120,13 +125,13 @@ def dense_energy_loss(
     "Return the gated energy loss (ToCo T5.5; RRM, AAAI 2020); inputs stay as they are, also under autocast it is computed in float32"
     if weight == 0: return seg_logits[:0].float().sum()
     rows,cols = _kept(seg_logits.shape[-2:], scale_factor, recompute_scale_factor, images.device)
-    unlabelled = _at(label.reshape(len(label), *label.shape[-2:]).to(images.device), rows, cols).long() & 0xFF == IGNORE_INDEX   # as uint8, so -1 is 255
+    unlabelled = _at(label.reshape(len(label), *label.shape[-2:]).to(images.device), rows, cols, scale_factor).long() & 0xFF == IGNORE_INDEX   # as uint8, so -1 is 255
     with torch.autocast(seg_logits.device.type, enabled=False):
         mean,std = (255*torch.tensor(v, device=images.device)[:,None,None] for v in (IMAGENET_MEAN,IMAGENET_STD))
-        pictures,area = _at(images, rows, cols).float()*std + mean,torch.ones_like(unlabelled, dtype=torch.float32)
+        pictures,area = _at(images, rows, cols, scale_factor).float()*std + mean,torch.ones_like(unlabelled, dtype=torch.float32)
         if box is not None:
             y0,y1,x0,x1 = torch.as_tensor(box, device=images.device).long().T[:,:,None]
-            area = (((rows >= y0) & (rows < y1))[:,:,None] & ((cols >= x0) & (cols < x1))[:,None]).float()
+            area = ((rows >= y0) & (rows < y1)).float()[:,:,None]*((cols >= x0) & (cols < x1)).float()[:,None]
     probs = scaled_probs(seg_logits, scale_factor, recompute_scale_factor, backend, threads)
     return weight*dense_energy(pictures, probs, area, unlabelled, sigma_rgb, sigma_xy*scale_factor, grad, pad_to, backend, threads)
 
@@ -145,7 +150,7 @@ def plain_energy_loss(
     "Return the energy loss without a gate (rloss: Tang et al., ECCV 2018); gradients are with respect to `probs`"
     rows,cols = _kept(images.shape[-2:], scale_factor, recompute_scale_factor, images.device)
     with torch.autocast(probs.device.type, enabled=False): small = _bilinear(probs.float(), scale_factor, recompute_scale_factor)
-    return weight*dense_energy(_at(images, rows, cols), small, _at(rois, rows, cols), None, sigma_rgb, sigma_xy*scale_factor, **options)
+    return weight*dense_energy(_at(images, rows, cols, scale_factor), small, _at(rois, rows, cols, scale_factor), None, sigma_rgb, sigma_xy*scale_factor, **options)
 
 class DenseEnergyLoss(nn.Module):
     "The gated energy loss as a module: `loss(images, seg_logits, label, box)` is `dense_energy_loss` with these options"

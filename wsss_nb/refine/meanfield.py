@@ -64,14 +64,15 @@ NORMALIZATIONS = ("none","before","after","symmetric")  # by pydensecrf's number
 def mesh_features(
     image,                  # any array, spatial axes and one of channels
     sdims:Sequence[float],  # standard deviation along each spatial axis, in the order of the axes
-    schan:Sequence[float],  # standard deviation of each channel
-    chdim:int=-1,           # which axis holds the channels; None: there are none, the image is only a shape
+    schan:Sequence[float],  # standard deviation of each channel; (): colour does not matter
+    chdim:int|None=-1,      # which axis holds the channels; None: none does, a grey image
 )->Tensor:                  # (d,N) float32: spatial coordinates, then channels, each divided by its standard deviation
     "Return features of arrays of any number of dimensions, first axis first"
     image = to_tensor(image).float()
-    channels = image.new_zeros(0, *image.shape) if chdim is None else image.movedim(chdim, 0)
+    channels = image[None] if chdim is None else image.movedim(chdim, 0)
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in channels.shape[1:]), indexing="ij")
-    scale = torch.tensor(per_axis(sdims, len(axes)) + (per_axis(schan, len(channels)) if len(channels) else []))
+    if not len(schan): channels = channels[:0]
+    scale = torch.tensor(per_axis(sdims, len(axes)) + per_axis(schan, len(channels)))
     return torch.cat([torch.stack(axes), channels]).flatten(1)/scale[:,None]
 
 # %% ../../nbs/41_refine.meanfield.ipynb #b4cf127d
