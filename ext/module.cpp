@@ -241,7 +241,7 @@ class PyCrf {
             const std::string kind = d.contains("kind") ? std::string(py::str(d["kind"])) : "";
             if (kind == "gaussian") sigmas(d, "sxy", 2, term.sxy);
             else if (kind == "bilateral") {
-                if (!pixels) bad("image: a bilateral term needs one");
+                if (image.is_none()) bad("image: a bilateral term needs one");
                 term.kind = Term::bilateral, term.d = 5;
                 sigmas(d, "sxy", 2, term.sxy), sigmas(d, "srgb", 3, term.srgb);
             } else if (kind == "features") {
@@ -273,7 +273,7 @@ class PyCrf {
             }
             crf_.terms.push_back(std::move(term));
         }
-        const uint8_t* rgb = pixels ? pixels.data() : nullptr;
+        const uint8_t* rgb = image.is_none() ? nullptr : pixels.data();
         without_gil([&] { crf_.build(rgb, pad, T); });
     }
     py::array infer(const py::object& unary, py::ssize_t iterations, py::ssize_t threads, bool labels) const {
@@ -343,5 +343,6 @@ PYBIND11_MODULE(_lattice, m) {
         .def("apply", &PyCrf::apply, py::arg("term"), py::arg("q"), py::arg("transpose") = false, py::arg("threads") = 1)
         .def_property_readonly("num_vertices", &PyCrf::num_vertices);
     m.def("release_memory", &Pool::release, "Give the blocks kept for the next call back to the system");
+    m.def("held_bytes", &Pool::held_bytes, "Bytes of the blocks kept for the next call");
     m.attr("kernels") = kernels().name;
 }
