@@ -146,6 +146,9 @@ def test_halve_softmax(shape, threads):
     halved.backward(grad)
     np.testing.assert_allclose(ext.halve_softmax(logits.detach().numpy(), threads=threads), halved.detach().numpy(), rtol=0, atol=5e-7)
     np.testing.assert_allclose(ext.halve_softmax_backward(logits.detach().numpy(), grad.numpy(), threads=threads), logits.grad.numpy(), rtol=0, atol=5e-7)
+    rois = np.random.RandomState(0).randint(0, 2, (shape[0], shape[2]//2, shape[3]//2)).astype(np.float32)
+    masked = ext.halve_softmax_backward(logits.detach().numpy(), grad.numpy()*rois[:,None]*np.float32(-2), threads=threads)
+    np.testing.assert_allclose(ext.halve_softmax_backward(logits.detach().numpy(), grad.numpy(), rois, -2., threads=threads), masked, rtol=0, atol=1e-6)
 
 # %% CRF
 def to_unary(p): return -np.log(np.clip(p, 1e-5, 1)).reshape(len(p), -1).astype(np.float32)
