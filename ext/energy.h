@@ -50,8 +50,8 @@ inline double energy(const float* images, const float* probs, const float* rois,
     return -sum / double(batch);
 }
 
-// Row pairs are independent. grad null: forward, out (B,K,H/2,W/2); otherwise backward, out (B,K,H,W).
-inline void halve_softmax(const float* logits, const float* grad, float* out, size_t batch, size_t channels, size_t height, size_t width, int threads) {
+// Row pairs are independent. grad null: forward, out (B,K,H/2,W/2); otherwise backward of grad * rois (B,H/2,W/2; null: ones) * scale, out (B,K,H,W).
+inline void halve_softmax(const float* logits, const float* grad, const float* rois, float scale, float* out, size_t batch, size_t channels, size_t height, size_t width, int threads) {
     const Kernels& k = kernels();
     const size_t half = height / 2, stride = height * width, small = half * (width / 2);
     std::atomic<bool> finite{true};
@@ -63,7 +63,7 @@ inline void halve_softmax(const float* logits, const float* grad, float* out, si
                 const size_t b = i / half, y = i % half;
                 const float* from = logits + b * channels * stride + 2 * y * width;
                 const size_t at = b * channels * small + y * (width / 2);
-                const bool ok = grad ? k.halve_softmax_backward(from, stride, int(channels), width, grad + at, small, out + b * channels * stride + 2 * y * width, work.data())
+                const bool ok = grad ? k.halve_softmax_backward(from, stride, int(channels), width, grad + at, small, rois ? rois + b * small + y * (width / 2) : nullptr, scale, out + b * channels * stride + 2 * y * width, work.data())
                                      : k.halve_softmax(from, stride, int(channels), width, out + at, small, work.data());
                 if (!ok) finite.store(false, std::memory_order_relaxed);
             }

@@ -188,18 +188,23 @@ py::array halved(const py::object& logits, py::ssize_t threads) {
     auto out = result({x.shape(0), x.shape(1), x.shape(2) / 2, x.shape(3) / 2});
     const float* from = x.data();
     float* to = out.mutable_data();
-    without_gil([&] { halve_softmax(from, nullptr, to, x.shape(0), x.shape(1), x.shape(2), x.shape(3), T); });
+    without_gil([&] { halve_softmax(from, nullptr, nullptr, 1, to, x.shape(0), x.shape(1), x.shape(2), x.shape(3), T); });
     return out;
 }
-py::array halved_backward(const py::object& logits, const py::object& grad, py::ssize_t threads) {
-    Floats x = even_logits(logits), g = floats(grad, "grad", 4, "(B,K,H/2,W/2)");
+py::array halved_backward(const py::object& logits, const py::object& grad, const py::object& rois, double scale, py::ssize_t threads) {
+    Floats x = even_logits(logits), g = floats(grad, "grad", 4, "(B,K,H/2,W/2)"), r;
     const int T = thread_count(threads);
     if (g.shape(0) != x.shape(0) || g.shape(1) != x.shape(1) || g.shape(2) != x.shape(2) / 2 || g.shape(3) != x.shape(3) / 2)
         bad("grad: shape " + shape_of(g) + " does not fit logits " + shape_of(x));
+    if (!rois.is_none()) {
+        r = floats(rois, "rois", 3, "(B,H/2,W/2)");
+        if (r.shape(0) != g.shape(0) || r.shape(1) != g.shape(2) || r.shape(2) != g.shape(3)) bad("rois: shape " + shape_of(r) + " does not fit grad " + shape_of(g));
+    }
+    if (!std::isfinite(float(scale))) bad("scale: must be finite");
     auto out = result({x.shape(0), x.shape(1), x.shape(2), x.shape(3)});
-    const float *from = x.data(), *of = g.data();
+    const float *from = x.data(), *of = g.data(), *roi = rois.is_none() ? nullptr : r.data();
     float* to = out.mutable_data();
-    without_gil([&] { halve_softmax(from, of, to, x.shape(0), x.shape(1), x.shape(2), x.shape(3), T); });
+    without_gil([&] { halve_softmax(from, of, roi, float(scale), to, x.shape(0), x.shape(1), x.shape(2), x.shape(3), T); });
     return out;
 }
 
@@ -241,7 +246,7 @@ class PyCrf {
             const std::string kind = d.contains("kind") ? std::string(py::str(d["kind"])) : "";
             if (kind == "gaussian") sigmas(d, "sxy", 2, term.sxy);
             else if (kind == "bilateral") {
-                if (!pixels) bad("image: a bilateral term needs one");
+                if (image.is_none()) bad("image: a bilateral term needs one");
                 term.kind = Term::bilateral, term.d = 5;
                 sigmas(d, "sxy", 2, term.sxy), sigmas(d, "srgb", 3, term.srgb);
             } else if (kind == "features") {
@@ -273,7 +278,7 @@ class PyCrf {
             }
             crf_.terms.push_back(std::move(term));
         }
-        const uint8_t* rgb = pixels ? pixels.data() : nullptr;
+        const uint8_t* rgb = image.is_none() ? nullptr : pixels.data();
         without_gil([&] { crf_.build(rgb, pad, T); });
     }
     py::array infer(const py::object& unary, py::ssize_t iterations, py::ssize_t threads, bool labels) const {
@@ -335,7 +340,7 @@ PYBIND11_MODULE(_lattice, m) {
     m.def("energy", &energy_of, py::arg("images"), py::arg("probs"), py::arg("rois"), py::arg("unlabelled"), py::arg("sigma_rgb"), py::arg("sigma_xy"),
           py::arg("pad_to") = 4, py::arg("threads") = 1);
     m.def("halve_softmax", &halved, py::arg("logits"), py::arg("threads") = 1);
-    m.def("halve_softmax_backward", &halved_backward, py::arg("logits"), py::arg("grad"), py::arg("threads") = 1);
+    m.def("halve_softmax_backward", &halved_backward, py::arg("logits"), py::arg("grad"), py::arg("rois") = py::none(), py::arg("scale") = 1., py::arg("threads") = 1);
     py::class_<PyCrf>(m, "CRF", "A fully connected CRF: its lattices and normalisations")
         .def(py::init<py::ssize_t, py::ssize_t, const py::sequence&, const py::object&, int, py::ssize_t>(), py::arg("height"), py::arg("width"), py::arg("terms"),
              py::arg("image") = py::none(), py::arg("pad_to") = 4, py::arg("threads") = 1)
@@ -343,5 +348,6 @@ PYBIND11_MODULE(_lattice, m) {
         .def("apply", &PyCrf::apply, py::arg("term"), py::arg("q"), py::arg("transpose") = false, py::arg("threads") = 1)
         .def_property_readonly("num_vertices", &PyCrf::num_vertices);
     m.def("release_memory", &Pool::release, "Give the blocks kept for the next call back to the system");
+    m.def("held_bytes", &Pool::held_bytes, "Bytes of the blocks kept for the next call");
     m.attr("kernels") = kernels().name;
 }
