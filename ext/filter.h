@@ -8,13 +8,13 @@ namespace lattice {
 // D classes only, so threads share a splat by classes: no locks, no second buffer, and the sums have the same bits for any number of threads.
 class Pipeline {
   public:
-    static constexpr size_t band = 2048, part = 512, ring = 3;
+    static constexpr size_t band = 2048, part = 512, ring = 3, step = 64;
     static constexpr int parts = int(band / part);
 
     void prepare(size_t points, int threads, int row, int groups) {
         points_ = points, groups_ = groups;
         bands_ = (points + band - 1) / band;
-        rows_.reset((threads > 1 ? ring * band : size_t(16)) * row);
+        rows_.reset((threads > 1 ? ring * band : step) * row);
         row_ = row;
         std::vector<std::atomic<int>> made(bands_), taken(bands_);
         made_.swap(made), taken_.swap(taken);
@@ -23,8 +23,8 @@ class Pipeline {
     // make(n0, n1, rows), take(group, n0, n1, rows)
     template <class Make, class Take> void run(Team& team, Make&& make, Take&& take) {
         if (team.size() == 1) {
-            for (size_t n = 0; n < points_; n += 16) {
-                const size_t end = std::min(points_, n + 16);
+            for (size_t n = 0; n < points_; n += step) {
+                const size_t end = std::min(points_, n + step);
                 make(n, end, rows_.data());
                 take(-1, n, end, rows_.data());
             }
@@ -80,39 +80,48 @@ class Filter {
         for (int i = 0; i < passes_; ++i) pipelines_[i].prepare(lattice.N, threads, row_floats(std::min(most, channels - i * most)), groups_);
         finite_.store(true);
     }
-    // in, out: planes `stride` apart; false if a value was not finite
-    bool run(Team& team, const Lattice& lattice, const float* in, float* out, size_t stride, bool reverse) {
+    // make(first channel, channels, n0, n1, rows, row) writes rows of points, cut(...) takes those that come back. The weights of splat and
+    // slice may hold a normalisation.
+    template <class Make, class Cut>
+    void run(Team& team, const Lattice& lattice, bool reverse, const float* weights_in, const float* weights_out, Make&& make, Cut&& cut) {
         const Kernels& k = kernels();
         const int D = lattice.d + 1;
         const float alpha = float(1. / (1. + std::pow(2., -lattice.d)));
         for (int pass = 0; pass < passes_; ++pass) {
-            const int channels = std::min(most, channels_ - pass * most), row = row_floats(channels);
-            const float* from = in + size_t(pass) * most * stride;
-            float *to = out + size_t(pass) * most * stride, *v = values_.data();
+            const int first = pass * most, channels = std::min(most, channels_ - first), row = row_floats(channels);
+            float* v = values_.data();
             clear_[pass].each(lattice.M * row, 1 << 16, [&](size_t a, size_t b) { std::memset(v + a, 0, (b - a) * sizeof(float)); });
             team.barrier();
             pipelines_[pass].run(
-                team,
-                [&](size_t n0, size_t n1, float* rows) { if (!k.planes_to_rows(from, stride, nullptr, channels, n0, n1, rows, row)) finite_.store(false, std::memory_order_relaxed); },
+                team, [&](size_t n0, size_t n1, float* rows) { make(first, channels, n0, n1, rows, row); },
                 [&](int group, size_t n0, size_t n1, const float* rows) {
                     auto [p0, p1] = classes(group, groups_, D);
-                    k.splat(lattice.ids.data(), lattice.weights.data(), D, p0, p1, n0, n1, rows, row, v);
+                    k.splat(lattice.ids.data(), weights_in, D, p0, p1, n0, n1, rows, row, v);
                 });
             team.barrier();
             for (int j = 0; j < D; ++j) {
                 lattice.blur_axis(k, blur_[pass * (max_dim + 1) + j], reverse ? D - 1 - j : j, v, row);
                 team.barrier();
             }
-            cut_[pass].each(lattice.N, 512, [&](size_t a, size_t b) {
-                alignas(64) float rows[16 * most];
-                for (size_t n = a; n < b; n += 16) {
-                    const size_t end = std::min(b, n + 16);
-                    k.slice(lattice.ids.data(), lattice.weights.data(), D, n, end, alpha, v, row, rows);
-                    k.rows_to_planes(rows, row, nullptr, channels, n, end, to, stride);
+            cut_[pass].each(lattice.N, Pipeline::part, [&](size_t a, size_t b) {
+                alignas(64) float rows[Pipeline::step * most];
+                for (size_t n = a; n < b; n += Pipeline::step) {
+                    const size_t end = std::min(b, n + Pipeline::step);
+                    k.slice(lattice.ids.data(), weights_out, D, n, end, alpha, v, row, rows);
+                    cut(first, channels, n, end, rows, row);
                 }
             });
             team.barrier();
         }
+    }
+    // in, out: planes `stride` apart, in another order of the points if given; false if a value was not finite
+    bool planes(Team& team, const Lattice& lattice, const float* in, float* out, size_t stride, bool reverse, const float* weights_in, const float* weights_out, const int32_t* order = nullptr) {
+        const Kernels& k = kernels();
+        run(team, lattice, reverse, weights_in, weights_out,
+            [&](int first, int channels, size_t n0, size_t n1, float* rows, int row) {
+                if (!k.planes_to_rows(in + first * stride, stride, order, channels, n0, n1, rows, row)) finite_.store(false, std::memory_order_relaxed);
+            },
+            [&](int first, int channels, size_t n0, size_t n1, const float* rows, int row) { k.rows_to_planes(rows, row, order, channels, n0, n1, out + first * stride, stride); });
         return finite_.load();
     }
 
@@ -123,8 +132,6 @@ class Filter {
     std::vector<Counter> clear_, cut_, blur_;
     std::atomic<bool> finite_{true};
 };
-
-inline std::string shape_error(const char* name, const char* what) { return std::string(name) + ": " + what; }
 
 // The features of an image in planes of floats: (x, y) / sigma_xy, (c0, c1, c2) / sigma_rgb, row by row.
 class ImageFeatures {
@@ -160,11 +167,19 @@ class ImageFeatures {
     Buffer<float> x_, y_;
 };
 
-// One lattice per image, all its channels together. Whole images go to threads as long as there is one for each, the rest is shared inside.
+// Whole images go to threads as long as there is one for each, the rest is shared inside: one(image, threads inside).
+template <class One> void over_images(size_t batch, int threads, One&& one) {
+    const size_t whole = threads > 1 ? batch / threads * threads : batch;
+    Counter next;
+    if (whole) Team::run(int(std::min<size_t>(threads, whole)), [&](Team&, int) { next.each(whole, 1, [&](size_t b, size_t) { one(b, 1); }); });
+    for (size_t b = whole; b < batch; ++b) one(b, threads);
+}
+
+// One lattice per image, all its channels together.
 inline void bilateral_filter(const float* images, const float* values, float* out, size_t batch, size_t channels, size_t height, size_t width,
                              float sigma_rgb, float sigma_xy, int pad_to, int threads) {
     const size_t N = height * width;
-    auto one = [&](size_t b, int inside) {
+    over_images(batch, threads, [&](size_t b, int inside) {
         ImageFeatures features(images + b * 3 * N, height, width, sigma_rgb, sigma_xy);
         Lattice lattice;
         Filter filter;
@@ -175,15 +190,11 @@ inline void bilateral_filter(const float* images, const float* values, float* ou
             lattice.build(team, t, std::cref(features));
             if (t == 0) lattice.finish(), filter.prepare(lattice, int(channels), team.size());
             team.barrier();
-            const bool ok = filter.run(team, lattice, values + b * channels * N, out + b * channels * N, N, false);
+            const bool ok = filter.planes(team, lattice, values + b * channels * N, out + b * channels * N, N, false, lattice.weights.data(), lattice.weights.data());
             if (t == 0) finite = ok;
         });
         if (!finite) throw std::invalid_argument("values: not all values are finite");
-    };
-    const size_t whole = threads > 1 ? batch / threads * threads : batch;
-    Counter next;
-    if (whole) Team::run(int(std::min<size_t>(threads, whole)), [&](Team&, int) { next.each(whole, 1, [&](size_t b, size_t) { one(b, 1); }); });
-    for (size_t b = whole; b < batch; ++b) one(b, threads);
+    });
 }
 
 }  // namespace lattice

@@ -12,8 +12,18 @@ namespace lattice {
 constexpr int max_dim = 8;
 inline int row_floats(int channels) { return channels <= 4 ? 4 : (channels + 7) / 8 * 8; }
 
+// One pairwise term as mean field sees it. The weights hold the normalisation, the factors alpha, compatibility and log2(e).
+struct TermView {
+    const int32_t* ids;
+    const float* weights;
+    const float* values;   // rows of the vertices, blurred
+    const float* factors;  // one row: what the filtered row is multiplied with, lane by lane; null if there is a matrix
+    const float* matrix;   // channels rows
+    int D;
+};
+
 struct Kernels {
-    // features [d][stride] -> coordinates of the nearest remainder-0 vertex z [block][d][8], the order of the remainders as 4-bit fields (field r-1:
+    // features [d][stride] -> coordinates of the nearest remainder-0 vertex, divided by d+1, z [block][d][8], the order of the remainders as 4-bit fields (field r-1:
     // the coordinate with rank r), barycentric weights [block][d+1][8]. One function per d.
     void (*embed[max_dim + 1])(const float* features, size_t stride, size_t blocks, const float* scale, float inverse, int32_t* z, uint32_t* order, float* weights);
     // planes [channel][stride] at the points order[n0..n1) (order null: n0..n1) -> rows; false if a value is not finite
@@ -25,6 +35,23 @@ struct Kernels {
     void (*slice)(const int32_t* ids, const float* weights, int D, size_t n0, size_t n1, float alpha, const float* values, int row, float* rows);
     // one axis, in place: the chains that begin in [i0,i1); the last vertex of a chain is stored as its complement
     void (*blur)(const int32_t* chain, size_t i0, size_t i1, size_t n, float* values, int row);
+    // the same for a single channel of ones and rows of one float
+    void (*splat_ones)(const int32_t* ids, const float* weights, int D, int p0, int p1, size_t n0, size_t n1, float* values);
+    void (*slice_one)(const int32_t* ids, const float* weights, int D, size_t n0, size_t n1, float alpha, const float* values, float* out);
+    // rows = softmax of unary + the terms, to base 2; `work` has room for 9 rows. With labels instead: the first of the largest, no softmax.
+    void (*mean_field)(const TermView* terms, int count, const float* unary, int channels, int row, size_t n0, size_t n1, float* rows, int32_t* labels, float* work);
+    void (*scale_unary)(float* rows, size_t count, int channels, int row);  // times -log2(e), padding far below all others
+    void (*scale_weights)(const float* weights, const float* by, int D, size_t n0, size_t n1, float* out);
+    // by: one factor per row
+    void (*scale_rows)(float* rows, int row, const float* by, size_t count);
+    double (*dot_rows)(const float* a, const float* b, int row, size_t count);
+    // max(0, roi - largest of the planes), 1 where unlabelled; arrays begin at point n0
+    void (*gate)(const float* planes, size_t stride, int channels, const float* roi, const uint8_t* unlabelled, size_t count, float* gate);
+    // One pair of image rows: softmax over the planes `stride` apart, then the mean of 2x2. `work`: channels * 128 floats. False: not all finite.
+    // Backward the gradient is multiplied with `scale` and, if given, the row `roi`.
+    bool (*halve_softmax)(const float* logits, size_t stride, int channels, size_t width, float* out, size_t out_stride, float* work);
+    bool (*halve_softmax_backward)(const float* logits, size_t stride, int channels, size_t width, const float* grad, size_t grad_stride, const float* roi, float scale,
+                                   float* out, float* work);
     bool (*finite)(const float* x, size_t n, float* lowest, float* highest);
     const char* name;
 };

@@ -18,64 +18,130 @@ namespace lattice {
 
 struct Range { float low, high; };
 
-// Vertex ids by key. A key is one integer, `code`; ids are handed out in order of first appearance. Open addressing with 8-byte slots:
-// the id and 32 bits of the hash, so that a foreign slot is nearly always told apart without a look at its code.
+// Vertex ids by key. A key is one integer, `code`; ids are handed out in order of first appearance. A bucket is one cache line: 31 bits for each of
+// up to 8 vertices, compared at once, and their ids. The hash, an odd multiple, is a bijection: bucket, those bits and the distance from the bucket
+// where the code belongs give it back if it has no more than 29 bits besides those of the bucket. Then a match needs no look at the code.
+// Tables are asked by hash, which is linear: a step to another vertex of the simplex or a neighbour adds a constant.
 class Table {
   public:
-    explicit Table(size_t expected = 0) { grow(expected); }
+    explicit Table(int width = 32) : width_(std::max(32, width)), factor_(odd << (64 - width_)) { grow(0); }
     Buffer<uint64_t> codes;
     size_t count = 0;
 
+    uint64_t hash(uint64_t code) const { return code * factor_; }
     void reserve(size_t more) { if (count + more > limit_) grow(count + more); }
-    static uint64_t hash(uint64_t code) { return (code ^ code >> 29) * 0x9E3779B97F4A7C15ull; }
-    void prefetch(uint64_t code) const {
+    void prefetch(uint64_t h) const {
 #if defined(__GNUC__)
-        __builtin_prefetch(&slots_[hash(code) >> shift_]);
+        __builtin_prefetch(&buckets_[h >> shift_]);
 #endif
     }
-    int32_t find(uint64_t code) const {  // -1: not there
-        uint64_t h = hash(code), tag = h << 32;
-        for (size_t i = h >> shift_;; i = (i + 1) & mask_) {
-            uint64_t s = slots_[i];
-            if (!s) return -1;
-            if ((s & ~0xFFFFFFFFull) == tag && codes[uint32_t(s) - 1] == code) return int32_t(uint32_t(s) - 1);
+    int32_t find(uint64_t h) const {  // -1: not there
+        size_t b = h >> shift_;
+        for (uint32_t tag = tag_of(h);; ++tag, b = (b + 1) & mask_) {
+            const Bucket& bucket = buckets_[b];
+            for (unsigned hits = equal(bucket, tag); hits; hits &= hits - 1) {
+                const int32_t id = bucket.id[first(hits)];
+                if (exact_ || hash(codes[id]) == h) return id;
+            }
+            if (!bucket.tag[7] || (tag & 3) == 0) return -1;  // filled from the front
         }
     }
-    int32_t add(uint64_t code) {  // after `reserve`
-        uint64_t h = hash(code), tag = h << 32;
-        for (size_t i = h >> shift_;; i = (i + 1) & mask_) {
-            uint64_t s = slots_[i];
-            if (!s) {
-                slots_[i] = tag | uint32_t(count + 1);
-                codes[count] = code;
+    int32_t add(uint64_t h) {  // after `reserve`
+        size_t b = h >> shift_;
+        for (uint32_t tag = tag_of(h);; ++tag, b = (b + 1) & mask_) {
+            Bucket& bucket = buckets_[b];
+            for (unsigned hits = equal(bucket, tag); hits; hits &= hits - 1) {
+                const int32_t id = bucket.id[first(hits)];
+                if (exact_ || hash(codes[id]) == h) return id;
+            }
+            if (!bucket.tag[7]) {
+                codes[count] = (h >> (64 - width_)) * inverse & (~0ull >> (64 - width_));
+                put(bucket, tag, int32_t(count));
                 return int32_t(count++);
             }
-            if ((s & ~0xFFFFFFFFull) == tag && codes[uint32_t(s) - 1] == code) return int32_t(uint32_t(s) - 1);
+            if ((tag & 3) == 0) {  // four full buckets in a row
+                grow(2 * limit_);
+                return add(h);
+            }
         }
     }
 
   private:
-    Buffer<uint64_t> slots_;
+    static constexpr uint64_t odd = 0x9E3779B97F4A7C15ull, inverse = 0xF1DE83E19937733Dull;
+    static_assert(odd * inverse == 1, "an odd number has an inverse");
+    struct Bucket { uint32_t tag[8]; int32_t id[8]; };  // tag 0: free; otherwise 1 + 4 * rest of the hash + distance
+    Buffer<Bucket> buckets_;
     size_t limit_ = 0, mask_ = 0;
-    int shift_ = 0;
+    int width_, shift_ = 0, rest_ = 0;
+    uint32_t rest_mask_ = 0;
+    uint64_t factor_;
+    bool exact_ = true;
 
+    uint32_t tag_of(uint64_t h) const { return (uint32_t(h >> rest_) & rest_mask_) * 4 + 1; }
+    static void put(Bucket& bucket, uint32_t tag, int32_t id) {
+        const int i = first(equal(bucket, 0));
+        bucket.tag[i] = tag, bucket.id[i] = id;
+    }
+#if defined(__SSE2__)
+    static unsigned equal(const Bucket& bucket, uint32_t tag) {
+        const __m128i t = _mm_set1_epi32(int32_t(tag)), *at = reinterpret_cast<const __m128i*>(bucket.tag);
+        return unsigned(_mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(_mm_load_si128(at), t))) |
+                        _mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(_mm_load_si128(at + 1), t))) << 4);
+    }
+    static int first(unsigned bits) { return __builtin_ctz(bits); }
+#else
+    static unsigned equal(const Bucket& bucket, uint32_t tag) {
+        unsigned bits = 0;
+        for (int i = 0; i < 8; ++i) bits |= unsigned(bucket.tag[i] == tag) << i;
+        return bits;
+    }
+    static int first(unsigned bits) {
+        int i = 0;
+        while (!(bits >> i & 1)) ++i;
+        return i;
+    }
+#endif
     void grow(size_t needed) {
-        int bits = 13;
-        while ((size_t(1) << bits) < 3 * needed) ++bits;
-        const size_t n = size_t(1) << bits;
-        Buffer<uint64_t> slots(n), longer(n / 2);
-        std::memset(slots.data(), 0, n * sizeof(uint64_t));
-        if (count) std::memcpy(longer.data(), codes.data(), count * sizeof(uint64_t));
-        slots_.swap(slots), codes.swap(longer);
-        limit_ = n / 2, mask_ = n - 1, shift_ = 64 - bits;
-        for (size_t id = 0; id < count; ++id) {
-            uint64_t h = hash(codes[id]);
-            size_t i = h >> shift_;
-            while (slots_[i]) i = (i + 1) & mask_;
-            slots_[i] = h << 32 | uint32_t(id + 1);
+        int bits = 10;
+        while ((size_t(1) << bits) * 4 < needed * 3 / 2) ++bits;
+        for (;; ++bits) {
+            const size_t n = size_t(1) << bits;
+            Buffer<Bucket> buckets(n);
+            std::memset(static_cast<void*>(buckets.data()), 0, n * sizeof(Bucket));
+            buckets_.swap(buckets);
+            const int rest = std::min(29, width_ - bits);
+            shift_ = 64 - bits, limit_ = n * 4, mask_ = n - 1;  // half full at most
+            rest_ = shift_ - rest, rest_mask_ = (uint32_t(1) << rest) - 1, exact_ = width_ - bits <= 29;
+            size_t id = 0;
+            for (; id < count; ++id) {
+                const uint64_t h = hash(codes[id]);
+                size_t b = h >> shift_;
+                uint32_t tag = tag_of(h);
+                while (buckets_[b].tag[7] && (tag & 3)) b = (b + 1) & mask_, ++tag;
+                if (buckets_[b].tag[7]) break;
+                put(buckets_[b], tag, int32_t(id));
+            }
+            if (id == count) break;
         }
+        Buffer<uint64_t> longer(limit_);
+        if (count) std::memcpy(longer.data(), codes.data(), count * sizeof(uint64_t));
+        codes.swap(longer);
     }
 };
+
+// Calls f with d as a constant.
+template <class F> void with_dim(int d, F&& f) {
+    switch (d) {
+        case 1: return f(std::integral_constant<int, 1>());
+        case 2: return f(std::integral_constant<int, 2>());
+        case 3: return f(std::integral_constant<int, 3>());
+        case 4: return f(std::integral_constant<int, 4>());
+        case 5: return f(std::integral_constant<int, 5>());
+        case 6: return f(std::integral_constant<int, 6>());
+        case 7: return f(std::integral_constant<int, 7>());
+        case 8: return f(std::integral_constant<int, 8>());
+    }
+}
 
 class Lattice {
   public:
@@ -102,9 +168,10 @@ class Lattice {
     size_t vertices_floats(int row) const { return M * row; }
 
     void key(size_t vertex, int32_t* out) const {
-        uint64_t c = codes[vertex];
+        const uint64_t D = d + 1, remainder = codes[vertex] % D;
+        uint64_t c = codes[vertex] / D;
         for (int i = 0; i < d; ++i) {
-            out[i] = int32_t(int64_t(c / stride_[i]) + low_[i]);
+            out[i] = int32_t((int64_t(c / stride_[i]) + low_[i]) * int64_t(D) + int64_t(remainder));
             c %= stride_[i];
         }
     }
@@ -130,7 +197,7 @@ class Lattice {
         parts_.clear();
         const size_t chunks = (N + chunk - 1) / chunk;
         parts = int(std::max<size_t>(1, std::min<size_t>(parts, chunks / 8)));
-        for (int i = 0; i < parts; ++i) parts_.emplace_back(), parts_.back().begin = chunks * i / parts * chunk, parts_.back().end = std::min(N, chunks * (i + 1) / parts * chunk);
+        for (int i = 0; i < parts; ++i) parts_.emplace_back(width_), parts_.back().begin = chunks * i / parts * chunk, parts_.back().end = std::min(N, chunks * (i + 1) / parts * chunk);
         for (auto* c : {&next_part_, &next_search_, &next_axis_, &next_renumber_}) c->reset();
     }
 
@@ -163,9 +230,10 @@ class Lattice {
     }
 
   private:
-    static constexpr size_t piece = 2048;
+    static constexpr size_t piece = 1024;
     struct Part {
-        size_t begin, end;
+        explicit Part(int width) : table(width) {}
+        size_t begin = 0, end = 0;
         Table table;
         Buffer<int32_t> renamed;
     };
@@ -176,10 +244,11 @@ class Lattice {
     uint64_t stride_[max_dim] = {};
     int64_t low_[max_dim] = {};
     uint64_t base_ = 0, step_ = 0;
+    int width_ = 1;
     bool pad_ = false;
 
-    // A key becomes one integer by row-major strides over a box around all keys and their neighbours. The box follows from the ranges of
-    // the features, since elevation is linear.
+    // All coordinates of a key leave the same remainder on division by D. So a key is D quotients, numbered by row-major strides over a box
+    // around all keys and their neighbours, and one remainder. The box follows from the ranges of the features, since elevation is linear.
     void number_keys(const Range* ranges) {
         const int D = d + 1;
         double low[max_dim + 1] = {}, high[max_dim + 1] = {}, sum_low = 0, sum_high = 0;
@@ -189,55 +258,40 @@ class Lattice {
             sum_low += a, sum_high += b;
         }
         low[0] = sum_low, high[0] = sum_high;
-        double cells = 1;
         for (int j = 0; j <= d; ++j)
             if (!(std::max(-low[j], high[j]) < 2097152.)) throw std::invalid_argument("features: a coordinate is too large for the lattice (divide by larger sigmas)");
+        double cells = D;
         uint64_t stride = 1;
         step_ = 0, base_ = 0;
         for (int i = d - 1; i >= 0; --i) {
-            low_[i] = int64_t(std::floor(low[i])) - 3 * D;
-            const int64_t extent = int64_t(std::ceil(high[i])) + 3 * D - low_[i] + 1;
+            low_[i] = int64_t(std::floor(low[i] / D)) - 3;
+            const int64_t extent = int64_t(std::ceil(high[i] / D)) + 3 - low_[i] + 1;
             stride_[i] = stride;
             step_ += stride;
             base_ += uint64_t(low_[i]) * stride;
             cells *= double(extent);
-            if (cells > 4e18) throw std::invalid_argument("features: the points span too many cells of the lattice (divide by larger sigmas)");
+            if (cells > double(uint64_t(1) << 62)) throw std::invalid_argument("features: the points span too many cells of the lattice (divide by larger sigmas)");
             stride *= uint64_t(extent);
         }
+        width_ = 1;
+        while (double(uint64_t(1) << width_) < cells) ++width_;
     }
-
-    struct Simplex { uint64_t code; uint32_t order; int32_t ids[max_dim + 1]; };
 
     void fill(Part& part, const Source& source) {
-        switch (d) {
-            case 1: return fill<1>(part, source);
-            case 2: return fill<2>(part, source);
-            case 3: return fill<3>(part, source);
-            case 4: return fill<4>(part, source);
-            case 5: return fill<5>(part, source);
-            case 6: return fill<6>(part, source);
-            case 7: return fill<7>(part, source);
-            default: return fill<8>(part, source);
-        }
+        with_dim(d, [&](auto dim) { fill<dim()>(part, source); });
     }
-
-    // Neighbouring pixels often lie in the same simplex, so the last ones are remembered: one look-up instead of d+1.
     template <int d> void fill(Part& part, const Source& source) {
         constexpr int D = d + 1;
-        constexpr int cache_bits = 11;
-        struct Known { uint64_t code; uint32_t order; int32_t ids[D]; };
-        Buffer<Known> known(size_t(1) << cache_bits);
-        for (size_t i = 0; i < known.size(); ++i) known[i].code = ~0ull;  // no code
         float f[d * chunk];
         int32_t z[d * chunk];
         uint32_t order[chunk];
-        uint64_t base[chunk], codes[chunk][D];
-        uint32_t slot[chunk];
-        int missing[chunk];
+        uint64_t hashes[chunk * D];
         const Kernels& k = kernels();
         Table& table = part.table;
-        uint64_t inc[D];
-        for (int i = 0; i < D; ++i) inc[i] = step_ - (i < d ? D * stride_[i] : 0);
+        uint64_t step[D], stride[d];
+        for (int i = 0; i < D; ++i) step[i] = table.hash(1 - (i < d ? D * stride_[i] : 0));
+        for (int i = 0; i < d; ++i) stride[i] = table.hash(D * stride_[i]);
+        const uint64_t base = table.hash(0 - D * base_);
         for (size_t n0 = part.begin; n0 < part.end; n0 += chunk) {
             const size_t n1 = std::min(part.end, n0 + chunk), count = n1 - n0, blocks = (count + 7) / 8;
             if (count % 8) std::memset(f, 0, sizeof f);
@@ -246,30 +300,18 @@ class Lattice {
             int32_t* id = ids.data() + n0 * D;
             k.embed[d](f, chunk, blocks, scale_, inverse_, z, order, w);
             const size_t lanes = count + (pad_ && n1 == N && count % 8 ? 1 : 0);  // the padding point follows the last one
-            int misses = 0;
-            for (size_t n = 0; n < lanes; ++n) {
-                uint64_t c = 0 - base_;
-                const int32_t* zn = z + n / 8 * d * 8 + n % 8;
-                for (int i = 0; i < d; ++i) c += uint64_t(int64_t(zn[i * 8])) * stride_[i];
-                base[n] = c;
-                slot[n] = uint32_t((c + order[n] * 0x9E3779B97F4A7C15ull) * 0xD6E8FEB86659FD93ull >> (64 - cache_bits));
-                const Known& q = known[slot[n]];
-                if (q.code == c && q.order == order[n]) {
-                    for (int p = 0; p < D; ++p) id[n / 8 * D * 8 + p * 8 + n % 8] = q.ids[p];
-                } else {
-                    codes[misses][0] = c;
-                    for (int p = 1; p < D; ++p) codes[misses][p] = codes[misses][p - 1] + inc[order[n] >> 4 * (d - p) & 15];
-                    for (int p = 0; p < D; ++p) table.prefetch(codes[misses][p]);
-                    missing[misses++] = int(n);
-                }
+            uint64_t* h = hashes;
+            for (size_t n = 0; n < lanes; ++n, h += D) {
+                h[0] = base;
+                const int32_t* at = z + n / 8 * d * 8 + n % 8;
+                for (int i = 0; i < d; ++i) h[0] += uint64_t(int64_t(at[i * 8])) * stride[i];
+                for (int p = 1; p < D; ++p) h[p] = h[p - 1] + step[order[n] >> 4 * (d - p) & 15];
+                for (int p = 0; p < D; ++p) table.prefetch(h[p]);
             }
-            table.reserve(size_t(misses) * D);
-            for (int m = 0; m < misses; ++m) {
-                const int n = missing[m];
-                Known& q = known[slot[n]];
-                q.code = base[n], q.order = order[n];
-                for (int p = 0; p < D; ++p) id[n / 8 * D * 8 + p * 8 + n % 8] = q.ids[p] = table.add(codes[m][p]);
-            }
+            table.reserve(lanes * D);
+            h = hashes;
+            for (size_t n = 0; n < lanes; ++n, h += D)
+                for (int p = 0; p < D; ++p) id[n / 8 * D * 8 + p * 8 + n % 8] = table.add(h[p]);
             for (size_t n = count; n < blocks * 8; ++n)
                 for (int p = 0; p < D; ++p) id[n / 8 * D * 8 + p * 8 + n % 8] = 0, w[n / 8 * D * 8 + p * 8 + n % 8] = 0;
         }
@@ -284,26 +326,31 @@ class Lattice {
             all.reserve(part.count);
             constexpr size_t ahead = 16;
             for (size_t v = 0; v < part.count; ++v) {
-                if (v + ahead < part.count) all.prefetch(part.codes[v + ahead]);
-                parts_[s].renamed[v] = all.add(part.codes[v]);
+                if (v + ahead < part.count) all.prefetch(all.hash(part.codes[v + ahead]));
+                parts_[s].renamed[v] = all.add(all.hash(part.codes[v]));
             }
         }
         M = all.count;
         next_.reset((d + 1) * M);
     }
 
-    uint64_t neighbour_step(int axis) const { return (axis < d ? (d + 1) * stride_[axis] : 0) - step_; }
-
-    // Neighbours in one direction; the other direction is the inverse.
+    // Neighbours in one direction; the other direction is the inverse. Minus one everywhere and plus D on `axis`: the remainder falls by one,
+    // or from 0 to d, which takes one from all quotients.
     void search(const Table& table, int axis, size_t begin) {
-        const uint64_t step = neighbour_step(axis);
+        with_dim(d, [&](auto dim) { search<dim()>(table, axis, begin); });
+    }
+    template <int d> void search(const Table& table, int axis, size_t begin) {
+        constexpr uint64_t D = d + 1;
+        const uint64_t along = axis < d ? D * stride_[axis] : 0, step[2] = {table.hash(along - 1), table.hash(along + d - D * step_)};
         const size_t end = std::min(M, begin + piece);
         int32_t* next = next_.data() + axis * M;
         constexpr size_t ahead = 16;
-        for (size_t v = begin; v < std::min(end, begin + ahead); ++v) table.prefetch(table.codes[v] + step);
+        uint64_t hashes[piece];
+        for (size_t v = begin; v < end; ++v) hashes[v - begin] = table.hash(table.codes[v]) + step[table.codes[v] % D == 0];
+        for (size_t v = begin; v < std::min(end, begin + ahead); ++v) table.prefetch(hashes[v - begin]);
         for (size_t v = begin; v < end; ++v) {
-            if (v + ahead < end) table.prefetch(table.codes[v + ahead] + step);
-            next[v] = table.find(table.codes[v] + step);
+            if (v + ahead < end) table.prefetch(hashes[v + ahead - begin]);
+            next[v] = table.find(hashes[v - begin]);
         }
     }
 

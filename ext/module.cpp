@@ -3,7 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "filter.h"
+#include "crf.h"
+#include "energy.h"
 
 namespace py = pybind11;
 using namespace lattice;
@@ -95,7 +96,7 @@ class PyLattice {
             Team::run(T, [&](Team& team, int t) {
                 if (t == 0) filter.prepare(lattice_, channels, team.size());
                 team.barrier();
-                const bool ok = filter.run(team, lattice_, in, to, lattice_.N, reverse);
+                const bool ok = filter.planes(team, lattice_, in, to, lattice_.N, reverse, lattice_.weights.data(), lattice_.weights.data());
                 if (t == 0) finite = ok;
             });
             if (!finite) throw std::invalid_argument("values: not all values are finite");
@@ -152,6 +153,175 @@ py::array filter_images(const py::object& images, const py::object& values, doub
     return out;
 }
 
+py::tuple energy_of(const py::object& images, const py::object& probs, const py::object& rois, const py::object& unlabelled, double sigma_rgb, double sigma_xy, int pad_to,
+                    py::ssize_t threads) {
+    Floats x = floats(images, "images", 4, "(B,3,h,w)"), p = floats(probs, "probs", 4, "(B,K,h,w)"), r = floats(rois, "rois", 3, "(B,h,w)");
+    const int T = thread_count(threads), pad = padding(pad_to);
+    const float rgb = sigma(sigma_rgb, "sigma_rgb"), xy = sigma(sigma_xy, "sigma_xy");
+    const py::ssize_t B = p.shape(0), K = p.shape(1), h = p.shape(2), w = p.shape(3);
+    if (x.shape(1) != 3 || x.shape(0) != B || x.shape(2) != h || x.shape(3) != w) bad("images: shape " + shape_of(x) + " does not fit probs " + shape_of(p));
+    if (r.shape(0) != B || r.shape(1) != h || r.shape(2) != w) bad("rois: shape " + shape_of(r) + " does not fit probs " + shape_of(p));
+    py::array_t<uint8_t, py::array::c_style | py::array::forcecast> free;
+    if (!unlabelled.is_none()) {
+        if (!py::isinstance<py::array>(unlabelled)) bad("unlabelled: expected a numpy array of uint8 or bool (B,h,w), or None");
+        py::array a = py::reinterpret_borrow<py::array>(unlabelled);
+        if (!(a.dtype().kind() == 'b' || a.dtype().is(py::dtype::of<uint8_t>()))) bad("unlabelled: expected uint8 or bool, got " + std::string(py::str(a.dtype())));
+        if (a.ndim() != 3 || a.shape(0) != B || a.shape(1) != h || a.shape(2) != w) bad("unlabelled: shape " + shape_of(a) + " does not fit probs " + shape_of(p));
+        free = decltype(free)::ensure(a);
+    }
+    auto out = result({B, K, h, w});
+    const float *in = x.data(), *from = p.data(), *roi = r.data();
+    const uint8_t* mask = unlabelled.is_none() ? nullptr : free.data();
+    float* to = out.mutable_data();
+    const double value = without_gil([&] { return energy(in, from, roi, mask, to, B, K, h, w, rgb, xy, pad, T); });
+    return py::make_tuple(value, out);
+}
+
+Floats even_logits(const py::object& logits) {
+    Floats x = floats(logits, "logits", 4, "(B,K,H,W)");
+    if (x.shape(2) % 2 || x.shape(3) % 2) bad("logits: height and width must be even, got shape " + shape_of(x));
+    return x;
+}
+py::array halved(const py::object& logits, py::ssize_t threads) {
+    Floats x = even_logits(logits);
+    const int T = thread_count(threads);
+    auto out = result({x.shape(0), x.shape(1), x.shape(2) / 2, x.shape(3) / 2});
+    const float* from = x.data();
+    float* to = out.mutable_data();
+    without_gil([&] { halve_softmax(from, nullptr, nullptr, 1, to, x.shape(0), x.shape(1), x.shape(2), x.shape(3), T); });
+    return out;
+}
+py::array halved_backward(const py::object& logits, const py::object& grad, const py::object& rois, double scale, py::ssize_t threads) {
+    Floats x = even_logits(logits), g = floats(grad, "grad", 4, "(B,K,H/2,W/2)"), r;
+    const int T = thread_count(threads);
+    if (g.shape(0) != x.shape(0) || g.shape(1) != x.shape(1) || g.shape(2) != x.shape(2) / 2 || g.shape(3) != x.shape(3) / 2)
+        bad("grad: shape " + shape_of(g) + " does not fit logits " + shape_of(x));
+    if (!rois.is_none()) {
+        r = floats(rois, "rois", 3, "(B,H/2,W/2)");
+        if (r.shape(0) != g.shape(0) || r.shape(1) != g.shape(2) || r.shape(2) != g.shape(3)) bad("rois: shape " + shape_of(r) + " does not fit grad " + shape_of(g));
+    }
+    if (!std::isfinite(float(scale))) bad("scale: must be finite");
+    auto out = result({x.shape(0), x.shape(1), x.shape(2), x.shape(3)});
+    const float *from = x.data(), *of = g.data(), *roi = rois.is_none() ? nullptr : r.data();
+    float* to = out.mutable_data();
+    without_gil([&] { halve_softmax(from, of, roi, float(scale), to, x.shape(0), x.shape(1), x.shape(2), x.shape(3), T); });
+    return out;
+}
+
+// A dict's entry as `count` positive numbers; one number stands for all.
+void sigmas(const py::dict& d, const char* key, int count, float* out) {
+    if (!d.contains(key)) bad(std::string("terms: \"") + key + "\" is missing");
+    py::object x = d[key];
+    try {
+        if (py::isinstance<py::float_>(x) || py::isinstance<py::int_>(x)) for (int i = 0; i < count; ++i) out[i] = sigma(x.cast<double>(), key);
+        else {
+            auto v = x.cast<std::vector<double>>();
+            if (int(v.size()) != count) bad(std::string(key) + ": expected " + std::to_string(count) + " numbers, got " + std::to_string(v.size()));
+            for (int i = 0; i < count; ++i) out[i] = sigma(v[i], key);
+        }
+    } catch (const py::cast_error&) { bad(std::string(key) + ": expected a number or " + std::to_string(count) + " numbers"); }
+}
+
+class PyCrf {
+  public:
+    PyCrf(py::ssize_t height, py::ssize_t width, const py::sequence& terms, const py::object& image, int pad_to, py::ssize_t threads) {
+        const int T = thread_count(threads), pad = padding(pad_to);
+        if (height < 1 || width < 1) bad("height, width: must be at least 1, got " + std::to_string(height) + ", " + std::to_string(width));
+        if (height > (1 << 30) / width) bad("height, width: too many pixels");
+        crf_.height = size_t(height), crf_.width = size_t(width);
+        py::array_t<uint8_t, py::array::c_style> pixels;
+        if (!image.is_none()) {
+            if (!py::isinstance<py::array>(image)) bad("image: expected a numpy array of uint8 (H,W,3)");
+            py::array a = py::reinterpret_borrow<py::array>(image);
+            if (!a.dtype().is(py::dtype::of<uint8_t>())) bad("image: expected uint8, got " + std::string(py::str(a.dtype())));
+            if (a.ndim() != 3 || a.shape(0) != height || a.shape(1) != width || a.shape(2) != 3)
+                bad("image: expected shape (" + std::to_string(height) + "," + std::to_string(width) + ",3), got " + shape_of(a));
+            pixels = py::array_t<uint8_t, py::array::c_style>::ensure(a);
+        }
+        std::vector<Floats> kept;
+        for (const py::handle& h : terms) {
+            if (!py::isinstance<py::dict>(h)) bad("terms: expected dicts");
+            py::dict d = py::reinterpret_borrow<py::dict>(h);
+            Term term;
+            const std::string kind = d.contains("kind") ? std::string(py::str(d["kind"])) : "";
+            if (kind == "gaussian") sigmas(d, "sxy", 2, term.sxy);
+            else if (kind == "bilateral") {
+                if (image.is_none()) bad("image: a bilateral term needs one");
+                term.kind = Term::bilateral, term.d = 5;
+                sigmas(d, "sxy", 2, term.sxy), sigmas(d, "srgb", 3, term.srgb);
+            } else if (kind == "features") {
+                if (!d.contains("features")) bad("terms: \"features\" is missing");
+                kept.push_back(floats(d["features"], "features", 2, "(N,d)"));
+                const Floats& f = kept.back();
+                if (f.shape(0) != height * width) bad("features: expected shape (" + std::to_string(height * width) + ",d), got " + shape_of(f));
+                if (f.shape(1) > max_dim) bad("features: at most 8 dimensions, got " + std::to_string(f.shape(1)));
+                term.kind = Term::features, term.d = int(f.shape(1)), term.points = f.data();
+            } else bad("terms: kind must be gaussian, bilateral or features, got \"" + kind + "\"");
+            if (d.contains("normalization")) {
+                try { term.normalization = d["normalization"].cast<int>(); }
+                catch (const py::cast_error&) { term.normalization = -1; }
+                if (term.normalization < 0 || term.normalization > 3) bad("normalization: must be 0, 1, 2 or 3");
+            }
+            if (!d.contains("compat")) bad("terms: \"compat\" is missing");
+            py::object compat = d["compat"];
+            py::array c;
+            try { c = py::array::ensure(compat); } catch (...) { }
+            if (!c || std::string("fiu").find(c.dtype().kind()) == std::string::npos) { PyErr_Clear(); bad("compat: expected a number, (K,) or (K,K)"); }
+            Floats values = Floats::ensure(c);
+            if (c.ndim() > 2 || c.size() == 0 || (c.ndim() == 2 && c.shape(0) != c.shape(1))) bad("compat: expected a number, (K,) or (K,K), got shape " + shape_of(c));
+            term.form = c.ndim() == 0 ? Term::potts : c.ndim() == 1 ? Term::diagonal : Term::full;
+            term.compat.assign(values.data(), values.data() + values.size());
+            for (float x : term.compat) if (!std::isfinite(x)) bad("compat: not all values are finite");
+            if (c.ndim()) {
+                if (channels_ && channels_ != c.shape(0)) bad("compat: terms disagree about the number of classes");
+                channels_ = c.shape(0);
+            }
+            crf_.terms.push_back(std::move(term));
+        }
+        const uint8_t* rgb = image.is_none() ? nullptr : pixels.data();
+        without_gil([&] { crf_.build(rgb, pad, T); });
+    }
+    py::array infer(const py::object& unary, py::ssize_t iterations, py::ssize_t threads, bool labels) const {
+        Floats u = planes(unary, "unary");
+        const int T = thread_count(threads), K = int(u.shape(0));
+        if (iterations < 0 || iterations > 100000) bad("iters: must be 0 to 100000, got " + std::to_string(iterations));
+        if (channels_ && channels_ != K) bad("unary: " + std::to_string(K) + " classes, but compat has " + std::to_string(channels_));
+        const float* from = u.data();
+        py::array out;
+        float* q = nullptr;
+        int32_t* l = nullptr;
+        if (labels) { py::array_t<int32_t> a(py::ssize_t(crf_.N)); l = a.mutable_data(); out = a; }
+        else { auto a = result({py::ssize_t(K), py::ssize_t(crf_.N)}); q = a.mutable_data(); out = a; }
+        if (!without_gil([&] { return crf_.infer(from, K, int(iterations), T, q, l); })) bad("unary: not all values are finite");
+        return out;
+    }
+    py::array apply(py::ssize_t term, const py::object& q, bool transpose, py::ssize_t threads) const {
+        Floats x = planes(q, "q");
+        const int T = thread_count(threads), K = int(x.shape(0));
+        if (term < 0 || term >= py::ssize_t(crf_.terms.size())) bad("term: there are " + std::to_string(crf_.terms.size()) + ", got " + std::to_string(term));
+        auto out = result({x.shape(0), x.shape(1)});
+        const float* from = x.data();
+        float* to = out.mutable_data();
+        if (!without_gil([&] { return crf_.apply(size_t(term), from, K, transpose, T, to); })) bad("q: not all values are finite");
+        return out;
+    }
+    std::vector<size_t> num_vertices() const {
+        std::vector<size_t> m;
+        for (const Term& t : crf_.terms) m.push_back(t.kernel->lattice.M);
+        return m;
+    }
+
+  private:
+    Crf crf_;
+    py::ssize_t channels_ = 0;  // 0: any number
+    Floats planes(const py::object& x, const char* name) const {
+        Floats f = floats(x, name, 2, "(K,H*W)");
+        if (size_t(f.shape(1)) != crf_.N) bad(std::string(name) + ": expected shape (K," + std::to_string(crf_.N) + "), got " + shape_of(f));
+        if (f.shape(0) > 65535) bad(std::string(name) + ": too many classes");
+        return f;
+    }
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_lattice, m) {
@@ -167,6 +337,17 @@ PYBIND11_MODULE(_lattice, m) {
         .def("barycentric", &PyLattice::barycentric)
         .def("neighbours", &PyLattice::neighbours);
     m.def("bilateral_filter", &filter_images, py::arg("images"), py::arg("values"), py::arg("sigma_rgb"), py::arg("sigma_xy"), py::arg("pad_to") = 4, py::arg("threads") = 1);
+    m.def("energy", &energy_of, py::arg("images"), py::arg("probs"), py::arg("rois"), py::arg("unlabelled"), py::arg("sigma_rgb"), py::arg("sigma_xy"),
+          py::arg("pad_to") = 4, py::arg("threads") = 1);
+    m.def("halve_softmax", &halved, py::arg("logits"), py::arg("threads") = 1);
+    m.def("halve_softmax_backward", &halved_backward, py::arg("logits"), py::arg("grad"), py::arg("rois") = py::none(), py::arg("scale") = 1., py::arg("threads") = 1);
+    py::class_<PyCrf>(m, "CRF", "A fully connected CRF: its lattices and normalisations")
+        .def(py::init<py::ssize_t, py::ssize_t, const py::sequence&, const py::object&, int, py::ssize_t>(), py::arg("height"), py::arg("width"), py::arg("terms"),
+             py::arg("image") = py::none(), py::arg("pad_to") = 4, py::arg("threads") = 1)
+        .def("infer", &PyCrf::infer, py::arg("unary"), py::arg("iters"), py::arg("threads") = 1, py::arg("labels") = false)
+        .def("apply", &PyCrf::apply, py::arg("term"), py::arg("q"), py::arg("transpose") = false, py::arg("threads") = 1)
+        .def_property_readonly("num_vertices", &PyCrf::num_vertices);
     m.def("release_memory", &Pool::release, "Give the blocks kept for the next call back to the system");
+    m.def("held_bytes", &Pool::held_bytes, "Bytes of the blocks kept for the next call");
     m.attr("kernels") = kernels().name;
 }

@@ -12,6 +12,13 @@
 #else
 #define LATTICE_INLINE static inline __attribute__((always_inline))
 #endif
+#if defined(__GNUC__) && !defined(__clang__)
+#define LATTICE_UNROLL _Pragma("GCC unroll 8")
+#elif defined(__clang__)
+#define LATTICE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define LATTICE_UNROLL
+#endif
 
 namespace {  // each translation unit has its own, or the linker would mix instruction sets
 
@@ -68,6 +75,12 @@ LATTICE_INLINE F reduce8(const F r[8], F (*op)(F, F)) {
     for (int i = 0; i < 2; ++i) b[i] = op(_mm256_shuffle_ps(a[2*i], a[2*i+1], 0x44), _mm256_shuffle_ps(a[2*i], a[2*i+1], 0xEE));
     return op(_mm256_permute2f128_ps(b[0], b[1], 0x20), _mm256_permute2f128_ps(b[0], b[1], 0x31));
 }
+// Sums of neighbours of 16 numbers, and each of 8 numbers twice.
+LATTICE_INLINE F pair_sums(F lo, F hi) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_hadd_ps(lo, hi)), 0xD8)); }
+LATTICE_INLINE void twice(F x, F& lo, F& hi) {
+    F a = _mm256_unpacklo_ps(x, x), b = _mm256_unpackhi_ps(x, x);
+    lo = _mm256_permute2f128_ps(a, b, 0x20), hi = _mm256_permute2f128_ps(a, b, 0x31);
+}
 #else
 struct F { float v[8]; };
 struct I { int32_t v[8]; };
@@ -111,6 +124,8 @@ LATTICE_INLINE F4 madd4(F4 a, F4 b, F4 c) { LATTICE_EACH(F4, 4, a.v[i] * b.v[i] 
 LATTICE_INLINE void transpose8(F r[8]) {
     for (int i = 0; i < 8; ++i) for (int j = 0; j < i; ++j) { float t = r[i].v[j]; r[i].v[j] = r[j].v[i]; r[j].v[i] = t; }
 }
+LATTICE_INLINE F pair_sums(F lo, F hi) { LATTICE_EACH(F, 8, i < 4 ? lo.v[2*i] + lo.v[2*i+1] : hi.v[2*i-8] + hi.v[2*i-7]); }
+LATTICE_INLINE void twice(F x, F& lo, F& hi) { for (int i = 0; i < 8; ++i) lo.v[i] = x.v[i/2], hi.v[i] = x.v[4+i/2]; }
 LATTICE_INLINE F reduce8(const F r[8], F (*op)(F, F)) {
     F t[8];
     for (int i = 0; i < 8; ++i) t[i] = r[i];
@@ -124,11 +139,11 @@ LATTICE_INLINE F reduce8(const F r[8], F (*op)(F, F)) {
 LATTICE_INLINE F exp2v(F x) {
     x = vmax(x, all(-126.f));
     F n = round_even(x), f = sub(x, n);
-    F p = all(1.3398874e-3f);
-    p = madd(p, f, all(9.6184374e-3f));
-    p = madd(p, f, all(5.5503324e-2f));
-    p = madd(p, f, all(2.4022648e-1f));
-    p = madd(p, f, all(6.9314720e-1f));
+    F p = all(1.32647273e-3f);
+    p = madd(p, f, all(9.67151299e-3f));
+    p = madd(p, f, all(5.55073358e-2f));
+    p = madd(p, f, all(2.40222424e-1f));
+    p = madd(p, f, all(6.93147004e-1f));
     p = madd(p, f, all(1.f));
     return times_pow2(p, n);
 }

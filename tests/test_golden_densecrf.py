@@ -70,7 +70,7 @@ def test_infer(path, backend):
     for t, expected in named.items(): assert (crf.infer(unary, t)-expected).abs().max() <= (1e-5 if t <= 1 and "opt/normalization" not in z else 1e-4), t
     for t, q in enumerate(crf.rounds(unary, int(z["opt/n_iter"]))):
         if t in named: assert (q-named[t]).abs().max() <= 1e-4, t
-        assert abs(crf.kl(unary, q)-float(z["out/kl"][t])) <= 1e-4*abs(float(z["out/kl"][t])), t
+        if "out/kl" in z: assert abs(crf.kl(unary, q)-float(z["out/kl"][t])) <= 1e-4*abs(float(z["out/kl"][t])), t
     assert torch.equal(crf.labels(unary, int(z["opt/n_iter"])).reshape(H, W), z["out/label"].long())
 
 

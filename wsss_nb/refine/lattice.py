@@ -190,16 +190,15 @@ def splat(self:TorchLattice,
             V += torch.segment_reduce((w[:,None]*x)[order], "sum", lengths=torch.bincount(ids, minlength=len(V)))
     return V
 
-# %% ../../nbs/40_refine.lattice.ipynb #58c7d1ed
+# %% ../../nbs/40_refine.lattice.ipynb #0a52a060
 @patch
-@torch.no_grad()
 def filter(self:TorchLattice,
     values:Tensor,      # (B,C,N), any float type
     reverse:bool=False, # blur the axes in reverse order: the transpose of the filter
 )->Tensor:              # (B,C,N) float32, on the lattice's device
     "Return filtered values: splat, blur, slice; not normalised (see bilateral filtering in Adams et al. 2010, section 3)"
     if values.ndim != 3 or (values.shape[0],values.shape[2]) != (self.batch,self.num_points): raise ValueError(f"values have shape ({self.batch},C,{self.num_points}), not {tuple(values.shape)}")
-    with torch.autocast(values.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
         V = self.splat(values.transpose(1,2).reshape(self.batch*self.num_points, -1).float())
         for up,down in reversed(self.neighbours) if reverse else self.neighbours:
             V = V + .5*(V.index_select(0, up) + V.index_select(0, down))
@@ -283,6 +282,10 @@ def bilateral_filter(
     "Return the maps after the bilateral filter on the lattice, one lattice per image; not normalised. Raise `ValueError` for shapes that do not fit (Adams et al. 2010; Tang et al. 2018)"
     if images.ndim != 4 or values.ndim != 4 or images.shape[::2] + images.shape[3:] != values.shape[::2] + values.shape[3:]:
         raise ValueError(f"images (B,C,H,W) and values (B,K,H,W) belong together, not {tuple(images.shape)} and {tuple(values.shape)}")
+    simple = images.shape[1] == 3 and not any(isinstance(s, (Sequence,Tensor)) for s in (sigma_rgb,sigma_xy)) and not (torch.is_grad_enabled() and values.requires_grad)
+    if simple and pick_backend(backend, values.device) == "cpp":   # no lattice to keep for a backward pass: all images in one call
+        sigmas = per_axis(sigma_rgb, 1) + per_axis(sigma_xy, 1)
+        return torch.from_numpy(extension().bilateral_filter(as_array(images), as_array(values), *sigmas, pad_to or 0, threads or torch.get_num_threads()))
     with torch.autocast(values.device.type, enabled=False):
         lattice = build_lattice(image_features(images.to(values.device), sigma_rgb, sigma_xy), pad_to, backend, threads)
         return _Filtered.apply(values.float().flatten(2), lattice).unflatten(2, values.shape[-2:])

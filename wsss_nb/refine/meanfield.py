@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import did_you_mean
-from .lattice import build_lattice,extension,grid_features,image_features,per_axis,pick_backend
+from .lattice import as_array,build_lattice,extension,grid_features,image_features,per_axis,pick_backend
 
 # %% ../../nbs/41_refine.meanfield.ipynb #851f8061
 def to_tensor(
@@ -36,6 +36,7 @@ def unary_from_softmax(
     "Return the unary of soft labels: -log of the clipped probabilities; raise `ValueError` for a scale outside (0,1]"
     p = to_tensor(probs).detach()
     if not p.is_floating_point(): raise ValueError(f"probabilities are floats, not {p.dtype}")
+    if p.dtype != torch.float64: p = p.float()
     if scale is not None:
         if not 0 < scale <= 1: raise ValueError(f"scale lies in (0,1], {scale} does not")
         p = scale*p.double() + (1-scale)/len(p)
@@ -64,14 +65,15 @@ NORMALIZATIONS = ("none","before","after","symmetric")  # by pydensecrf's number
 def mesh_features(
     image,                  # any array, spatial axes and one of channels
     sdims:Sequence[float],  # standard deviation along each spatial axis, in the order of the axes
-    schan:Sequence[float],  # standard deviation of each channel
-    chdim:int=-1,           # which axis holds the channels; None: there are none, the image is only a shape
+    schan:Sequence[float],  # standard deviation of each channel; (): colour does not matter
+    chdim:int|None=-1,      # which axis holds the channels; None: none does, a grey image
 )->Tensor:                  # (d,N) float32: spatial coordinates, then channels, each divided by its standard deviation
     "Return features of arrays of any number of dimensions, first axis first"
     image = to_tensor(image).float()
-    channels = image.new_zeros(0, *image.shape) if chdim is None else image.movedim(chdim, 0)
+    channels = image[None] if chdim is None else image.movedim(chdim, 0)
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in channels.shape[1:]), indexing="ij")
-    scale = torch.tensor(per_axis(sdims, len(axes)) + (per_axis(schan, len(channels)) if len(channels) else []))
+    if not len(schan): channels = channels[:0]
+    scale = torch.tensor(per_axis(sdims, len(axes)) + per_axis(schan, len(channels)))
     return torch.cat([torch.stack(axes), channels]).flatten(1)/scale[:,None]
 
 # %% ../../nbs/41_refine.meanfield.ipynb #b4cf127d
@@ -135,7 +137,7 @@ def compatible(
     m = to_tensor(compat).to(o.device).float()
     if m.shape == (len(o),): return m[:,None]*o
     if m.shape != (len(o),)*2: raise ValueError(f"compatibility has shape {tuple(m.shape)}: for {len(o)} classes it is a number, ({len(o)},) or ({len(o)},{len(o)})")
-    return (m+m.T)/2 @ o
+    return sum(row[:,None]*x for row,x in zip((m+m.T)/2, o))   # no matrix product: those may be rounded to less than float32 on a GPU
 
 # %% ../../nbs/41_refine.meanfield.ipynb #b22fb368
 def compiled_term(
@@ -173,7 +175,7 @@ class CRF:
         return list(self.compiled.num_vertices) if self.compiled else [k.lattice.num_vertices for k in self.kernels]
     def apply(self, i, q, transpose=False):
         "Return the normalised kernel of term `i` applied to `q` (K,N)"
-        if self.compiled: return torch.from_numpy(self.compiled.apply(i, q.float().contiguous().numpy(), transpose, self.threads))
+        if self.compiled: return torch.from_numpy(self.compiled.apply(i, as_array(q), transpose, self.threads))
         return self.kernels[i](q, transpose)
     def step(self, unary, q):
         "Return the probabilities (K,N) after one more round"
@@ -196,11 +198,13 @@ def infer(self:CRF,
     "Return the probabilities after `iters` rounds of mean field; raise `ValueError` for a unary that is not finite or does not fit"
     _check_unary(unary, self.size)
     if iters < 0: raise ValueError(f"{iters} rounds: give 0 or more")
-    if self.compiled: return torch.from_numpy(self.compiled.infer(unary.float().contiguous().numpy(), iters, self.threads))
-    q = (-unary).softmax(0)
-    for _ in range(iters): q = self.step(unary, q)
+    if self.compiled: return torch.from_numpy(self.compiled.infer(as_array(unary), iters, self.threads))
+    with torch.no_grad(), torch.autocast(unary.device.type, enabled=False):
+        q = (-unary.float()).softmax(0)
+        for _ in range(iters): q = self.step(unary, q)
     return q
 
+# %% ../../nbs/41_refine.meanfield.ipynb #6d84f538
 @patch
 def labels(self:CRF,
     unary:Tensor,    # (K,H·W) float32, finite
@@ -208,7 +212,7 @@ def labels(self:CRF,
 )->Tensor:           # (H·W,) int64, 0…K-1
     "Return the most probable class of each pixel; the compiled lattice finds it in its last round, without writing the probabilities"
     _check_unary(unary, self.size)
-    if self.compiled: return torch.from_numpy(np.asarray(self.compiled.infer(unary.float().contiguous().numpy(), iters, self.threads, True), dtype=np.int64))
+    if self.compiled: return torch.from_numpy(np.asarray(self.compiled.infer(as_array(unary), iters, self.threads, True), dtype=np.int64))
     return self.infer(unary, iters).argmax(0)
 
 # %% ../../nbs/41_refine.meanfield.ipynb #b33877f6
