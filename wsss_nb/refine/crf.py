@@ -6,7 +6,8 @@ Docs: https://example.github.io/wsss_nb/refine.crf.html.md"""
 
 # %% auto #0
 __all__ = ['CRF_PRESETS', 'MEAN_RGB', 'CRFSettings', 'crf_settings', 'crf_guide', 'has_weight', 'run_pydensecrf', 'crf_of',
-           'infer_unaries', 'dense_crf', 'label_crf', 'cam_probs', 'cam_crf_label', 'map_in_order', 'dense_crf_many']
+           'infer_unaries', 'dense_crf', 'label_crf', 'cam_probs', 'cam_crf_label', 'num_cores', 'map_in_order',
+           'dense_crf_many']
 
 # %% ../../nbs/44_refine.crf.ipynb #2446c5d2
 import os
@@ -228,14 +229,18 @@ def cam_crf_label(
     out = torch.where(high != BACKGROUND, high, torch.where(low == BACKGROUND, BACKGROUND, IGNORE_INDEX))
     return out if isinstance(cam, Tensor) else out.numpy()
 
-# %% ../../nbs/44_refine.crf.ipynb #75a026ed
+# %% ../../nbs/44_refine.crf.ipynb #5197cce3
+def num_cores()->int:
+    "Return how many cores this process may use; a container has fewer than its machine"
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 def map_in_order(
     fn,                    # what to do with each item
     items:Iterable,        # read as needed
     jobs:int|None=None,    # items at a time; None: one per core
 )->Iterator:               # results, in order
     "Yield `fn(item)` of each item, computed in threads, a few ahead of who reads them; an error is raised at its place"
-    jobs = jobs or os.cpu_count() or 1
+    jobs = jobs or num_cores()
     with ThreadPoolExecutor(jobs) as pool:
         waiting = deque()
         try:
