@@ -71,15 +71,15 @@ struct Kernel {
     Counter counters_[12];
 };
 
-// Pixels in tiles of 16x16: neighbours in the plane are neighbours in time, so their vertices are in the cache.
+// Pixels in tiles: neighbours in the plane are neighbours in time, so their vertices are in the cache. Rows of a tile are long enough to read planes well.
 inline Buffer<int32_t> tiles(size_t height, size_t width) {
-    constexpr size_t side = 16;
+    constexpr size_t tall = 16, wide = 64;
     Buffer<int32_t> order(height * width + 8);
     size_t n = 0;
-    for (size_t y = 0; y < height; y += side)
-        for (size_t x = 0; x < width; x += side)
-            for (size_t j = y; j < std::min(height, y + side); ++j)
-                for (size_t i = x; i < std::min(width, x + side); ++i) order[n++] = int32_t(j * width + i);
+    for (size_t y = 0; y < height; y += tall)
+        for (size_t x = 0; x < width; x += wide)
+            for (size_t j = y; j < std::min(height, y + tall); ++j)
+                for (size_t i = x; i < std::min(width, x + wide); ++i) order[n++] = int32_t(j * width + i);
     return order;
 }
 
@@ -192,7 +192,7 @@ class Crf {
                 for (int i = 0; i < count; ++i) {
                     const Kernel& kernel = *terms[i].kernel;
                     views[i] = {kernel.lattice.ids.data(), kernel.out, values[old + i].data(), terms[i].form == Term::full ? nullptr : factors[i].data(),
-                                terms[i].form == Term::full ? factors[i].data() : nullptr, kernel.lattice.d + 1};
+                                terms[i].form == Term::full ? factors[i].data() : nullptr, kernel.lattice.d + 1, kernel.lattice.far(row)};
                     if (!end) clear[pass * count + i].each(kernel.lattice.M * row, 1 << 16, [&](size_t a, size_t b) { std::memset(values[now + i].data() + a, 0, (b - a) * sizeof(float)); });
                 }
                 team.barrier();
@@ -216,7 +216,7 @@ class Crf {
                 pipelines[pass].run(team, make, [&](int group, size_t n0, size_t n1, const float* rows) {
                     for (size_t g = group < 0 ? 0 : group; g < (group < 0 ? groups.size() : size_t(group) + 1); ++g) {
                         const Kernel& kernel = *terms[groups[g].term].kernel;
-                        k.splat(kernel.lattice.ids.data(), kernel.in, kernel.lattice.d + 1, groups[g].p0, groups[g].p1, n0, n1, rows, row, values[now + groups[g].term].data());
+                        k.splat(kernel.lattice.ids.data(), kernel.in, kernel.lattice.d + 1, groups[g].p0, groups[g].p1, n0, n1, rows, row, values[now + groups[g].term].data(), kernel.lattice.far(row));
                     }
                 });
                 team.barrier();

@@ -96,7 +96,7 @@ class Filter {
                 team, [&](size_t n0, size_t n1, float* rows) { make(first, channels, n0, n1, rows, row); },
                 [&](int group, size_t n0, size_t n1, const float* rows) {
                     auto [p0, p1] = classes(group, groups_, D);
-                    k.splat(lattice.ids.data(), weights_in, D, p0, p1, n0, n1, rows, row, v);
+                    k.splat(lattice.ids.data(), weights_in, D, p0, p1, n0, n1, rows, row, v, lattice.far(row));
                 });
             team.barrier();
             for (int j = 0; j < D; ++j) {

@@ -10,6 +10,7 @@
 namespace lattice {
 
 constexpr int max_dim = 8;
+constexpr int chain_margin = 64;  // entries behind the end of a chain array, and a block behind the ids: what is asked for in advance must be valid
 inline int row_floats(int channels) { return channels <= 4 ? 4 : (channels + 7) / 8 * 8; }
 
 // One pairwise term as mean field sees it. The weights hold the normalisation, the factors alpha, compatibility and log2(e).
@@ -20,6 +21,7 @@ struct TermView {
     const float* factors;  // one row: what the filtered row is multiplied with, lane by lane; null if there is a matrix
     const float* matrix;   // channels rows
     int D;
+    bool far;              // the rows do not fit the cache
 };
 
 struct Kernels {
@@ -30,7 +32,7 @@ struct Kernels {
     bool (*planes_to_rows)(const float* planes, size_t stride, const int32_t* order, int channels, size_t n0, size_t n1, float* rows, int row);
     void (*rows_to_planes)(const float* rows, int row, const int32_t* order, int channels, size_t n0, size_t n1, float* planes, size_t stride);
     // values[ids] += weights * rows, for the vertices p0..p1 of points n0..n1; n0 a multiple of 8. `rows` starts at point n0.
-    void (*splat)(const int32_t* ids, const float* weights, int D, int p0, int p1, size_t n0, size_t n1, const float* rows, int row, float* values);
+    void (*splat)(const int32_t* ids, const float* weights, int D, int p0, int p1, size_t n0, size_t n1, const float* rows, int row, float* values, bool far);
     // rows = sum over p of (weights * alpha) * values[ids], p ascending
     void (*slice)(const int32_t* ids, const float* weights, int D, size_t n0, size_t n1, float alpha, const float* values, int row, float* rows);
     // one axis, in place: the chains that begin in [i0,i1); the last vertex of a chain is stored as its complement

@@ -163,9 +163,8 @@ class Lattice {
         finish();
     }
 
-    // values (C planes of N) -> result, both planar. `stage` holds the rows of the vertices between calls.
     size_t blocks() const { return (N + 7) / 8; }
-    size_t vertices_floats(int row) const { return M * row; }
+    bool far(int row) const { return M * row * sizeof(float) > size_t(3) << 20; }  // the rows of the vertices do not fit the nearer caches
 
     void key(size_t vertex, int32_t* out) const {
         const uint64_t D = d + 1, remainder = codes[vertex] % D;
@@ -192,7 +191,8 @@ class Lattice {
         for (int i = 0; i < d; ++i) scale_[i] = float(1. / std::sqrt(double(i + 1) * (i + 2)) * s);
         inverse_ = float(1. / D);
         number_keys(ranges);
-        ids.reset(blocks() * D * 8);
+        ids.reset((blocks() + 1) * D * 8);
+        std::fill(ids.data() + blocks() * D * 8, ids.data() + ids.size(), 0);
         weights.reset(blocks() * D * 8);
         parts_.clear();
         const size_t chunks = (N + chunk - 1) / chunk;
@@ -360,7 +360,7 @@ class Lattice {
         std::memset(follows.data(), 0, M);
         for (size_t v = 0; v < M; ++v) if (next[v] >= 0) follows[next[v]] = 1;
         Buffer<int32_t>& chain = chains[axis];
-        chain.reset(M);
+        chain.reset(M + chain_margin);
         size_t n = 0;
         for (size_t v = 0; v < M; ++v) {
             if (follows[v] || next[v] < 0) continue;
@@ -369,6 +369,7 @@ class Lattice {
                 if (next[u] < 0) break;
             }
         }
+        std::fill(chain.data() + n, chain.data() + n + chain_margin, 0);
         chain.reset(n);
     }
 };

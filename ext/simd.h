@@ -19,6 +19,11 @@
 #else
 #define LATTICE_UNROLL
 #endif
+#if defined(__GNUC__)
+#define LATTICE_PREFETCH(p) __builtin_prefetch(p)
+#else
+#define LATTICE_PREFETCH(p) ((void)(p))
+#endif
 
 namespace {  // each translation unit has its own, or the linker would mix instruction sets
 

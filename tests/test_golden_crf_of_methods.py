@@ -22,6 +22,10 @@ def load(path): return {k: torch.as_tensor(v) for k, v in np.load(path).items()}
 def off(a, b): return float((a-b).abs().max()/b.abs().max().clamp(min=1e-30))   # largest error, of the largest magnitude
 def equal_share(a, b): return float((a == b.reshape(a.shape)).float().mean())
 def near(a, b, atol): assert (a-b.reshape(a.shape)).abs().max() <= atol, float((a-b.reshape(a.shape)).abs().max())
+def same_labels(label, q, expected):
+    "Equal wherever the two most probable classes of `q` (K,H,W) are told apart by more than rounding"
+    top = q.topk(2, dim=0).values
+    assert torch.equal(*(x[top[0]-top[1] > 1e-3].long() for x in (label, expected)))
 def numbers(x): return [float(v) for v in x]
 
 
@@ -136,7 +140,7 @@ def test_i2crc_crf(path, backend):
     for kind in ("wrapped", "raw"):
         options = dict(iters=int(z["opt/n_iter"]), preset="i2crc", crf_image={"wrapped": "mean_wrapped"}.get(kind, kind), backend=backend)
         near(dense_crf(image, probs, **options), z[f"out/Q_{kind}"], 1e-4)
-        assert torch.equal(dense_crf(image, probs, as_labels=True, **options), z[f"out/label_{kind}"].long())
+        same_labels(dense_crf(image, probs, as_labels=True, **options), z[f"out/Q_{kind}"], z[f"out/label_{kind}"])
 
 
 @each_backend
@@ -146,13 +150,14 @@ def test_beco_crf(path, backend):
     image = z["in/rgb"]
     probs = F.interpolate(z["in/logits"][None], size=image.shape[:2], mode="bilinear", align_corners=False).softmax(1)[0]
     near(probs[:, ::3, ::3], z["out/prob"], 1e-6)
-    assert torch.equal(probs.argmax(0), z["out/label_softmax"].long())
+    same_labels(probs.argmax(0), probs, z["out/label_softmax"])
     assert torch.equal(crf_guide(image, "mean_wrapped"), z["out/image_wrapped"])
     s = {k: float(z[f"opt/{k}"]) for k in ("pos_xy_std", "pos_w", "bi_xy_std", "bi_rgb_std", "bi_w")} | {"iters": int(z["opt/iter"])}
     q = dense_crf(image, probs, preset="beco", backend=backend, **s)
     near(q[:len(z["out/q_wrapped"])], z["out/q_wrapped"], 1e-3)
-    assert torch.equal(q.argmax(0), z["out/label_crf_wrapped"].long())
-    assert torch.equal(dense_crf(image, probs, preset="beco", crf_image="raw", as_labels=True, backend=backend, **s), z["out/label_crf_plain"].long())
+    same_labels(q.argmax(0), q, z["out/label_crf_wrapped"])
+    plain = dense_crf(image, probs, preset="beco", crf_image="raw", backend=backend, **s)
+    same_labels(plain.argmax(0), plain, z["out/label_crf_plain"])
 
 
 @each_backend

@@ -18,6 +18,12 @@ def plain(x): return x if x.ndim else float(x)                                  
 def sigma(x): return tuple(x.tolist()) if x.ndim else float(x)                   # one standard deviation, or one per axis
 
 
+def same_labels(label, q, expected):
+    "Equal wherever the two most probable classes of `q` (K,N) are told apart by more than rounding"
+    top = q.topk(2, dim=0).values
+    assert torch.equal(*(x.flatten()[top[0]-top[1] > 1e-3].long() for x in (label, expected)))
+
+
 def terms_of(z):
     "Return the terms that a file has options for, Gaussian first"
     kind = int(z.get("opt/normalization", 3))
@@ -71,7 +77,8 @@ def test_infer(path, backend):
     for t, q in enumerate(crf.rounds(unary, int(z["opt/n_iter"]))):
         if t in named: assert (q-named[t]).abs().max() <= 1e-4, t
         if "out/kl" in z: assert abs(crf.kl(unary, q)-float(z["out/kl"][t])) <= 1e-4*abs(float(z["out/kl"][t])), t
-    assert torch.equal(crf.labels(unary, int(z["opt/n_iter"])).reshape(H, W), z["out/label"].long())
+    last = int(z["opt/n_iter"])
+    same_labels(crf.labels(unary, last), named.get(last, q), z["out/label"])
 
 
 @each_backend
@@ -84,7 +91,7 @@ def test_label_crf(path, backend):
     crf = CRF((H, W), terms_of(z), z["in/image"], backend=backend)
     q = crf.infer(unary, int(z["opt/n_iter"]))
     assert (q-z["out/Q"].reshape(q.shape)).abs().max() <= 1e-4
-    assert torch.equal(crf.labels(unary, int(z["opt/n_iter"])).reshape(H, W), z["out/label"].long())
+    same_labels(crf.labels(unary, int(z["opt/n_iter"])), z["out/Q"].flatten(1), z["out/label"])
 
 
 @each_backend

@@ -6,7 +6,8 @@ Docs: https://example.github.io/wsss_nb/refine.crf.html.md"""
 
 # %% auto #0
 __all__ = ['CRF_PRESETS', 'MEAN_RGB', 'CRFSettings', 'crf_settings', 'crf_guide', 'has_weight', 'run_pydensecrf', 'crf_of',
-           'infer_unaries', 'dense_crf', 'label_crf', 'cam_probs', 'cam_crf_label', 'map_in_order', 'dense_crf_many']
+           'infer_unaries', 'dense_crf', 'label_crf', 'cam_probs', 'cam_crf_label', 'num_cores', 'map_in_order',
+           'dense_crf_many']
 
 # %% ../../nbs/44_refine.crf.ipynb #2446c5d2
 import os
@@ -163,10 +164,11 @@ def dense_crf(
     p = to_tensor(probs).detach()
     if p.ndim != 3 or p.shape[1:] != image.shape[:2]: raise ValueError(f"probabilities {tuple(p.shape)} do not fit the image {tuple(image.shape[:2])}: they are (K,H,W); resize the logits first")
     s = crf_settings(preset, scale_factor, iters=iters, pos_xy_std=pos_xy_std, pos_w=pos_w, bi_xy_std=bi_xy_std, bi_rgb_std=bi_rgb_std, bi_w=bi_w, crf_image=crf_image, channels=channels)
-    kept = torch.arange(len(p), device=p.device) if min_prob == 0 else (p.flatten(1).amax(1) > min_prob).nonzero()[:,0]
-    if not len(kept): raise ValueError(f"no class exceeds min_prob={min_prob}")
-    (out,) = infer_unaries(image, [unary_from_softmax(p[kept])], s, as_labels, **options)
-    out = kept[out].reshape(p.shape[1:]) if as_labels else torch.zeros_like(p, dtype=torch.float32).index_copy_(0, kept, out.reshape(-1, *p.shape[1:]))
+    kept = None if min_prob == 0 else (p.flatten(1).amax(1) > min_prob).nonzero()[:,0]
+    if kept is not None and not len(kept): raise ValueError(f"no class exceeds min_prob={min_prob}")
+    (out,) = infer_unaries(image, [unary_from_softmax(p if kept is None else p[kept])], s, as_labels, **options)
+    if kept is not None: out = kept[out] if as_labels else out.new_zeros(len(p), out.shape[1]).index_copy_(0, kept, out)
+    out = out.reshape(p.shape[as_labels:])
     return out if isinstance(probs, Tensor) else out.numpy()
 
 # %% ../../nbs/44_refine.crf.ipynb #82b11d50
@@ -228,14 +230,18 @@ def cam_crf_label(
     out = torch.where(high != BACKGROUND, high, torch.where(low == BACKGROUND, BACKGROUND, IGNORE_INDEX))
     return out if isinstance(cam, Tensor) else out.numpy()
 
-# %% ../../nbs/44_refine.crf.ipynb #75a026ed
+# %% ../../nbs/44_refine.crf.ipynb #5197cce3
+def num_cores()->int:
+    "Return how many cores this process may use; a container has fewer than its machine"
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 def map_in_order(
     fn,                    # what to do with each item
     items:Iterable,        # read as needed
     jobs:int|None=None,    # items at a time; None: one per core
 )->Iterator:               # results, in order
     "Yield `fn(item)` of each item, computed in threads, a few ahead of who reads them; an error is raised at its place"
-    jobs = jobs or os.cpu_count() or 1
+    jobs = jobs or num_cores()
     with ThreadPoolExecutor(jobs) as pool:
         waiting = deque()
         try:

@@ -7,8 +7,7 @@ Docs: https://example.github.io/wsss_nb/refine.crf_files.html.md"""
 # %% auto #0
 __all__ = ['read_scores', 'crf_file', 'crf_folder']
 
-# %% ../../nbs/45_refine.crf_files.ipynb #4dc64681
-import os
+# %% ../../nbs/45_refine.crf_files.ipynb #46287d54
 from dataclasses import asdict
 from pathlib import Path
 from zipfile import BadZipFile
@@ -20,7 +19,7 @@ from torch import Tensor
 from ..core import UserError,atomic_path,did_you_mean,progress,write_json
 from ..data.folder import find_images
 from ..io import read_image,write_label
-from .crf import cam_probs,crf_settings,infer_unaries,map_in_order
+from .crf import cam_probs,crf_settings,infer_unaries,map_in_order,num_cores
 from .meanfield import unary_from_softmax
 from ..tensors import resize
 
@@ -128,9 +127,9 @@ def crf_folder(
     result = {"written":[], "kept":[], "problems":[f"{p}: no image of this name in {images}" for _,photo,p in pairs if photo is None]}
     todo = [(i, photo, p) for i,photo,p in pairs if photo is not None and not _made(out/f"{i}.png", (photo,p), out/"crf.json")]
     result["kept"] = [i for i,photo,_ in pairs if photo is not None and i not in {t[0] for t in todo}]
-    cores,jobs = os.cpu_count() or 1,min(jobs or os.cpu_count() or 1, len(todo) or 1)
+    jobs = min(jobs or num_cores(), len(todo) or 1)
     def one(task):
-        try: crf_file(task[1], task[2], out/f"{task[0]}.png", settings, alpha, save_probs, min_prob, device, backend=backend, threads=threads or max(cores//jobs, 1))
+        try: crf_file(task[1], task[2], out/f"{task[0]}.png", settings, alpha, save_probs, min_prob, device, backend=backend, threads=threads or max(num_cores()//jobs, 1))
         except UserError as e: return str(e)
     for problem,task in zip(progress(map_in_order(one, todo, jobs), "dense CRF", len(todo), "image"), todo):
         result["problems" if problem else "written"].append(problem or task[0])

@@ -40,8 +40,8 @@ def unary_from_softmax(
     if scale is not None:
         if not 0 < scale <= 1: raise ValueError(f"scale lies in (0,1], {scale} does not")
         p = scale*p.double() + (1-scale)/len(p)
-    if clip is not None: p = p.clamp(clip, 1)
-    return (-p.log()).reshape(len(p), -1).float()
+    p = p.clone() if clip is None else p.clamp(clip, 1)
+    return p.log_().neg_().reshape(len(p), -1).float()
 
 # %% ../../nbs/41_refine.meanfield.ipynb #12542ef4
 def unary_from_labels(
