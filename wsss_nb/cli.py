@@ -84,9 +84,10 @@ def print_result(
 ):
     "Print the table of scores and where things are"
     from wsss_nb.report import score_table
+    crf = "prediction + CRF | " if "prediction_crf" in result.get("seconds", {}) else ""
     print(score_table(result) if "split" in result else "trained; `--stages evaluate` predicts, scores and reports", end="\n\n")
     for name,what in (("log.csv","losses by step"), ("result.json","numbers"), ("report/index.html","report, open it in a browser"),
-                      ("report/picture.png","image | CAM | refined | pseudo label | prediction | ground truth")):
+                      ("report/picture.png",f"image | CAM | refined | pseudo label | prediction | {crf}ground truth")):
         if (Path(out)/name).exists(): print(f"{Path(out)/name}   {what}")
 
 # %% ../nbs/95_cli.ipynb #1f21e472
@@ -105,6 +106,7 @@ def wsss_predict(
     run:str,               # run folder, or a checkpoint in it
     images:Annotated[list, {"nargs":"+", "type":str}], # image files or folders of images
     out:str=None,          # folder for label maps NAME.png
+    crf:bool=False,        # refine by a dense CRF: the one that the run's setting crf names, or else toco
     overlay:bool=False,    # write NAME_overlay.png too
     device:str="auto",     # auto, cpu or cuda
 ):
@@ -112,8 +114,10 @@ def wsss_predict(
     if not out: raise UserError("--out is missing (see wsss-predict --help)")
     from wsss_nb.core import pick_device
     from wsss_nb.experiment import list_images,load_run,predict_files
-    written = predict_files(load_run(run, pick_device(device)), list_images(images), out, overlay)
-    print(f"{len(written)} label maps in {out}")
+    method = load_run(run, pick_device(device))
+    preset = (method.config.crf or "toco") if crf else None
+    written = predict_files(method, list_images(images), out, overlay, preset)
+    print(f"{len(written)} label maps in {out}" + (f", refined by the dense CRF {preset}" if preset else ""))
 
 # %% ../nbs/95_cli.ipynb #9e0c9486
 def wsss_eval(

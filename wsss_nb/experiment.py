@@ -21,6 +21,7 @@ from .data.datasets import open_dataset
 from .data.folder import FolderDataset,find_images
 from .io import read_image,write_image,write_label
 from .methods.core import get_method,resolve_config
+from .refine.crf import CRF_PRESETS
 from .runs import Run,config_hash,machine,read_result,source_commit
 from .stages import evaluate_stage,predict_image,train_stage
 from .train import load_checkpoint
@@ -163,8 +164,10 @@ def predict_files(
     files:Sequence[Path],     # images
     out:str|Path,             # folder for label maps
     overlays:bool=False,      # write NAME_overlay.png too?
+    crf:str|None=None,        # refine by the dense CRF of this name, one of `CRF_PRESETS`
 )->list[Path]:                # label maps, in order
     "Predict images and write label maps with the VOC palette; raise `UserError` at the end if some images could not be read, at once if one would be overwritten"
+    if crf is not None: did_you_mean(crf, CRF_PRESETS, "CRF preset")
     out,device,written,bad = Path(out),next(method.parameters()).device,[],[]
     images = {f.resolve() for f in files}
     for f in files:
@@ -173,7 +176,7 @@ def predict_files(
     for f in progress(files, "predict", unit="img"):
         try:
             image = read_image(f)
-            label = predict_image(method, image, device).byte().cpu().numpy()
+            label = predict_image(method, image, device, crf).byte().cpu().numpy()
         except UserError as e:
             bad.append(str(e) if str(f) in str(e) else f"{f}: {e}")
             continue

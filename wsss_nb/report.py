@@ -48,7 +48,7 @@ def score_table(
     return "\n".join(lines)
 
 # %% ../nbs/71_report.ipynb #d7b145f7
-COLUMNS = {"image":"image", "cam":"CAM", "refined":"refined", "pseudo_label":"pseudo label", "prediction":"prediction", "mask":"ground truth"}
+COLUMNS = {"image":"image", "cam":"CAM", "refined":"refined", "pseudo_label":"pseudo label", "prediction":"prediction", "prediction_crf":"prediction + CRF", "mask":"ground truth"}
 
 def _panel(row, key):
     "Return the picture of one stage of one image, laid over the image if there is one; None if the stage made nothing"
@@ -62,7 +62,7 @@ def _panel(row, key):
 
 def _present(rows):
     "Return the labels that occur in the label maps, without the background"
-    maps = [np.asarray(x) for r in rows for k in ("pseudo_label","prediction","mask") if (x := r.get(k)) is not None]
+    maps = [np.asarray(x) for r in rows for k in ("pseudo_label","prediction","prediction_crf","mask") if (x := r.get(k)) is not None]
     return sorted({int(v) for m in maps for v in np.unique(m)} - {BACKGROUND})
 
 def _names(row, classes):
@@ -72,10 +72,10 @@ def _names(row, classes):
 
 # %% ../nbs/71_report.ipynb #da1447e4
 def report_picture(
-    rows:Sequence[dict],     # per image "id" and any of "image", "cam", "refined" (float (H,W) or (K,H,W)), "pseudo_label", "prediction", "mask" ((H,W) integers)
+    rows:Sequence[dict],     # per image "id" and any of "image", "cam", "refined" (float (H,W) or (K,H,W)), "pseudo_label", "prediction", "prediction_crf", "mask" ((H,W) integers)
     classes:Sequence[str],   # class names, background first
     size:int|None=None,      # height of a panel, pixels; by default what makes the picture about 900 pixels wide
-)->Image.Image:              # RGB picture: image | CAM | refined | pseudo label | prediction | ground truth
+)->Image.Image:              # RGB picture: image | CAM | refined | pseudo label | prediction | prediction + CRF | ground truth, without the columns that nobody has
     "Return one row per image and one column per stage, with the names of the classes; raise `ValueError` if there are no rows"
     columns = [k for k in COLUMNS if any(r.get(k) is not None for r in rows)]
     titles = [", ".join(_names(r, classes)) or str(r["id"]) if k == "image" else COLUMNS[k] if r.get(k) is not None else "" for r in rows for k in columns]
@@ -141,7 +141,7 @@ def _error_bars(result):
 def _cost(result):
     seconds = result.get("seconds", {})
     longest = max(seconds.values(), default=0) or 1
-    body = "".join(f"<tr><th>{escape(k.replace('_', ' '))}</th><td>{v:.1f} s<i class=bar><i style='width:{100*v/longest:.1f}%'></i></i></td></tr>" for k,v in seconds.items())
+    body = "".join(f"<tr><th>{escape(STAGES.get(k, k.replace('_', ' ')))}</th><td>{v:.1f} s<i class=bar><i style='width:{100*v/longest:.1f}%'></i></i></td></tr>" for k,v in seconds.items())
     if len(seconds) > 1: body += f"<tr class=sum><th>together</th><td>{sum(seconds.values()):.1f} s</td></tr>"
     more = {"images_per_second":"images per second in training", "peak_memory_mb":"MB of memory at most"}
     body += "".join(f"<tr><th>{text}</th><td>{result[k]:g}</td></tr>" for k,text in more.items() if k in result)

@@ -53,9 +53,9 @@ class Run:
         self.log,self.result,self.config_file = self.path/"log.csv",self.path/"result.json",self.path/"config.toml"
         self.checkpoints,self.report = self.path/"checkpoints",self.path/"report"
         self.last,self.best = self.checkpoints/"last.pt",self.checkpoints/"best.safetensors"
-        self.evaluated_with = self.path/"evaluated_with.json"
+        self.evaluated_with,self.refined_with = self.path/"evaluated_with.json",self.path/"refined_with.json"
     def file(self,
-        kind:str, # "cams", "labels" or "predictions"
+        kind:str, # "cams", "labels", "predictions" or "predictions_crf"
         id:str,   # of the image
     )->Path:      # where its file belongs
         return self.path/kind/f"{id}{'.npz' if kind == 'cams' else '.png'}"

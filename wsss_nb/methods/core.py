@@ -23,6 +23,7 @@ from ..cam.multiscale import multi_scale_cam
 from ..core import UserError,did_you_mean
 from ..data.transforms import TrainTransform,denormalise
 from ..network import POOLING,SingleStageNet
+from ..refine.crf import CRF_PRESETS
 from ..segment import FUSION,multi_scale_logits,sharpen
 from ..tensors import resize
 from ..train import encoder_head_groups
@@ -64,13 +65,14 @@ class SingleStageConfig(TrainConfig):
     zero_heads:bool = False                     # let class heads start at zero? (a short training does not outlive random weights)
     cam_layer:str = "last"                      # whose features the CAM is made of: "last" or "aux"
     cam_scales:tuple[float,...] = (1.,.5,1.5)   # image sizes of a CAM
-    cam_size:int|None = 448                     # side to which an image is resized for its CAM when scored; 0: its own size
+    cam_size:int = 448                          # side to which an image is resized for its CAM when scored; 0: its own size
     bg_thresh:float = .5                        # one threshold, for labels that are scored
     low_thresh:float = .25                      # two thresholds, for labels that train
     high_thresh:float = .7                      # the upper one
     infer_scales:tuple[float,...] = (1.,1.5,1.25) # image sizes of a prediction
     fusion:str = "sum-max"                      # how these are joined
     infer_par:int = 0                           # rounds of PAR on a prediction; 0: none
+    crf:str|None = None                         # dense CRF for a second prediction, a name of `wsss-list crf`; none: no second prediction
 
 # %% ../../nbs/90_methods.core.ipynb #ce17a006
 _AT_LEAST = dict.fromkeys(("hidden","crop_size","batch_size","iters","val_every","save_every","log_every"), 1) | dict.fromkeys(
@@ -88,34 +90,36 @@ def must(
 @patch
 def check(self:SingleStageConfig):
     "Raise `UserError` for a setting whose value cannot work"
-    for name,low in _AT_LEAST.items(): must(self, name, (getattr(self, name) or 0) >= low, f"{low} or more")
+    for name,low in _AT_LEAST.items(): must(self, name, getattr(self, name) >= low, f"{low} or more")
     for name in ("bg_thresh","low_thresh","high_thresh"): must(self, name, getattr(self, name) <= 1, "1 or less")
     must(self, "low_thresh", self.low_thresh <= self.high_thresh, f"no higher than high_thresh={self.high_thresh}")
     for name in ("cam_scales","infer_scales","scale_range"): must(self, name, getattr(self, name) and min(getattr(self, name)) > 0, "numbers above 0 such as 1,0.5")
     must(self, "scale_range", len(self.scale_range) == 2 and self.scale_range[0] <= self.scale_range[1], "two numbers such as 0.5,2")
     for name,valid in (("precision",("no","bf16","fp16")), ("fusion",FUSION), ("pooling",POOLING), ("cam_layer",("last","aux"))): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
+    if self.crf is not None: did_you_mean(self.crf, CRF_PRESETS, "CRF preset")
 
 # %% ../../nbs/90_methods.core.ipynb #3fd3b44c
 def setting_text(
     value,  # of a setting
 )->str:     # as one would write it after --set
     "Return the text that `read_setting` reads as `value`"
-    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    return ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 def read_setting(
     name:str,    # of the setting
     text:str,    # what the user wrote
     default,     # its value now, which tells the type
-    kind:str="", # type by annotation, for a setting whose value is None
-):               # a value of the type of `default`
+    kind:str="", # type by annotation, for a setting that may be None
+):               # a value of the type of `default`, or None
     "Return the value that `text` stands for; raise `UserError` if it is none of that type"
+    if "None" in kind and text.lower() == "none": return None
     try:
         if isinstance(default, bool): return {"true":True, "1":True, "false":False, "0":False}[text.lower()]
         if isinstance(default, tuple): return tuple(float(t) for t in text.split(","))
         if isinstance(default, (int,float)): return type(default)(text)
         return int(text) if "int" in kind else text
     except (KeyError, ValueError):
-        example = {bool:"true or false", tuple:"numbers such as 1,0.5", int:"a whole number", float:"a number"}[type(default)]
+        example = {bool:"true or false", tuple:"numbers such as 1,0.5", int:"a whole number", float:"a number"}.get(type(default), "a whole number or none")
         raise UserError(f"--set {name}={text}: must be {example}") from None
 
 def describe_settings(
