@@ -71,7 +71,7 @@ PRESETS = {
     "vit_toy": {"backbone":"vit_toy", "aux_layer":-2, "hidden":128, "crop_size":64, "scale_range":(.7,1.5), "photometric":False, "sync_flip":True, "batch_size":32, "iters":2500,
                 "lr":1e-3, "head_mult":2., "warmup_iter":40, "workers":1, "val_every":2500, "val_images":100, "cam_size":0, "w_seg":0., "infer_scales":(1.,)},
     "photos": {"backbone":"deit_tiny_patch16_224", "aux_layer":-5, "hidden":256, "zero_heads":True, "crop_size":192, "scale_range":(.45,.9), "batch_size":8, "iters":700, "lr":1e-4,
-               "head_mult":100., "warmup_iter":30, "val_every":700, "val_images":50, "save_every":50, "log_every":10, "seg_start":300, "cam_scales":(1.,.5), "cam_size":224,
-               "bg_thresh":.3, "low_thresh":.2, "high_thresh":.4, "infer_scales":(.7,)},
+               "head_mult":100., "decoder_mult":20., "warmup_iter":30, "val_every":700, "val_images":50, "save_every":50, "log_every":10, "seg_start":250, "w_seg":.5,
+               "cam_scales":(1.,.5), "cam_size":224, "bg_thresh":.5, "low_thresh":.35, "high_thresh":.55, "infer_scales":(.7,)},
 }
 PRESETS["full"] = PRESETS["photos"] | {"supervision":"masks"}
