@@ -93,6 +93,47 @@ struct Term {
     std::shared_ptr<Kernel> kernel;
 };
 
+// The last few Gaussian kernels, for the next image: they depend on size and sigma only. Like the pool it never waits for its lock.
+class Remembered {
+  public:
+    struct Key {
+        size_t height, width;
+        float sx, sy;
+        int normalization, pad;
+        bool operator==(const Key& o) const { return height == o.height && width == o.width && sx == o.sx && sy == o.sy && normalization == o.normalization && pad == o.pad; }
+    };
+    static std::shared_ptr<Kernel> get(const Key& key) {
+        if (Lock lock; lock.held)
+            for (auto& e : entries) if (e.kernel && e.key == key) { e.used = ++clock; return e.kernel; }
+        return nullptr;
+    }
+    static void put(const Key& key, std::shared_ptr<Kernel> kernel) {
+        if (kernel->lattice.N > (size_t(1) << 20)) return;  // keep small: at most some 40 MB for images of a megapixel
+        std::shared_ptr<Kernel> old;  // freed after the lock
+        if (Lock lock; lock.held) {
+            Entry& e = *std::min_element(entries, entries + count, [](const Entry& a, const Entry& b) { return a.used < b.used; });
+            old.swap(e.kernel);
+            e = {key, std::move(kernel), ++clock};
+        }
+    }
+    static void forget() {
+        std::shared_ptr<Kernel> old[count];
+        if (Lock lock; lock.held) for (int i = 0; i < count; ++i) old[i].swap(entries[i].kernel), entries[i].used = 0;
+    }
+
+  private:
+    static constexpr int count = 4;
+    struct Entry { Key key; std::shared_ptr<Kernel> kernel; uint64_t used; };
+    static inline Entry entries[count] = {};
+    static inline uint64_t clock = 0;
+    static inline std::atomic_flag busy = ATOMIC_FLAG_INIT;
+    struct Lock {
+        bool held = false;
+        Lock() { for (int i = 0; i < 1000 && !held; ++i) held = !busy.test_and_set(std::memory_order_acquire); }
+        ~Lock() { if (held) busy.clear(std::memory_order_release); }
+    };
+};
+
 class Crf {
   public:
     size_t height = 0, width = 0, N = 0;
@@ -102,6 +143,8 @@ class Crf {
         N = height * width;
         order_ = tiles(height, width);
         for (Term& term : terms) {
+            const Remembered::Key key{height, width, term.sxy[0], term.sxy[1], term.normalization, pad_to};
+            if (term.kind == Term::gaussian && (term.kernel = Remembered::get(key))) continue;
             auto kernel = std::make_shared<Kernel>();
             std::vector<Range> ranges(term.d, Range{0, 0});
             Buffer<float> tables[5];
@@ -150,11 +193,40 @@ class Crf {
             });
             kernel->finish();
             term.kernel = kernel;
+            if (term.kind == Term::gaussian) Remembered::put(key, kernel);
         }
     }
 
-    // unary: channels planes of N. Either q (planes) or labels is written. False if a unary is not finite.
-    bool infer(const float* unary, int channels, int iterations, int threads, float* q, int32_t* labels) const {
+    // unary: classes planes of N. Either q (planes) or labels is written. False if a unary is not finite.
+    // With Potts terms only, classes with equal unaries have equal probabilities for ever, so they share one channel: absent classes, all at
+    // the floor that the unaries are clipped to, cost nothing.
+    bool infer(const float* unary, int classes, int iterations, int threads, float* q, int32_t* labels) const {
+        bool alike = true;
+        for (const Term& term : terms) alike &= term.form == Term::potts;
+        std::vector<int> first, channel_of(classes);  // the first class of each channel
+        std::vector<float> copies;
+        for (int k = 0; k < classes; ++k) {
+            size_t c = 0;
+            while (c < first.size() && !(alike && std::memcmp(unary + k * N, unary + first[c] * N, N * sizeof(float)) == 0)) ++c;
+            if (c == first.size()) first.push_back(k), copies.push_back(0);
+            channel_of[k] = int(c), copies[c] += 1;
+        }
+        const int channels = int(first.size());
+        copies.resize(row_floats(channels), 0.f);
+        if (channels == classes) return infer(unary, channels, copies, iterations, threads, q, labels);
+        Buffer<float> few(channels * N), result(labels ? 1 : channels * N);
+        for (int c = 0; c < channels; ++c) std::memcpy(few.data() + c * N, unary + first[c] * N, N * sizeof(float));
+        const bool finite = infer(few.data(), channels, copies, iterations, threads, result.data(), labels);
+        if (labels) for (size_t n = 0; n < N; ++n) labels[n] = first[labels[n]];
+        else for (int k = 0; k < classes; ++k) std::memcpy(q + k * N, result.data() + channel_of[k] * N, N * sizeof(float));
+        return finite;
+    }
+
+  private:
+    struct Group { int term, p0, p1; };
+    Buffer<int32_t> order_;
+
+    bool infer(const float* unary, int channels, const std::vector<float>& copies, int iterations, int threads, float* q, int32_t* labels) const {
         const Kernels& k = kernels();
         const int row = row_floats(channels), count = int(terms.size());
         const size_t passes = count ? size_t(iterations) + 1 : 1;
@@ -197,18 +269,18 @@ class Crf {
                 }
                 team.barrier();
                 auto make = [&](size_t n0, size_t n1, float* rows) {
-                    k.mean_field(views.data(), pass ? count : 0, u.data() + n0 * row, channels, row, n0, n1, rows, nullptr, work.data());
+                    k.mean_field(views.data(), pass ? count : 0, u.data() + n0 * row, channels, row, n0, n1, copies.data(), rows, nullptr, work.data());
                 };
                 if (end) {
                     last[0].each(N, Pipeline::part, [&](size_t a, size_t b) {
                         if (labels) {
                             int32_t found[Pipeline::part];
-                            k.mean_field(views.data(), pass ? count : 0, u.data() + a * row, channels, row, a, b, nullptr, found, work.data());
+                            k.mean_field(views.data(), pass ? count : 0, u.data() + a * row, channels, row, a, b, copies.data(), nullptr, found, work.data());
                             for (size_t n = a; n < b; ++n) labels[order_[n]] = found[n - a];
                             return;
                         }
                         float* rows = u.data() + a * row;  // no longer needed: becomes the result
-                        k.mean_field(views.data(), pass ? count : 0, rows, channels, row, a, b, rows, nullptr, work.data());
+                        k.mean_field(views.data(), pass ? count : 0, rows, channels, row, a, b, copies.data(), rows, nullptr, work.data());
                         k.rows_to_planes(rows, row, order_.data(), channels, a, b, q, N);
                     });
                     break;
@@ -231,6 +303,7 @@ class Crf {
         return finite.load();
     }
 
+  public:
     // The normalised kernel of one term on planes q of N.
     bool apply(size_t term, const float* q, int channels, bool transpose, int threads, float* out) const {
         const Kernel& kernel = *terms[term].kernel;
@@ -246,9 +319,6 @@ class Crf {
     }
 
   private:
-    struct Group { int term, p0, p1; };
-    Buffer<int32_t> order_;
-
     // E gains +w o (Potts), -v o (vector), -(m + m^T)/2 o (matrix); here times alpha and log2(e), padded with zeros.
     static Buffer<float> factors_of(const Term& term, int channels, int row) {
         const bool matrix = term.form == Term::full;

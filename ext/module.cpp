@@ -347,7 +347,7 @@ PYBIND11_MODULE(_lattice, m) {
         .def("infer", &PyCrf::infer, py::arg("unary"), py::arg("iters"), py::arg("threads") = 1, py::arg("labels") = false)
         .def("apply", &PyCrf::apply, py::arg("term"), py::arg("q"), py::arg("transpose") = false, py::arg("threads") = 1)
         .def_property_readonly("num_vertices", &PyCrf::num_vertices);
-    m.def("release_memory", &Pool::release, "Give the blocks kept for the next call back to the system");
+    m.def("release_memory", [] { Remembered::forget(); Pool::release(); }, "Forget the Gaussian kernels of the last sizes and give the blocks kept for the next call back to the system");
     m.def("held_bytes", &Pool::held_bytes, "Bytes of the blocks kept for the next call");
     m.attr("kernels") = kernels().name;
 }

@@ -80,6 +80,19 @@ LATTICE_INLINE F reduce8(const F r[8], F (*op)(F, F)) {
     for (int i = 0; i < 2; ++i) b[i] = op(_mm256_shuffle_ps(a[2*i], a[2*i+1], 0x44), _mm256_shuffle_ps(a[2*i], a[2*i+1], 0xEE));
     return op(_mm256_permute2f128_ps(b[0], b[1], 0x20), _mm256_permute2f128_ps(b[0], b[1], 0x31));
 }
+// 8 rows of 4 <-> 4 columns of 8.
+LATTICE_INLINE void transpose4(F a[4]) {
+    const F t0 = _mm256_unpacklo_ps(a[0], a[1]), t1 = _mm256_unpackhi_ps(a[0], a[1]), t2 = _mm256_unpacklo_ps(a[2], a[3]), t3 = _mm256_unpackhi_ps(a[2], a[3]);
+    a[0] = _mm256_shuffle_ps(t0, t2, 0x44), a[1] = _mm256_shuffle_ps(t0, t2, 0xEE), a[2] = _mm256_shuffle_ps(t1, t3, 0x44), a[3] = _mm256_shuffle_ps(t1, t3, 0xEE);
+}
+LATTICE_INLINE void load_columns(const float* rows, F x[4]) {
+    for (int i = 0; i < 4; ++i) x[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(load4(rows + 4 * i)), load4(rows + 4 * i + 16), 1);
+    transpose4(x);
+}
+LATTICE_INLINE void store_columns(float* rows, F x[4]) {
+    transpose4(x);
+    for (int i = 0; i < 4; ++i) store4(rows + 4 * i, _mm256_castps256_ps128(x[i])), store4(rows + 4 * i + 16, _mm256_extractf128_ps(x[i], 1));
+}
 // Sums of neighbours of 16 numbers, and each of 8 numbers twice.
 LATTICE_INLINE F pair_sums(F lo, F hi) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_hadd_ps(lo, hi)), 0xD8)); }
 LATTICE_INLINE void twice(F x, F& lo, F& hi) {
@@ -129,6 +142,8 @@ LATTICE_INLINE F4 madd4(F4 a, F4 b, F4 c) { LATTICE_EACH(F4, 4, a.v[i] * b.v[i] 
 LATTICE_INLINE void transpose8(F r[8]) {
     for (int i = 0; i < 8; ++i) for (int j = 0; j < i; ++j) { float t = r[i].v[j]; r[i].v[j] = r[j].v[i]; r[j].v[i] = t; }
 }
+LATTICE_INLINE void load_columns(const float* rows, F x[4]) { for (int k = 0; k < 4; ++k) for (int i = 0; i < 8; ++i) x[k].v[i] = rows[4 * i + k]; }
+LATTICE_INLINE void store_columns(float* rows, F x[4]) { for (int k = 0; k < 4; ++k) for (int i = 0; i < 8; ++i) rows[4 * i + k] = x[k].v[i]; }
 LATTICE_INLINE F pair_sums(F lo, F hi) { LATTICE_EACH(F, 8, i < 4 ? lo.v[2*i] + lo.v[2*i+1] : hi.v[2*i-8] + hi.v[2*i-7]); }
 LATTICE_INLINE void twice(F x, F& lo, F& hi) { for (int i = 0; i < 8; ++i) lo.v[i] = x.v[i/2], hi.v[i] = x.v[4+i/2]; }
 LATTICE_INLINE F reduce8(const F r[8], F (*op)(F, F)) {
