@@ -29,25 +29,23 @@ struct Kernel {
         ones_.reset(std::max<size_t>(1, lattice.M));
         if (normalization != after) in = normalised.data();
         if (normalization != before) out = normalised.data();
-        for (auto& c : counters_) c.reset();
+        for (auto& p : phases_) p.reset();
     }
     void norm(Team& team) {
         if (normalization_ == none) return;
         const Kernels& k = kernels();
         const int D = lattice.d + 1;
-        counters_[0].each(lattice.M, 1 << 16, [&](size_t a, size_t b) { std::memset(ones_.data() + a, 0, (b - a) * sizeof(float)); });
-        team.barrier();
+        phases_[0].all(team, lattice.M, 1 << 16, [&](size_t a, size_t b) { std::memset(ones_.data() + a, 0, (b - a) * sizeof(float)); });
         const int groups = std::min(team.size(), D);
-        counters_[1].each(groups, 1, [&](size_t g, size_t) {
+        phases_[1].all(team, groups, 1, [&](size_t g, size_t) {
             auto [p0, p1] = classes(int(g), groups, D);
             k.splat_ones(lattice.ids.data(), lattice.weights.data(), D, p0, p1, 0, lattice.N, ones_.data());
         });
-        team.barrier();
         for (int j = 0; j < D; ++j) {
-            lattice.blur_axis(k, counters_[2 + j], j, ones_.data(), 1);
-            team.barrier();
+            lattice.blur_axis(k, phases_[2 + j], j, ones_.data(), 1);
+            phases_[2 + j].wait(team, lattice.chains[j].size());
         }
-        counters_[11].each(lattice.N, 1024, [&](size_t n0, size_t n1) {
+        phases_[11].all(team, lattice.N, 1024, [&](size_t n0, size_t n1) {
             float a[1024];
             k.slice_one(lattice.ids.data(), lattice.weights.data(), D, n0, n1, alpha, ones_.data(), a);
             for (size_t n = 0; n < n1 - n0; ++n) {
@@ -56,9 +54,9 @@ struct Kernel {
             }
             k.scale_weights(lattice.weights.data(), a, D, n0, n1, normalised.data());
         });
-        team.barrier();
     }
     void finish() {
+        lattice.finish();
         for (size_t n = lattice.N; n < lattice.blocks() * 8 && normalised.size(); ++n)
             for (int p = 0; p <= lattice.d; ++p) normalised[n / 8 * (lattice.d + 1) * 8 + p * 8 + n % 8] = 0;
         ones_.clear();
@@ -68,7 +66,7 @@ struct Kernel {
   private:
     int normalization_ = none;
     Buffer<float> ones_;
-    Counter counters_[12];
+    Phase phases_[12];
 };
 
 // Pixels in tiles: neighbours in the plane are neighbours in time, so their vertices are in the cache. Rows of a tile are long enough to read planes well.
@@ -183,12 +181,11 @@ class Crf {
                     }
                 };
             }
-            Team::run(threads, [&](Team& team, int t) {
-                if (t == 0) kernel->lattice.prepare(term.d, N, ranges.data(), pad_to, team.size());
-                team.barrier();
-                kernel->lattice.build(team, t, source);
-                if (t == 0) kernel->lattice.finish(), kernel->prepare_norm(term.normalization);
-                team.barrier();
+            Phase ready, built;
+            Team::run(threads, [&](Team& team) {
+                ready.once(team, [&] { kernel->lattice.prepare(term.d, N, ranges.data(), pad_to, team.size()); });
+                kernel->lattice.build(team, source);
+                built.once(team, [&] { kernel->prepare_norm(term.normalization); });
                 kernel->norm(team);
             });
             kernel->finish();
@@ -237,22 +234,22 @@ class Crf {
             if (iterations > 1) values[count + i].reset(values[i].size());
             factors[i] = factors_of(terms[i], channels, row);
         }
-        std::vector<Counter> unaries(1), clear(passes * count), blur(passes * count * (max_dim + 1)), last(1);
+        std::vector<Phase> clear(passes * count), blur(passes * count * (max_dim + 1));
+        Phase ready, unaries, last;
         std::vector<Pipeline> pipelines;
         std::vector<Group> groups;
         std::atomic<bool> finite{true};
-        Team::run(threads, [&](Team& team, int t) {
-            if (t == 0) {
+        Team::run(threads, [&](Team& team) {
+            ready.once(team, [&] {
                 for (int i = 0; i < count; ++i) {
                     const int D = terms[i].kernel->lattice.d + 1, parts = std::min(D, std::max(1, (team.size() * D + 5) / 9));
                     for (int g = 0; g < parts; ++g) { auto [p0, p1] = classes(g, parts, D); groups.push_back({i, p0, p1}); }
                 }
                 pipelines = std::vector<Pipeline>(passes);
                 for (auto& p : pipelines) p.prepare(N, team.size(), row, int(groups.size()));
-            }
-            team.barrier();
+            });
             Buffer<float> work(9 * row);
-            unaries[0].each(N, 1024, [&](size_t a, size_t b) {
+            unaries.take(N, 1024, [&](size_t a, size_t b) {
                 if (!k.planes_to_rows(unary, N, order_.data(), channels, a, b, u.data() + a * row, row)) finite.store(false, std::memory_order_relaxed);
                 k.scale_unary(u.data() + a * row, b - a, channels, row);
             });
@@ -265,14 +262,15 @@ class Crf {
                     const Kernel& kernel = *terms[i].kernel;
                     views[i] = {kernel.lattice.ids.data(), kernel.out, values[old + i].data(), terms[i].form == Term::full ? nullptr : factors[i].data(),
                                 terms[i].form == Term::full ? factors[i].data() : nullptr, kernel.lattice.d + 1, kernel.lattice.far(row)};
-                    if (!end) clear[pass * count + i].each(kernel.lattice.M * row, 1 << 16, [&](size_t a, size_t b) { std::memset(values[now + i].data() + a, 0, (b - a) * sizeof(float)); });
+                    if (!end) clear[pass * count + i].take(kernel.lattice.M * row, 1 << 16, [&](size_t a, size_t b) { std::memset(values[now + i].data() + a, 0, (b - a) * sizeof(float)); });
                 }
-                team.barrier();
+                if (pass == 0) unaries.wait(team, N);
+                if (!end) for (int i = 0; i < count; ++i) clear[pass * count + i].wait(team, terms[i].kernel->lattice.M * row);
                 auto make = [&](size_t n0, size_t n1, float* rows) {
                     k.mean_field(views.data(), pass ? count : 0, u.data() + n0 * row, channels, row, n0, n1, copies.data(), rows, nullptr, work.data());
                 };
                 if (end) {
-                    last[0].each(N, Pipeline::part, [&](size_t a, size_t b) {
+                    last.take(N, Pipeline::part, [&](size_t a, size_t b) {
                         if (labels) {
                             int32_t found[Pipeline::part];
                             k.mean_field(views.data(), pass ? count : 0, u.data() + a * row, channels, row, a, b, copies.data(), nullptr, found, work.data());
@@ -291,12 +289,10 @@ class Crf {
                         k.splat(kernel.lattice.ids.data(), kernel.in, kernel.lattice.d + 1, groups[g].p0, groups[g].p1, n0, n1, rows, row, values[now + groups[g].term].data(), kernel.lattice.far(row));
                     }
                 });
-                team.barrier();
                 for (int j = 0; j <= max_dim; ++j) {
-                    bool any = false;
-                    for (int i = 0; i < count; ++i)
-                        if (j <= terms[i].kernel->lattice.d) terms[i].kernel->lattice.blur_axis(k, blur[(pass * count + i) * (max_dim + 1) + j], j, values[now + i].data(), row), any = true;
-                    if (any) team.barrier();
+                    auto phase = [&](int i) -> Phase& { return blur[(pass * count + i) * (max_dim + 1) + j]; };
+                    for (int i = 0; i < count; ++i) if (j <= terms[i].kernel->lattice.d) terms[i].kernel->lattice.blur_axis(k, phase(i), j, values[now + i].data(), row);
+                    for (int i = 0; i < count; ++i) if (j <= terms[i].kernel->lattice.d) phase(i).wait(team, terms[i].kernel->lattice.chains[j].size());
                 }
             }
         });
@@ -308,14 +304,12 @@ class Crf {
     bool apply(size_t term, const float* q, int channels, bool transpose, int threads, float* out) const {
         const Kernel& kernel = *terms[term].kernel;
         Filter filter;
-        bool finite = true;
-        Team::run(threads, [&](Team& team, int t) {
-            if (t == 0) filter.prepare(kernel.lattice, channels, team.size());
-            team.barrier();
-            const bool ok = filter.planes(team, kernel.lattice, q, out, N, transpose, kernel.weights_in(transpose), kernel.weights_out(transpose), order_.data());
-            if (t == 0) finite = ok;
+        Phase ready;
+        Team::run(threads, [&](Team& team) {
+            ready.once(team, [&] { filter.prepare(kernel.lattice, channels, team.size()); });
+            filter.planes(team, kernel.lattice, q, out, N, transpose, kernel.weights_in(transpose), kernel.weights_out(transpose), order_.data());
         });
-        return finite;
+        return filter.finite();
     }
 
   private:
