@@ -61,6 +61,7 @@ struct Kernel {
             for (int p = 0; p <= lattice.d; ++p) normalised[n / 8 * (lattice.d + 1) * 8 + p * 8 + n % 8] = 0;
         ones_.clear();
         if (normalization_ == symmetric) lattice.weights.clear();
+        lattice.codes.clear();
     }
 
   private:
