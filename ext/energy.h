@@ -56,7 +56,7 @@ inline void halve_softmax(const float* logits, const float* grad, const float* r
     std::atomic<bool> finite{true};
     Phase next;
     Team::run(threads, [&](Team&) {
-        Buffer<float> work(channels * 128);
+        Buffer<float> work(channels * 256);
         next.take(batch * half, 2, [&](size_t a, size_t z) {
             for (size_t i = a; i < z; ++i) {
                 const size_t b = i / half, y = i % half;

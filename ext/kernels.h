@@ -51,7 +51,7 @@ struct Kernels {
     double (*dot_rows)(const float* a, const float* b, int row, size_t count);
     // max(0, roi - largest of the planes), 1 where unlabelled; arrays begin at point n0
     void (*gate)(const float* planes, size_t stride, int channels, const float* roi, const uint8_t* unlabelled, size_t count, float* gate);
-    // One pair of image rows: softmax over the planes `stride` apart, then the mean of 2x2. `work`: channels * 128 floats. False: not all finite.
+    // One pair of image rows: softmax over the planes `stride` apart, then the mean of 2x2. `work`: channels * 256 floats. False: not all finite.
     // Backward the gradient is multiplied with `scale` and, if given, the row `roi`.
     bool (*halve_softmax)(const float* logits, size_t stride, int channels, size_t width, float* out, size_t out_stride, float* work);
     bool (*halve_softmax_backward)(const float* logits, size_t stride, int channels, size_t width, const float* grad, size_t grad_stride, const float* roi, float scale,
