@@ -61,6 +61,12 @@ LATTICE_INLINE F choose(I m, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm
 LATTICE_INLINE I to_int(F a) { return _mm256_cvtps_epi32(a); }
 LATTICE_INLINE F times_pow2(F a, F n) { return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23))); }
 LATTICE_INLINE F4 load4(const float* p) { return _mm_loadu_ps(p); }
+// Past the cache, for results too large to stay in it; end with `flush`.
+LATTICE_INLINE void copy_past_cache(float* to, const float* from, size_t n) {
+    if (uintptr_t(to) % 32 || n % W) { std::memcpy(to, from, n * sizeof(float)); return; }
+    for (size_t i = 0; i < n; i += W) _mm256_stream_ps(to + i, load(from + i));
+}
+LATTICE_INLINE void flush() { _mm_sfence(); }
 LATTICE_INLINE void store4(float* p, F4 x) { _mm_storeu_ps(p, x); }
 LATTICE_INLINE F4 all4(float x) { return _mm_set1_ps(x); }
 LATTICE_INLINE F4 add4(F4 a, F4 b) { return _mm_add_ps(a, b); }
@@ -100,6 +106,8 @@ LATTICE_INLINE void twice(F x, F& lo, F& hi) {
     lo = _mm256_permute2f128_ps(a, b, 0x20), hi = _mm256_permute2f128_ps(a, b, 0x31);
 }
 #else
+LATTICE_INLINE void copy_past_cache(float* to, const float* from, size_t n) { std::memcpy(to, from, n * sizeof(float)); }
+LATTICE_INLINE void flush() {}
 struct F { float v[8]; };
 struct I { int32_t v[8]; };
 struct F4 { float v[4]; };
