@@ -22,12 +22,11 @@ inline double energy(const float* images, const float* probs, const float* rois,
         Filter filter;
         Buffer<float> gate(free ? N : 1);
         std::atomic<bool> finite{true};
-        Team::run(inside, [&](Team& team, int t) {
-            if (t == 0) lattice.prepare(5, N, features.ranges, pad_to, team.size());
-            team.barrier();
-            lattice.build(team, t, std::cref(features));
-            if (t == 0) lattice.finish(), filter.prepare(lattice, int(channels), team.size());
-            team.barrier();
+        Phase ready, built;
+        Team::run(inside, [&](Team& team) {
+            ready.once(team, [&] { lattice.prepare(5, N, features.ranges, pad_to, team.size()); });
+            lattice.build(team, std::cref(features));
+            built.once(team, [&] { filter.prepare(lattice, int(channels), team.size()); });
             filter.run(team, lattice, false, lattice.weights.data(), lattice.weights.data(),
                 [&](int first, int count, size_t n0, size_t n1, float* rows, int row) {
                     if (free && first == 0) k.gate(p + n0, N, int(channels), roi + n0, free + n0, n1 - n0, gate.data() + n0);
@@ -55,10 +54,10 @@ inline void halve_softmax(const float* logits, const float* grad, const float* r
     const Kernels& k = kernels();
     const size_t half = height / 2, stride = height * width, small = half * (width / 2);
     std::atomic<bool> finite{true};
-    Counter next;
-    Team::run(threads, [&](Team&, int) {
-        Buffer<float> work(channels * 128);
-        next.each(batch * half, 2, [&](size_t a, size_t z) {
+    Phase next;
+    Team::run(threads, [&](Team&) {
+        Buffer<float> work(channels * 256);
+        next.take(batch * half, 2, [&](size_t a, size_t z) {
             for (size_t i = a; i < z; ++i) {
                 const size_t b = i / half, y = i % half;
                 const float* from = logits + b * channels * stride + 2 * y * width;

@@ -31,7 +31,7 @@ class Pipeline {
             return;
         }
         const size_t tasks = parts + groups_;
-        next_.each((bands_ + 1) * tasks, 1, [&](size_t i, size_t) {
+        next_.take((bands_ + 1) * tasks, 1, [&](size_t i, size_t) {
             const size_t round = i / tasks;
             const int task = int(i % tasks);
             if (task < parts) {
@@ -49,6 +49,7 @@ class Pipeline {
                 taken_[b].fetch_add(1, std::memory_order_acq_rel);
             }
         });
+        team.wait([&] { return taken_[bands_ - 1].load(std::memory_order_acquire) == groups_; });
     }
 
   private:
@@ -56,7 +57,7 @@ class Pipeline {
     int groups_ = 1, row_ = 0;
     Buffer<float> rows_;
     std::vector<std::atomic<int>> made_, taken_;
-    Counter next_;
+    Phase next_;
 };
 
 // The classes of vertices [first,last) of a group; group -1 is all of them.
@@ -74,9 +75,9 @@ class Filter {
         values_.reset(std::max<size_t>(1, lattice.M) * row);
         passes_ = (channels + most - 1) / most;
         pipelines_ = std::vector<Pipeline>(passes_);
-        clear_ = std::vector<Counter>(passes_);
-        cut_ = std::vector<Counter>(passes_);
-        blur_ = std::vector<Counter>(passes_ * (max_dim + 1));
+        clear_ = std::vector<Phase>(passes_);
+        cut_ = std::vector<Phase>(passes_);
+        blur_ = std::vector<Phase>(passes_ * (max_dim + 1));
         for (int i = 0; i < passes_; ++i) pipelines_[i].prepare(lattice.N, threads, row_floats(std::min(most, channels - i * most)), groups_);
         finite_.store(true);
     }
@@ -90,20 +91,20 @@ class Filter {
         for (int pass = 0; pass < passes_; ++pass) {
             const int first = pass * most, channels = std::min(most, channels_ - first), row = row_floats(channels);
             float* v = values_.data();
-            clear_[pass].each(lattice.M * row, 1 << 16, [&](size_t a, size_t b) { std::memset(v + a, 0, (b - a) * sizeof(float)); });
-            team.barrier();
+            clear_[pass].all(team, lattice.M * row, 1 << 16, [&](size_t a, size_t b) { std::memset(v + a, 0, (b - a) * sizeof(float)); });
             pipelines_[pass].run(
                 team, [&](size_t n0, size_t n1, float* rows) { make(first, channels, n0, n1, rows, row); },
                 [&](int group, size_t n0, size_t n1, const float* rows) {
                     auto [p0, p1] = classes(group, groups_, D);
                     k.splat(lattice.ids.data(), weights_in, D, p0, p1, n0, n1, rows, row, v, lattice.far(row));
                 });
-            team.barrier();
             for (int j = 0; j < D; ++j) {
-                lattice.blur_axis(k, blur_[pass * (max_dim + 1) + j], reverse ? D - 1 - j : j, v, row);
-                team.barrier();
+                Phase& phase = blur_[pass * (max_dim + 1) + j];
+                const int axis = reverse ? D - 1 - j : j;
+                lattice.blur_axis(k, phase, axis, v, row);
+                phase.wait(team, lattice.chains[axis].size());
             }
-            cut_[pass].each(lattice.N, Pipeline::part, [&](size_t a, size_t b) {
+            cut_[pass].all(team, lattice.N, Pipeline::part, [&](size_t a, size_t b) {
                 alignas(64) float rows[Pipeline::step * most];
                 for (size_t n = a; n < b; n += Pipeline::step) {
                     const size_t end = std::min(b, n + Pipeline::step);
@@ -111,25 +112,24 @@ class Filter {
                     cut(first, channels, n, end, rows, row);
                 }
             });
-            team.barrier();
         }
     }
-    // in, out: planes `stride` apart, in another order of the points if given; false if a value was not finite
-    bool planes(Team& team, const Lattice& lattice, const float* in, float* out, size_t stride, bool reverse, const float* weights_in, const float* weights_out, const int32_t* order = nullptr) {
+    bool finite() const { return finite_.load(); }  // were all the planes filtered so far?
+    // in, out: planes `stride` apart, in another order of the points if given
+    void planes(Team& team, const Lattice& lattice, const float* in, float* out, size_t stride, bool reverse, const float* weights_in, const float* weights_out, const int32_t* order = nullptr) {
         const Kernels& k = kernels();
         run(team, lattice, reverse, weights_in, weights_out,
             [&](int first, int channels, size_t n0, size_t n1, float* rows, int row) {
                 if (!k.planes_to_rows(in + first * stride, stride, order, channels, n0, n1, rows, row)) finite_.store(false, std::memory_order_relaxed);
             },
             [&](int first, int channels, size_t n0, size_t n1, const float* rows, int row) { k.rows_to_planes(rows, row, order, channels, n0, n1, out + first * stride, stride); });
-        return finite_.load();
     }
 
   private:
     int channels_ = 0, groups_ = 1, passes_ = 0;
     Buffer<float> values_;
     std::vector<Pipeline> pipelines_;
-    std::vector<Counter> clear_, cut_, blur_;
+    std::vector<Phase> clear_, cut_, blur_;
     std::atomic<bool> finite_{true};
 };
 
@@ -170,8 +170,8 @@ class ImageFeatures {
 // Whole images go to threads as long as there is one for each, the rest is shared inside: one(image, threads inside).
 template <class One> void over_images(size_t batch, int threads, One&& one) {
     const size_t whole = threads > 1 ? batch / threads * threads : batch;
-    Counter next;
-    if (whole) Team::run(int(std::min<size_t>(threads, whole)), [&](Team&, int) { next.each(whole, 1, [&](size_t b, size_t) { one(b, 1); }); });
+    Phase next;
+    if (whole) Team::run(int(std::min<size_t>(threads, whole)), [&](Team&) { next.take(whole, 1, [&](size_t b, size_t) { one(b, 1); }); });
     for (size_t b = whole; b < batch; ++b) one(b, threads);
 }
 
@@ -183,17 +183,14 @@ inline void bilateral_filter(const float* images, const float* values, float* ou
         ImageFeatures features(images + b * 3 * N, height, width, sigma_rgb, sigma_xy);
         Lattice lattice;
         Filter filter;
-        bool finite = true;
-        Team::run(inside, [&](Team& team, int t) {
-            if (t == 0) lattice.prepare(5, N, features.ranges, pad_to, team.size());
-            team.barrier();
-            lattice.build(team, t, std::cref(features));
-            if (t == 0) lattice.finish(), filter.prepare(lattice, int(channels), team.size());
-            team.barrier();
-            const bool ok = filter.planes(team, lattice, values + b * channels * N, out + b * channels * N, N, false, lattice.weights.data(), lattice.weights.data());
-            if (t == 0) finite = ok;
+        Phase ready, built;
+        Team::run(inside, [&](Team& team) {
+            ready.once(team, [&] { lattice.prepare(5, N, features.ranges, pad_to, team.size()); });
+            lattice.build(team, std::cref(features));
+            built.once(team, [&] { filter.prepare(lattice, int(channels), team.size()); });
+            filter.planes(team, lattice, values + b * channels * N, out + b * channels * N, N, false, lattice.weights.data(), lattice.weights.data());
         });
-        if (!finite) throw std::invalid_argument("values: not all values are finite");
+        if (!filter.finite()) throw std::invalid_argument("values: not all values are finite");
     });
 }
 

@@ -40,8 +40,10 @@ struct Kernels {
     // the same for a single channel of ones and rows of one float
     void (*splat_ones)(const int32_t* ids, const float* weights, int D, int p0, int p1, size_t n0, size_t n1, float* values);
     void (*slice_one)(const int32_t* ids, const float* weights, int D, size_t n0, size_t n1, float alpha, const float* values, float* out);
-    // rows = softmax of unary + the terms, to base 2; `work` has room for 9 rows. With labels instead: the first of the largest, no softmax.
-    void (*mean_field)(const TermView* terms, int count, const float* unary, int channels, int row, size_t n0, size_t n1, float* rows, int32_t* labels, float* work);
+    // rows = softmax of unary + the terms, to base 2; `work` has room for 9 rows. `copies`: how many classes each
+    // channel stands for, 0 for padding. With labels instead: the first of the largest, no softmax.
+    void (*mean_field)(const TermView* terms, int count, const float* unary, int channels, int row, size_t n0, size_t n1, const float* copies, float* rows, int32_t* labels,
+                       float* work);
     void (*scale_unary)(float* rows, size_t count, int channels, int row);  // times -log2(e), padding far below all others
     void (*scale_weights)(const float* weights, const float* by, int D, size_t n0, size_t n1, float* out);
     // by: one factor per row
@@ -49,7 +51,7 @@ struct Kernels {
     double (*dot_rows)(const float* a, const float* b, int row, size_t count);
     // max(0, roi - largest of the planes), 1 where unlabelled; arrays begin at point n0
     void (*gate)(const float* planes, size_t stride, int channels, const float* roi, const uint8_t* unlabelled, size_t count, float* gate);
-    // One pair of image rows: softmax over the planes `stride` apart, then the mean of 2x2. `work`: channels * 128 floats. False: not all finite.
+    // One pair of image rows: softmax over the planes `stride` apart, then the mean of 2x2. `work`: channels * 256 floats. False: not all finite.
     // Backward the gradient is multiplied with `scale` and, if given, the row `roi`.
     bool (*halve_softmax)(const float* logits, size_t stride, int channels, size_t width, float* out, size_t out_stride, float* work);
     bool (*halve_softmax_backward)(const float* logits, size_t stride, int channels, size_t width, const float* grad, size_t grad_stride, const float* roi, float scale,

@@ -159,8 +159,11 @@ class Lattice {
     // pad_to > 1: if N is no multiple of it, a point with feature 0 is added, whose vertices conduct the blur (what the x86 build of the
     // published filter does with pad_to = 4).
     void build(int dim, size_t points, const Range* ranges, const Source& source, int pad_to, int threads) {
-        Team::run(threads, [&](Team& team, int t) { if (t == 0) prepare(dim, points, ranges, pad_to, team.size()); team.barrier(); build(team, t, source); });
-        finish();
+        Phase ready;
+        Team::run(threads, [&](Team& team) {
+            ready.once(team, [&] { prepare(dim, points, ranges, pad_to, team.size()); });
+            build(team, source);
+        });
     }
 
     size_t blocks() const { return (N + 7) / 8; }
@@ -176,9 +179,9 @@ class Lattice {
     }
 
     // One axis of the blur for the pieces that this thread gets.
-    void blur_axis(const Kernels& k, Counter& counter, int axis, float* values, int row) const {
+    void blur_axis(const Kernels& k, Phase& phase, int axis, float* values, int row) const {
         const size_t n = chains[axis].size();
-        counter.each(n, std::max<size_t>(256, 32768 / row), [&](size_t i0, size_t i1) { k.blur(chains[axis].data(), i0, i1, n, values, row); });
+        phase.take(n, std::max<size_t>(256, 32768 / row), [&](size_t i0, size_t i1) { k.blur(chains[axis].data(), i0, i1, n, values, row); });
     }
 
     void prepare(int dim, size_t points, const Range* ranges, int pad_to, int parts) {
@@ -198,36 +201,27 @@ class Lattice {
         const size_t chunks = (N + chunk - 1) / chunk;
         parts = int(std::max<size_t>(1, std::min<size_t>(parts, chunks / 8)));
         for (int i = 0; i < parts; ++i) parts_.emplace_back(width_), parts_.back().begin = chunks * i / parts * chunk, parts_.back().end = std::min(N, chunks * (i + 1) / parts * chunk);
-        for (auto* c : {&next_part_, &next_search_, &next_axis_, &next_renumber_}) c->reset();
+        for (auto* p : {&filling_, &merging_, &searching_, &renumbering_, &linking_, &ending_}) p->reset();
     }
 
-    void build(Team& team, int t, const Source& source) {
-        next_part_.each(parts_.size(), 1, [&](size_t i, size_t) { fill(parts_[i], source); });
-        team.barrier();
-        if (t == 0) merge();
-        team.barrier();
-        const int D = d + 1;
-        if (parts_.size() > 1)
-            next_renumber_.each(blocks() * D * 8 - parts_[1].begin * D, 1 << 15, [&](size_t a, size_t b) {
-                size_t i = a + parts_[1].begin * D, end = b + parts_[1].begin * D;
-                for (size_t s = 1; s < parts_.size(); ++s) {
-                    const size_t stop = s + 1 < parts_.size() ? std::min(end, parts_[s].end * D) : end;
-                    for (; i < stop; ++i) ids[i] = parts_[s].renamed[ids[i]];
-                }
-            });
-        const Table& table = parts_[0].table;
-        const size_t pieces = (M + piece - 1) / piece;
-        next_search_.each(pieces * D, 1, [&](size_t i, size_t) { search(table, int(i / pieces), i % pieces * piece); });
-        team.barrier();
-        next_axis_.each(D, 1, [&](size_t axis, size_t) { link(int(axis)); });
-        team.barrier();
+    // By all threads of the team, after `prepare` by one.
+    void build(Team& team, const Source& source) {
+        filling_.all(team, parts_.size(), 1, [&](size_t i, size_t) { fill(parts_[i], source); });
+        merging_.once(team, [&] { merge(); });
+        const size_t D = d + 1, begin = parts_.size() > 1 ? parts_[1].begin * D : blocks() * D * 8, pieces = (M + piece - 1) / piece;
+        renumbering_.take(blocks() * D * 8 - begin, 1 << 15, [&](size_t a, size_t b) {
+            size_t i = a + begin;
+            for (size_t s = 1; s < parts_.size(); ++s) {
+                const size_t stop = s + 1 < parts_.size() ? std::min(b + begin, parts_[s].end * D) : b + begin;
+                for (; i < stop; ++i) ids[i] = parts_[s].renamed[ids[i]];
+            }
+        });
+        searching_.all(team, pieces * D, 1, [&](size_t i, size_t) { search(parts_[0].table, int(i / pieces), i % pieces * piece); });
+        linking_.all(team, D, 1, [&](size_t axis, size_t) { link(int(axis)); });
+        renumbering_.wait(team, blocks() * D * 8 - begin);
+        ending_.once(team, [&] { codes.swap(parts_[0].table.codes); });  // parts_ stays: a late thread may still look at it
     }
-
-    void finish() {
-        codes.swap(parts_[0].table.codes);
-        parts_.clear();
-        next_.clear();
-    }
+    void finish() { parts_.clear(), next_.clear(); }  // once the team is gone
 
   private:
     static constexpr size_t piece = 1024;
@@ -239,7 +233,7 @@ class Lattice {
     };
     std::vector<Part> parts_;
     Buffer<int32_t> next_;  // [axis][vertex]
-    Counter next_part_, next_search_, next_axis_, next_renumber_;
+    Phase filling_, merging_, renumbering_, searching_, linking_, ending_;
     float scale_[max_dim] = {}, inverse_ = 0;
     uint64_t stride_[max_dim] = {};
     int64_t low_[max_dim] = {};

@@ -80,6 +80,7 @@ class PyLattice {
             lattice_.build(int(d), N, ranges.data(), [=](size_t n0, size_t n1, float* out, size_t stride) {
                 for (size_t n = n0; n < n1; ++n) for (size_t j = 0; j < d; ++j) out[j * stride + n - n0] = x[n * d + j];
             }, pad, T);
+            lattice_.finish();
         });
     }
     py::array filter(const py::object& values, bool reverse, py::ssize_t threads) const {
@@ -92,14 +93,12 @@ class PyLattice {
         const int channels = int(v.shape(0));
         without_gil([&] {
             Filter filter;
-            bool finite = true;
-            Team::run(T, [&](Team& team, int t) {
-                if (t == 0) filter.prepare(lattice_, channels, team.size());
-                team.barrier();
-                const bool ok = filter.planes(team, lattice_, in, to, lattice_.N, reverse, lattice_.weights.data(), lattice_.weights.data());
-                if (t == 0) finite = ok;
+            Phase ready;
+            Team::run(T, [&](Team& team) {
+                ready.once(team, [&] { filter.prepare(lattice_, channels, team.size()); });
+                filter.planes(team, lattice_, in, to, lattice_.N, reverse, lattice_.weights.data(), lattice_.weights.data());
             });
-            if (!finite) throw std::invalid_argument("values: not all values are finite");
+            if (!filter.finite()) throw std::invalid_argument("values: not all values are finite");
         });
         return out;
     }
@@ -347,7 +346,7 @@ PYBIND11_MODULE(_lattice, m) {
         .def("infer", &PyCrf::infer, py::arg("unary"), py::arg("iters"), py::arg("threads") = 1, py::arg("labels") = false)
         .def("apply", &PyCrf::apply, py::arg("term"), py::arg("q"), py::arg("transpose") = false, py::arg("threads") = 1)
         .def_property_readonly("num_vertices", &PyCrf::num_vertices);
-    m.def("release_memory", &Pool::release, "Give the blocks kept for the next call back to the system");
+    m.def("release_memory", [] { Remembered::forget(); Pool::release(); }, "Forget the Gaussian kernels of the last sizes and give the blocks kept for the next call back to the system");
     m.def("held_bytes", &Pool::held_bytes, "Bytes of the blocks kept for the next call");
     m.attr("kernels") = kernels().name;
 }

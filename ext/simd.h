@@ -61,6 +61,12 @@ LATTICE_INLINE F choose(I m, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm
 LATTICE_INLINE I to_int(F a) { return _mm256_cvtps_epi32(a); }
 LATTICE_INLINE F times_pow2(F a, F n) { return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23))); }
 LATTICE_INLINE F4 load4(const float* p) { return _mm_loadu_ps(p); }
+// Past the cache, for results too large to stay in it; end with `flush`.
+LATTICE_INLINE void copy_past_cache(float* to, const float* from, size_t n) {
+    if (uintptr_t(to) % 32 || n % W) { std::memcpy(to, from, n * sizeof(float)); return; }
+    for (size_t i = 0; i < n; i += W) _mm256_stream_ps(to + i, load(from + i));
+}
+LATTICE_INLINE void flush() { _mm_sfence(); }
 LATTICE_INLINE void store4(float* p, F4 x) { _mm_storeu_ps(p, x); }
 LATTICE_INLINE F4 all4(float x) { return _mm_set1_ps(x); }
 LATTICE_INLINE F4 add4(F4 a, F4 b) { return _mm_add_ps(a, b); }
@@ -80,6 +86,19 @@ LATTICE_INLINE F reduce8(const F r[8], F (*op)(F, F)) {
     for (int i = 0; i < 2; ++i) b[i] = op(_mm256_shuffle_ps(a[2*i], a[2*i+1], 0x44), _mm256_shuffle_ps(a[2*i], a[2*i+1], 0xEE));
     return op(_mm256_permute2f128_ps(b[0], b[1], 0x20), _mm256_permute2f128_ps(b[0], b[1], 0x31));
 }
+// 8 rows of 4 <-> 4 columns of 8.
+LATTICE_INLINE void transpose4(F a[4]) {
+    const F t0 = _mm256_unpacklo_ps(a[0], a[1]), t1 = _mm256_unpackhi_ps(a[0], a[1]), t2 = _mm256_unpacklo_ps(a[2], a[3]), t3 = _mm256_unpackhi_ps(a[2], a[3]);
+    a[0] = _mm256_shuffle_ps(t0, t2, 0x44), a[1] = _mm256_shuffle_ps(t0, t2, 0xEE), a[2] = _mm256_shuffle_ps(t1, t3, 0x44), a[3] = _mm256_shuffle_ps(t1, t3, 0xEE);
+}
+LATTICE_INLINE void load_columns(const float* rows, F x[4]) {
+    for (int i = 0; i < 4; ++i) x[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(load4(rows + 4 * i)), load4(rows + 4 * i + 16), 1);
+    transpose4(x);
+}
+LATTICE_INLINE void store_columns(float* rows, F x[4]) {
+    transpose4(x);
+    for (int i = 0; i < 4; ++i) store4(rows + 4 * i, _mm256_castps256_ps128(x[i])), store4(rows + 4 * i + 16, _mm256_extractf128_ps(x[i], 1));
+}
 // Sums of neighbours of 16 numbers, and each of 8 numbers twice.
 LATTICE_INLINE F pair_sums(F lo, F hi) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_hadd_ps(lo, hi)), 0xD8)); }
 LATTICE_INLINE void twice(F x, F& lo, F& hi) {
@@ -87,6 +106,8 @@ LATTICE_INLINE void twice(F x, F& lo, F& hi) {
     lo = _mm256_permute2f128_ps(a, b, 0x20), hi = _mm256_permute2f128_ps(a, b, 0x31);
 }
 #else
+LATTICE_INLINE void copy_past_cache(float* to, const float* from, size_t n) { std::memcpy(to, from, n * sizeof(float)); }
+LATTICE_INLINE void flush() {}
 struct F { float v[8]; };
 struct I { int32_t v[8]; };
 struct F4 { float v[4]; };
@@ -129,6 +150,8 @@ LATTICE_INLINE F4 madd4(F4 a, F4 b, F4 c) { LATTICE_EACH(F4, 4, a.v[i] * b.v[i] 
 LATTICE_INLINE void transpose8(F r[8]) {
     for (int i = 0; i < 8; ++i) for (int j = 0; j < i; ++j) { float t = r[i].v[j]; r[i].v[j] = r[j].v[i]; r[j].v[i] = t; }
 }
+LATTICE_INLINE void load_columns(const float* rows, F x[4]) { for (int k = 0; k < 4; ++k) for (int i = 0; i < 8; ++i) x[k].v[i] = rows[4 * i + k]; }
+LATTICE_INLINE void store_columns(float* rows, F x[4]) { for (int k = 0; k < 4; ++k) for (int i = 0; i < 8; ++i) rows[4 * i + k] = x[k].v[i]; }
 LATTICE_INLINE F pair_sums(F lo, F hi) { LATTICE_EACH(F, 8, i < 4 ? lo.v[2*i] + lo.v[2*i+1] : hi.v[2*i-8] + hi.v[2*i-7]); }
 LATTICE_INLINE void twice(F x, F& lo, F& hi) { for (int i = 0; i < 8; ++i) lo.v[i] = x.v[i/2], hi.v[i] = x.v[4+i/2]; }
 LATTICE_INLINE F reduce8(const F r[8], F (*op)(F, F)) {

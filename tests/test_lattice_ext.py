@@ -250,6 +250,30 @@ def test_forms_of_compat(classes):
     sure = two[-1]-two[0] > 1e-6 if classes > 1 else slice(None)
     np.testing.assert_array_equal(labels[sure], q.argmax(0)[sure])
 
+@pytest.mark.parametrize("present", (1, 2, 6))
+def test_equal_classes_share_a_channel(present):
+    "Classes with the same unaries are worked out once. A vector as compat says the same without that, so it shows what comes out otherwise"
+    image,unary = scene(classes=9)
+    unary[present:] = np.float32(11.5)
+    crf,plain = (ext.CRF(61, 83, [t | dict(compat=c) for t in PAIR], image) for c in (3., np.full(9, -3., np.float32)))
+    q = crf.infer(unary, 4, threads=2)
+    np.testing.assert_allclose(q, plain.infer(unary, 4), atol=2e-6)
+    np.testing.assert_array_equal(q[present:], q[-1:].repeat(9-present, 0))
+    np.testing.assert_array_equal(crf.infer(unary, 4, labels=True), plain.infer(unary, 4, labels=True))
+
+def test_remembered_kernels():
+    "Gaussian kernels are kept by size, sigma, normalisation and padding; what is remembered changes nothing"
+    image,unary = scene()
+    def results():
+        for sxy in (3, 2, (3, 2)):
+            for norm in (3, 1):
+                for pad_to in (4, 0):
+                    yield ext.CRF(61, 83, [PAIR[0] | dict(sxy=sxy, normalization=norm)], pad_to=pad_to).infer(unary, 2)
+    ext.release_memory()
+    fresh = list(results())
+    for a,b in zip(fresh, results()): np.testing.assert_array_equal(a, b)
+    ext.release_memory()
+
 @pytest.mark.parametrize("setting", ((3, 3, 30, 13, 10), (1, 1, 60, 5, 4), (3, 3, 30, 3, 4)))
 @pytest.mark.parametrize("classes", (3, 21))
 def test_pydensecrf(classes, setting):
