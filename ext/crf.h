@@ -314,11 +314,11 @@ class Crf {
     }
 
   private:
-    // E gains +w o (Potts), -v o (vector), -(m + m^T)/2 o (matrix); here times alpha and log2(e), padded with zeros.
+    // E gains +w o (Potts), -v o (vector), -(m + m^T)/2 o (matrix); here times alpha, padded with zeros.
     static Buffer<float> factors_of(const Term& term, int channels, int row) {
         const bool matrix = term.form == Term::full;
         Buffer<float> f(size_t(matrix ? channels : 1) * row);
-        const double scale = 1.4426950408889634 * term.kernel->alpha;
+        const double scale = term.kernel->alpha;
         std::fill(f.data(), f.data() + f.size(), 0.f);
         for (int k = 0; k < channels; ++k) {
             if (matrix) for (int j = 0; j < channels; ++j) f[k * row + j] = float(-.5 * scale * (double(term.compat[k * channels + j]) + term.compat[j * channels + k]));

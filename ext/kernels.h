@@ -13,7 +13,7 @@ constexpr int max_dim = 8;
 constexpr int chain_margin = 64;  // entries behind the end of a chain array, and a block behind the ids: what is asked for in advance must be valid
 inline int row_floats(int channels) { return channels <= 4 ? 4 : (channels + 7) / 8 * 8; }
 
-// One pairwise term as mean field sees it. The weights hold the normalisation, the factors alpha, compatibility and log2(e).
+// One pairwise term as mean field sees it. The weights hold the normalisation, the factors alpha and compatibility.
 struct TermView {
     const int32_t* ids;
     const float* weights;
@@ -40,11 +40,11 @@ struct Kernels {
     // the same for a single channel of ones and rows of one float
     void (*splat_ones)(const int32_t* ids, const float* weights, int D, int p0, int p1, size_t n0, size_t n1, float* values);
     void (*slice_one)(const int32_t* ids, const float* weights, int D, size_t n0, size_t n1, float alpha, const float* values, float* out);
-    // rows = softmax of unary + the terms, to base 2; `work` has room for 9 rows. `copies`: how many classes each
+    // rows = softmax of unary + the terms; `work` has room for 9 rows. `copies`: how many classes each
     // channel stands for, 0 for padding. With labels instead: the first of the largest, no softmax.
     void (*mean_field)(const TermView* terms, int count, const float* unary, int channels, int row, size_t n0, size_t n1, const float* copies, float* rows, int32_t* labels,
                        float* work);
-    void (*scale_unary)(float* rows, size_t count, int channels, int row);  // times -log2(e), padding far below all others
+    void (*scale_unary)(float* rows, size_t count, int channels, int row);  // negated, padding far below all others
     void (*scale_weights)(const float* weights, const float* by, int D, size_t n0, size_t n1, float* out);
     // by: one factor per row
     void (*scale_rows)(float* rows, int row, const float* by, size_t count);
