@@ -64,7 +64,7 @@ def follow(
     "Move the teacher's parameters towards the student's: an exponential moving average (ToCo T3.3)"
     for t,s in zip(teacher.parameters(), student.parameters(), strict=True): t.mul_(momentum).add_(s, alpha=1-momentum)
 
-# %% ../nbs/62_projection.ipynb #48055b3b
+# %% ../nbs/62_projection.ipynb #ca225b05
 class ProjectionNet(SingleStageNet):
     "`SingleStageNet` with student head `proj_head` and teacher head `proj_head_t` on the class token (ToCo T3.3, T3.4)"
     def __init__(self,
@@ -88,6 +88,7 @@ class ProjectionNet(SingleStageNet):
         if view2 is not None: out["view_tokens"] = features["cls_token"]
         return out if crops is None else out | self.project(out["view_tokens"], crops)
 
+# %% ../nbs/62_projection.ipynb #f3b2d50b
 @patch
 def project(self:ProjectionNet,
     view_tokens:Tensor, # class tokens of both whole views, (2·B,D)
