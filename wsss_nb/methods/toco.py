@@ -189,7 +189,7 @@ def training_losses(self:Method,
              "reg": lambda: self.energy_term(batch, logits, label)}
     return {name:(w[name], term()) for name,term in terms.items() if w[name]}
 
-# %% ../../nbs/92_methods.toco.ipynb #3afb2f3c
+# %% ../../nbs/92_methods.toco.ipynb #4ec72a29
 def _scaled_energy(side):
     "Return the settings of the energy for crops of `side` pixels"
     return {"energy_sigma_xy": round(100*side/448), "energy_weight": float(f"{1e-7*(448/side)**4:.2g}")}
@@ -198,6 +198,6 @@ PRESETS = {
     "voc": {"train_split":"train_aug", "crf":"toco"},
     "coco": {"batch_size":8, "iters":80_000, "val_every":4000, "aux_layer":9, "seg_start":8000, "contrast_start":12_000, "temperature":1., "high_thresh":.65, "bg_thresh":.45,
              "infer_size":448, "infer_scales":(1.,1.25,1.5), "fusion":"max-sum", "crf":"toco"},
-    "shapes": BASELINE["shapes"] | {"contrast_start":80, "w_reg":.25, "local_size":32, "proj_hidden":256, "proj_bottleneck":64, "proj_dim":128} | _scaled_energy(112),
+    "shapes": BASELINE["shapes"] | {"contrast_start":80, "local_size":32, "proj_hidden":256, "proj_bottleneck":64, "proj_dim":128} | _scaled_energy(112),
     "photos": BASELINE["photos"] | {"contrast_start":100, "local_size":48, "proj_hidden":512, "proj_bottleneck":128, "proj_dim":256} | _scaled_energy(192),
 }
