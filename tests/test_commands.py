@@ -49,7 +49,7 @@ def test_all_commands_are_installed():
     assert {p.name for p in BIN.glob("wsss-*")} == {*COMMANDS, "wsss-data"}
 
 
-@pytest.mark.parametrize("what,words", [("methods", "baseline"), ("backbones", "vit_toy"), ("datasets", "voc:ROOT"), ("presets", "baseline photos"), ("settings", "baseline iters=20000  steps")])
+@pytest.mark.parametrize("what,words", [("methods", "baseline"), ("methods", "toco"), ("backbones", "vit_toy"), ("datasets", "voc:ROOT"), ("presets", "baseline photos"), ("presets", "toco coco"), ("settings", "baseline iters=20000  steps")])
 def test_list(call, what, words):
     status,out,err = call("wsss-list", what)
     assert (status, err) == (0, "") and words in out
@@ -59,8 +59,8 @@ def test_list(call, what, words):
 def test_presets_are_listed_as_they_are_written(call, fails, here):
     "What is listed can be given after --set"
     for line in call("wsss-list", "presets")[1].splitlines():
-        settings = [s for s in line.split()[2:] if "=" in s]
-        assert "split" in fails("wsss-run", "baseline", "--data", "shapes:n=1", "--out", "out", "--set", *settings, "train_split=nowhere")
+        method,_,*settings = line.split()
+        assert "split" in fails("wsss-run", method, "--data", "shapes:n=1", "--out", "out", "--set", *settings, "train_split=nowhere")
 
 
 # %% The whole road

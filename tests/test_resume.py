@@ -8,9 +8,10 @@ import time
 import pytest
 import torch
 
-from commands import TINY, run, started
+from commands import SMALL, TINY, run, started
+from wsss_nb.methods.core import METHODS
 from wsss_nb.runs import Run, read_log
-from wsss_nb.train import load_checkpoint
+from wsss_nb.train import Trainer, load_checkpoint
 
 ITERS = 42
 SETTINGS = ("baseline", *TINY, f"iters={ITERS}", "seg_start=10", "warmup_iter=5", "save_every=5", "log_every=3", "val_every=20", "val_split=test")
@@ -112,3 +113,25 @@ def test_a_finished_run_is_not_touched(call, scenes, undisturbed, tmp_path):
     status,printed,err = call("wsss-run", *SETTINGS, "--data", scenes, "--out", out, "--resume")
     assert (status, err) == (0, "") and "mean" in printed
     assert finished(out) == before and Run(out).last.stat().st_mtime_ns == weights
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "baseline"])
+def test_every_method_goes_on(call, scenes, tmp_path, name):
+    "Stopped before, at and after the steps where terms begin, a run ends with the weights of one that was not"
+    settings = (*TINY, *SMALL.get(name, ()), "iters=6", "seg_start=2", "save_every=1", "log_every=1")
+    def weights(out): return load_checkpoint(Run(out))["model"]
+    def train(out, *more): assert call("wsss-run", name, *settings, "--data", scenes, "--out", out, "--stages", "train", *more)[::2] == (0, "")
+    train(tmp_path/"whole")
+    for k in (1, 4):
+        out = tmp_path/f"from_{k}"
+        def one_step(self, batch, step=Trainer.one_step):
+            if self.step == k: raise KeyboardInterrupt
+            return step(self, batch)
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(Trainer, "one_step", one_step)
+            assert call("wsss-run", name, *settings, "--data", scenes, "--out", out, "--stages", "train")[0] == 130
+        assert load_checkpoint(Run(out))["step"] == k
+        train(out, "--resume")
+        for tensor,v in weights(tmp_path/"whole").items(): assert torch.equal(v, weights(out)[tensor]), (k, tensor)
+    losses = set(read_log(Run(tmp_path/"whole").log)[-1])
+    assert losses >= {"cls", "aux", "seg"}

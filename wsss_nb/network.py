@@ -36,14 +36,23 @@ class SingleStageNet(nn.Module):
     def forward(self,
         images:Tensor,              # normalised, (B,3,H,W)
         segment:bool=True,          # run the decoder?
-    )->dict[str,Tensor]:            # `cls_logits`, `aux_cls_logits`: (B,C); `seg_logits`: (B,C+1,h,w); `last`, `aux`: (B,D,h,w)
-        out = self.encoder(images)
-        out["cls_logits"] = self.classifier(self.pool(out["last"])).flatten(1)
-        out["aux_cls_logits"] = self.aux_classifier(self.pool(out["aux"])).flatten(1)
-        if segment: out["seg_logits"] = self.decoder(out["last"])
-        return out
+    )->dict[str,Tensor]:            # as of `read_out`
+        return self.read_out(self.encoder(images), segment)
 
 # %% ../nbs/61_network.ipynb #c964c723
+@patch
+def read_out(self:SingleStageNet,
+    features:dict,     # of the encoder
+    segment:bool=True, # run the decoder?
+)->dict[str,Tensor]:   # `cls_logits`, `aux_cls_logits`: (B,C); `seg_logits`: (B,C+1,h,w); `last`, `aux`: (B,D,h,w); what else the encoder gives
+    "Return the features with the answers of heads and decoder"
+    out = dict(features)
+    out["cls_logits"] = self.classifier(self.pool(out["last"])).flatten(1)
+    out["aux_cls_logits"] = self.aux_classifier(self.pool(out["aux"])).flatten(1)
+    if segment: out["seg_logits"] = self.decoder(out["last"])
+    return out
+
+# %% ../nbs/61_network.ipynb #5f0c21ab
 @patch
 def cam_of(self:SingleStageNet,
     features:dict,   # of the encoder or of `forward`

@@ -79,4 +79,5 @@ def training_batches(
 )->Iterator[dict]:       # endless; tensors with a batch dimension, `id` a list
     "Return an endless iterator of batches that begins at sample `start`"
     order = StatelessSampler(len(samples), batch_size, samples.seed, start, rank, world)
-    return iter(DataLoader(samples, batch_sampler=order, num_workers=workers, pin_memory=pin, persistent_workers=workers>0))
+    own = torch.Generator().manual_seed(samples.seed)  # a loader draws a number when it begins: not from the stream of the losses, or a resumed run would have another one
+    return iter(DataLoader(samples, batch_sampler=order, num_workers=workers, pin_memory=pin, persistent_workers=workers>0, generator=own))

@@ -69,14 +69,16 @@ class SingleStageConfig(TrainConfig):
     bg_thresh:float = .5                        # one threshold, for labels that are scored
     low_thresh:float = .25                      # two thresholds, for labels that train
     high_thresh:float = .7                      # the upper one
+    infer_size:int = 0                          # side to which an image is resized for its prediction; 0: its own size
     infer_scales:tuple[float,...] = (1.,1.5,1.25) # image sizes of a prediction
     fusion:str = "sum-max"                      # how these are joined
     infer_par:int = 0                           # rounds of PAR on a prediction; 0: none
     crf:str|None = None                         # dense CRF for a second prediction, a name of `wsss-list crf`; none: no second prediction
+    supervision = "labels"                      # what trains; a setting (with a type) only of methods that can use masks as well
 
 # %% ../../nbs/90_methods.core.ipynb #ce17a006
 _AT_LEAST = dict.fromkeys(("hidden","crop_size","batch_size","iters","val_every","save_every","log_every"), 1) | dict.fromkeys(
-    ("lr","head_mult","decoder_mult","weight_decay","warmup_iter","workers","val_images","cam_size","infer_par","bg_thresh","low_thresh","high_thresh"), 0)
+    ("lr","head_mult","decoder_mult","weight_decay","warmup_iter","workers","val_images","cam_size","infer_size","infer_par","bg_thresh","low_thresh","high_thresh"), 0)
 
 def must(
     config,    # settings
@@ -115,7 +117,7 @@ def read_setting(
     if "None" in kind and text.lower() == "none": return None
     try:
         if isinstance(default, bool): return {"true":True, "1":True, "false":False, "0":False}[text.lower()]
-        if isinstance(default, tuple): return tuple(float(t) for t in text.split(","))
+        if isinstance(default, tuple): return tuple(type(default[0])(t) for t in text.split(","))
         if isinstance(default, (int,float)): return type(default)(text)
         return int(text) if "int" in kind else text
     except (KeyError, ValueError):
@@ -175,6 +177,25 @@ class SingleStageMethod(SingleStageNet):
 
 # %% ../../nbs/90_methods.core.ipynb #4bd37211
 @patch
+def cams(self:SingleStageMethod,
+    images:Tensor,              # normalised, (B,3,H,W)
+    image_labels:Tensor|None=None, # (B,C), 0/1; classes that no image of the batch has are not computed and stay 0
+    layers=("last","aux"),      # whose features the CAMs are made of; they lie on one grid
+    scales=None,                # image sizes; None: as in the settings
+    raw:dict|None=None,         # layer -> class maps of `images` themselves, where they are known already, (B,C,h,w)
+)->dict[str,Tensor]:            # layer -> (B,C,H,W) in [0,1)
+    "Return the multi-scale CAMs of several layers, from one pass of the encoder per image size"
+    if not layers: return {}
+    def side_by_side(maps): return torch.cat([maps(l) for l in layers], dim=1)
+    def cam_fn(x):
+        features = self.encoder(x)
+        return side_by_side(lambda l: self.cam_of(features, l))
+    keep = None if image_labels is None else image_labels.bool().any(0).repeat(len(layers))
+    cam = multi_scale_cam(cam_fn, images, scales or self.config.cam_scales, keep=keep, raw=None if raw is None else side_by_side(raw.get))
+    return dict(zip(layers, cam.chunk(len(layers), dim=1)))
+
+# %% ../../nbs/90_methods.core.ipynb #7d10c2aa
+@patch
 def cam(self:SingleStageMethod,
     images:Tensor,              # normalised, (B,3,H,W)
     image_labels:Tensor|None=None, # (B,C), 0/1; classes that no image of the batch has are not computed and stay 0
@@ -183,9 +204,10 @@ def cam(self:SingleStageMethod,
     raw:Tensor|None=None,       # class maps of `images` themselves, where they are known already, (B,C,h,w)
 )->Tensor:                      # (B,C,H,W) in [0,1)
     "Return the multi-scale CAM"
-    keep = None if image_labels is None else image_labels.any(0)
-    return multi_scale_cam(lambda x: self.raw_cam(x, layer or self.config.cam_layer), images, scales or self.config.cam_scales, keep=keep, raw=raw)
+    layer = layer or self.config.cam_layer
+    return self.cams(images, image_labels, (layer,), scales, None if raw is None else {layer:raw})[layer]
 
+# %% ../../nbs/90_methods.core.ipynb #7d10c2ab
 @patch
 def segmentation(self:SingleStageMethod,
     images:Tensor,  # normalised, (B,3,H,W)
@@ -193,11 +215,12 @@ def segmentation(self:SingleStageMethod,
     scales=None,    # image sizes; None: as in the settings
 )->Tensor:          # fused logits, (B,C+1,*size)
     "Return the logits of multi-scale inference: no image-level label takes part"
-    logits = multi_scale_logits(self.seg_logits, images, size, scales or self.config.infer_scales, fusion=self.config.fusion)
+    logits = multi_scale_logits(self.seg_logits, images, size, scales or self.config.infer_scales, fusion=self.config.fusion,
+                                base_size=(self.config.infer_size,)*2 if self.config.infer_size else None)
     return sharpen(resize(denormalise(images)/255, logits.shape[-2:]), logits, self.config.infer_par) if self.config.infer_par else logits
 
 # %% ../../nbs/90_methods.core.ipynb #fe77ead1
-METHODS = {"baseline": "wsss_nb.methods.baseline"}  # name -> module with `Config`, `PRESETS` and `Method`
+METHODS = {"baseline": "wsss_nb.methods.baseline", "toco": "wsss_nb.methods.toco"}  # name -> module with `Config`, `PRESETS` and `Method`
 
 def get_method(
     name:str, # a key of `METHODS`
