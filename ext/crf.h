@@ -139,6 +139,7 @@ class Crf {
     std::vector<Term> terms;
 
     void build(const uint8_t* image, int pad_to, int threads) {
+        const uint64_t begin = Pool::now();
         N = height * width;
         order_ = tiles(height, width);
         for (Term& term : terms) {
@@ -193,6 +194,7 @@ class Crf {
             term.kernel = kernel;
             if (term.kind == Term::gaussian) Remembered::put(key, kernel);
         }
+        Pool::release_since(begin);
     }
 
     // unary: classes planes of N. Either q (planes) or labels is written. False if a unary is not finite.
@@ -238,6 +240,7 @@ class Crf {
         std::vector<Phase> clear(passes * count), blur(passes * count * (max_dim + 1));
         Phase ready, unaries, last;
         std::vector<Pipeline> pipelines;
+        Buffer<float> ring;
         std::vector<Group> groups;
         std::atomic<bool> finite{true};
         Team::run(threads, [&](Team& team) {
@@ -247,7 +250,8 @@ class Crf {
                     for (int g = 0; g < parts; ++g) { auto [p0, p1] = classes(g, parts, D); groups.push_back({i, p0, p1}); }
                 }
                 pipelines = std::vector<Pipeline>(passes);
-                for (auto& p : pipelines) p.prepare(N, team.size(), row, int(groups.size()));
+                ring.reset(Pipeline::room(team.size(), row));
+                for (auto& p : pipelines) p.prepare(N, team.size(), row, int(groups.size()), ring.data());
             });
             Buffer<float> work(9 * row);
             unaries.take(N, 1024, [&](size_t a, size_t b) {

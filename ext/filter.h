@@ -11,10 +11,13 @@ class Pipeline {
     static constexpr size_t band = 2048, part = 512, ring = 3, step = 64;
     static constexpr int parts = int(band / part);
 
-    void prepare(size_t points, int threads, int row, int groups) {
+    static size_t room(int threads, int row) { return (threads > 1 ? ring * band : step) * row; }  // floats
+    // Passes that follow each other may share their `rows`, room() floats; without them a pipeline has its own.
+    void prepare(size_t points, int threads, int row, int groups, float* rows = nullptr) {
         points_ = points, groups_ = groups;
         bands_ = (points + band - 1) / band;
-        rows_.reset((threads > 1 ? ring * band : step) * row);
+        if (!rows) rows_.reset(room(threads, row));
+        at_ = rows ? rows : rows_.data();
         row_ = row;
         std::vector<std::atomic<int>> made(bands_), taken(bands_);
         made_.swap(made), taken_.swap(taken);
@@ -25,8 +28,8 @@ class Pipeline {
         if (team.size() == 1) {
             for (size_t n = 0; n < points_; n += step) {
                 const size_t end = std::min(points_, n + step);
-                make(n, end, rows_.data());
-                take(-1, n, end, rows_.data());
+                make(n, end, at_);
+                take(-1, n, end, at_);
             }
             return;
         }
@@ -38,14 +41,14 @@ class Pipeline {
                 const size_t b = round, n0 = b * band + task * part, n1 = std::min(points_, n0 + part);
                 if (b >= bands_) return;
                 if (b >= ring) team.wait([&] { return taken_[b - ring].load(std::memory_order_acquire) == groups_; });
-                if (n0 < n1) make(n0, n1, rows_.data() + ((b % ring) * band + task * part) * row_);
+                if (n0 < n1) make(n0, n1, at_ + ((b % ring) * band + task * part) * row_);
                 made_[b].fetch_add(1, std::memory_order_acq_rel);
             } else if (round > 0) {
                 const size_t b = round - 1;
                 const int group = task - parts;
                 // The bands of a class one after the other: `taken_` counts up in the order of the groups.
                 team.wait([&] { return made_[b].load(std::memory_order_acquire) == parts && (b == 0 || taken_[b - 1].load(std::memory_order_acquire) == groups_); });
-                take(group, b * band, std::min(points_, (b + 1) * band), rows_.data() + (b % ring) * band * row_);
+                take(group, b * band, std::min(points_, (b + 1) * band), at_ + (b % ring) * band * row_);
                 taken_[b].fetch_add(1, std::memory_order_acq_rel);
             }
         });
@@ -55,6 +58,7 @@ class Pipeline {
   private:
     size_t points_ = 0, bands_ = 0;
     int groups_ = 1, row_ = 0;
+    float* at_ = nullptr;
     Buffer<float> rows_;
     std::vector<std::atomic<int>> made_, taken_;
     Phase next_;
