@@ -70,8 +70,7 @@ PRESETS = {
                "cam_scales":(1.,.5), "cam_size":0, "bg_thresh":.3, "low_thresh":.15, "high_thresh":.35, "infer_scales":(1.,1.25), "infer_par":10},
     "vit_toy": {"backbone":"vit_toy", "aux_layer":-2, "hidden":128, "crop_size":64, "scale_range":(.7,1.5), "photometric":False, "sync_flip":True, "batch_size":32, "iters":2500,
                 "lr":1e-3, "head_mult":2., "warmup_iter":40, "workers":1, "val_every":2500, "val_images":100, "cam_size":0, "w_seg":0., "infer_scales":(1.,)},
-    "photos": {"backbone":"deit_tiny_patch16_224", "aux_layer":-5, "hidden":256, "zero_heads":True, "crop_size":192, "scale_range":(.45,.9), "batch_size":8, "iters":700, "lr":1e-4,
-               "head_mult":100., "decoder_mult":20., "warmup_iter":30, "val_every":700, "val_images":50, "save_every":50, "log_every":10, "seg_start":250, "w_seg":.5,
-               "cam_scales":(1.,.5), "cam_size":224, "bg_thresh":.5, "low_thresh":.35, "high_thresh":.55, "infer_scales":(.7,)},
+    "photos": {"backbone":"deit_tiny_patch16_224", "crop_size":224, "scale_range":(.5,1.2), "batch_size":8, "iters":420, "lr":1e-4, "warmup_iter":30, "val_every":420, "val_images":50,
+               "save_every":50, "log_every":10, "seg_start":220, "cam_scales":(1.,.5), "cam_size":224, "bg_thresh":.45, "high_thresh":.6, "infer_scales":(1.,)},
 }
 PRESETS["full"] = PRESETS["photos"] | {"supervision":"masks"}

@@ -199,5 +199,5 @@ PRESETS = {
     "coco": {"batch_size":8, "iters":80_000, "val_every":4000, "aux_layer":9, "seg_start":8000, "contrast_start":12_000, "temperature":1., "high_thresh":.65, "bg_thresh":.45,
              "infer_size":448, "infer_scales":(1.,1.25,1.5), "fusion":"max-sum", "crf":"toco"},
     "shapes": BASELINE["shapes"] | {"contrast_start":80, "local_size":32, "proj_hidden":256, "proj_bottleneck":64, "proj_dim":128} | _scaled_energy(112),
-    "photos": BASELINE["photos"] | {"contrast_start":100, "local_size":48, "proj_hidden":512, "proj_bottleneck":128, "proj_dim":256} | _scaled_energy(192),
+    "photos": BASELINE["photos"] | {"contrast_start":100, "local_size":48, "proj_hidden":512, "proj_bottleneck":128, "proj_dim":256} | _scaled_energy(224),
 }
