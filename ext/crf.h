@@ -139,7 +139,7 @@ class Crf {
     std::vector<Term> terms;
 
     void build(const uint8_t* image, int pad_to, int threads) {
-        const uint64_t begin = Pool::now();
+        const Pool::Snapshot before = Pool::now();
         N = height * width;
         order_ = tiles(height, width);
         for (Term& term : terms) {
@@ -194,7 +194,7 @@ class Crf {
             term.kernel = kernel;
             if (term.kind == Term::gaussian) Remembered::put(key, kernel);
         }
-        Pool::release_since(begin);
+        Pool::release_new(before);
     }
 
     // unary: classes planes of N. Either q (planes) or labels is written. False if a unary is not finite.

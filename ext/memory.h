@@ -38,7 +38,7 @@ class Pool {
     }
     static void put(void* p, size_t capacity) noexcept {
         if (Guard g{}; g.held && capacity > small && count < keep_blocks && total + capacity <= keep_bytes) {
-            kept[count++] = {p, capacity, ++clock};
+            kept[count++] = {p, capacity};
             total += capacity;
             return;
         }
@@ -50,12 +50,18 @@ class Pool {
             total = 0;
         }
     }
-    // What came back since `now()` said so goes to the system: the leftovers of a build must not stand beside what comes after it.
-    static uint64_t now() noexcept { return clock; }
-    static void release_since(uint64_t then) noexcept {
+    // The blocks that are kept now; `release_new` gives all others back. So what a build allocated beyond them does not stand beside what
+    // comes after it, and what the last image left for the next one stays.
+    struct Snapshot { void* p[keep_blocks]; int count; };
+    static Snapshot now() noexcept {
+        Snapshot s{};
+        if (Guard g{}; g.held) for (; s.count < count; ++s.count) s.p[s.count] = kept[s.count].p;
+        return s;
+    }
+    static void release_new(const Snapshot& s) noexcept {
         if (Guard g{}; g.held)
             for (int i = count; i-- > 0;)
-                if (kept[i].since > then) {
+                if (std::find(s.p, s.p + s.count, kept[i].p) == s.p + s.count) {
                     total -= kept[i].bytes;
                     give_back(kept[i].p, kept[i].bytes);
                     kept[i] = kept[--count];
@@ -64,11 +70,10 @@ class Pool {
     static size_t held_bytes() noexcept { return total; }
 
   private:
-    struct Block { void* p; size_t bytes; uint64_t since; };
+    struct Block { void* p; size_t bytes; };
     static inline Block kept[keep_blocks];
     static inline int count = 0;
     static inline size_t total = 0;
-    static inline std::atomic<uint64_t> clock = 0;
     static inline std::atomic_flag busy = ATOMIC_FLAG_INIT;
 
     // Never waits: a child forked while another thread held the lock must not hang, it only loses the reuse.
