@@ -90,7 +90,7 @@ def test_network(path):
 # %% A whole step
 STEP = {"high_thresh": "high_thre", "low_thresh": "low_thre", "bg_thresh": "bkg_thre", "cam_scales": "cam_scales", "aux_layer": "aux_layer", "local_size": "local_crop_size",
         "temperature": "temp", "momentum": "momentum", "energy_weight": "energy_weight", "energy_sigma_rgb": "energy_sigma_rgb", "energy_sigma_xy": "energy_sigma_xy",
-        "energy_scale": "energy_scale_factor", "par_dilations": "refine_dilations", "par_iters": "refine_num_iter", "w_ptc": "w_ptc", "w_ctc": "w_ctc", "w_seg": "w_seg", "w_reg": "w_reg"}
+        "energy_scale": "energy_scale_factor", "refine_dilations": "refine_dilations", "refine_iters": "refine_num_iter", "w_ptc": "w_ptc", "w_ctc": "w_ctc", "w_seg": "w_seg", "w_reg": "w_reg"}
 
 
 def option(v): return tuple(v.tolist()) if v.ndim else v.item()

@@ -35,13 +35,14 @@ def refine_cam(
     down_scale:int=2,                  # refine at 1/down_scale of the image size
     dilations:Sequence[int]=DILATIONS, # of PAR, pixels at the reduced size
     num_iter:int=10,                   # of PAR
+    kernel:str="par",                  # "par" or "aprm"
 )->tuple[Tensor,Tensor]:               # scores (B,T,1+k,H,W), channel 0 background, k the most classes in one image; label of each channel (B,1+k) int64
     "Return refined scores of background and present classes, one set per threshold (ToCo T4.7, steps 1 and 2)"
     (H,W),(channels,spare) = cam.shape[-2:],_present(image_labels)
     small,objects = (H//down_scale, W//down_scale),cam.float().gather(1, channels[:,:,None,None].expand(-1,-1,H,W))
     spare = F.pad(spare, (1,0))[:,:,None,None]
     scores = [resize(F.pad(objects, (0,0,0,0,1,0), value=t), small).masked_fill(spare, -torch.inf).softmax(1) for t in thresholds]
-    refined = par(resize(images.float(), small), torch.cat(scores, dim=1), dilations, num_iter)
+    refined = par(resize(images.float(), small), torch.cat(scores, dim=1), dilations, num_iter, kernel)
     return resize(refined, (H,W)).unflatten(1, (len(thresholds),-1)),F.pad(channels+1, (1,0), value=BACKGROUND)
 
 # %% ../nbs/50_pseudo_labels.ipynb #a5093523
@@ -52,7 +53,7 @@ def make_pseudo_label(
     low_thresh:float=.25,              # background must win against this
     high_thresh:float=.7,              # a class must win against this
     box:Tensor|None=None,              # image area [y0,y1,x0,x1], pixels, (B,4)
-    **refine,                          # `down_scale`, `dilations`, `num_iter` of `refine_cam`
+    **refine,                          # `down_scale`, `dilations`, `num_iter`, `kernel` of `refine_cam`
 )->Tensor:                             # (B,H,W) int64: 0…C or IGNORE_INDEX
     "Return the pseudo label of each image (ToCo T4.7); no class in the image gives background"
     thresholds = sorted({low_thresh, high_thresh})
