@@ -19,8 +19,7 @@ import numpy as np
 from ..core import UserError,map_on_cores,progress
 from .core import check_mask,labels_of_mask
 from .datasets import on_disk
-from .folder import FolderDataset,find_images,list_files,read_image_labels,read_saliency
-from .voc import VocDataset,find_voc
+from .folder import list_files,read_image_labels,read_saliency
 from ..io import read_image,read_label
 
 # %% ../../nbs/18_data.check.ipynb #43fb904b
@@ -126,7 +125,6 @@ def check_dataset(
     if str(spec).partition(":")[0] == "shapes": raise UserError(f"{spec}: is made in memory, there is no file to check")
     if workers is not None and workers < 1: raise UserError(f"--workers {workers}: must be 1 or more")
     reader,root = on_disk(spec)
-    root = find_voc(root) if reader is VocDataset else Path(root)
     if not root.is_dir(): raise UserError(f"{root}: no such folder")
     messages,check = [],Check()
     opened = _open_splits(reader, root, messages.append)

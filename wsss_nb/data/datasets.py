@@ -15,7 +15,7 @@ from ..core import UserError,did_you_mean
 from .core import Dataset
 from .folder import FolderDataset
 from .shapes import ShapesDataset
-from .voc import CocoDataset,VocDataset
+from .voc import CocoDataset,VocDataset,find_voc
 
 # %% ../../nbs/14_data.datasets.ipynb #f5be392a
 def _shapes_options(text):
@@ -33,11 +33,12 @@ def _shapes_options(text):
 # %% ../../nbs/14_data.datasets.ipynb #4e74d69f
 def on_disk(
     spec:str|Path,                   # "voc:ROOT", "coco:ROOT" or a folder in VOC layout
-)->tuple[type[FolderDataset],str]:   # the class that reads it, its root
+)->tuple[type[FolderDataset],Path]:  # the class that reads it, the folder that holds its lists
     "Return how and where to read a dataset of files; raise `UserError` if `spec` names none"
     kind,_,root = str(spec).partition(":")
-    if kind in (readers := {"voc":VocDataset, "coco":CocoDataset}) and root: return readers[kind],root
-    if str(spec) and Path(spec).is_dir(): return FolderDataset,str(spec)
+    if kind == "voc" and root: return VocDataset,find_voc(root)
+    if kind == "coco" and root: return CocoDataset,Path(root)
+    if str(spec) and Path(spec).is_dir(): return FolderDataset,Path(spec)
     if "/" not in str(spec) and not str(spec).startswith("."): did_you_mean(kind, ("shapes", "voc:ROOT", "coco:ROOT", "a folder in VOC layout"), "dataset or folder")
     raise UserError(f"{spec}: no such folder; give a folder in VOC layout, shapes, voc:ROOT or coco:ROOT")
 

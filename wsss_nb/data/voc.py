@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..core import UserError
-from .folder import FolderDataset,find_images,read_ids
+from .folder import FolderDataset,fail,find_images,read_ids
 
 # %% ../../nbs/13_data.voc.ipynb #6d246e74
 VOC_CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person",
@@ -85,9 +85,9 @@ class CocoDataset(FolderDataset):
         return super().read_split(split, report)
 
 def find_coco_photos(
-    root:str|Path,   # the folder that holds train2014 and val2014
-    report:Callable, # called with each problem
-)->dict[str,Path]:   # ID -> file
+    root:str|Path,        # the folder that holds train2014 and val2014
+    report:Callable=fail, # called with each problem
+)->dict[str,Path]:        # ID -> file
     "Return the photos of COCO by name without ending, wherever they are usually put; report if there are none"
     there = next((there for group in CocoDataset.photo_folders if (there := [Path(root)/f for f in group if (Path(root)/f).is_dir()])), None)
     if there is None: report(f"{root}: holds no train2014 and val2014; unpack the archives of COCO 2014 there, or let `wsss-data get coco --out {root}` do all of it")
