@@ -53,6 +53,7 @@ def pseudo_label(
     label[conflict | (label == BACKGROUND) & kept] = IGNORE_INDEX
     return all_or_nothing(label, min_object)
 
+# %% ../nbs/52_label_rules.ipynb #163d8987
 def all_or_nothing(
     label:np.ndarray,     # (H,W) uint8, 0…C or IGNORE_INDEX
     min_object:float=.01, # share of the image that objects must have

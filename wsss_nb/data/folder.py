@@ -224,9 +224,7 @@ def load_mask(self:FolderDataset, i):
 def load_saliency(self:FolderDataset, i):
     path = self.root/"Saliency"/f"{self.ids[i]}.png"
     if not self.with_saliency or not path.exists(): return None
-    saliency,size = read_image(path)[...,0],image_size(self.images[self.ids[i]])
-    if saliency.shape != size: raise UserError(f"{path}: the saliency map has {saliency.shape[1]}x{saliency.shape[0]} pixels, its image {size[1]}x{size[0]}; make it again")
-    return saliency.astype(np.float32)/255
+    return read_image(path)[...,0].astype(np.float32)/255
 
 # %% ../../nbs/12_data.folder.ipynb #6a25b1e8
 def write_voc_folder(

@@ -6,11 +6,9 @@ Docs: https://example.github.io/wsss_nb/refine.crf.html.md"""
 
 # %% auto #0
 __all__ = ['CRF_PRESETS', 'MEAN_RGB', 'CRFSettings', 'crf_settings', 'crf_guide', 'has_weight', 'run_pydensecrf', 'crf_of',
-           'infer_unaries', 'dense_crf', 'label_crf', 'cam_probs', 'cam_crf_label', 'num_cores', 'map_in_order',
-           'dense_crf_many']
+           'infer_unaries', 'dense_crf', 'label_crf', 'cam_probs', 'cam_crf_label', 'map_in_order', 'dense_crf_many']
 
 # %% ../../nbs/44_refine.crf.ipynb #2446c5d2
-import os
 from collections import deque
 from collections.abc import Iterable,Iterator,Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import BACKGROUND,IGNORE_INDEX,UserError,did_you_mean
+from ..core import BACKGROUND,IGNORE_INDEX,UserError,did_you_mean,num_cores
 from .lattice import per_axis
 from .meanfield import CRF,NORMALIZATIONS,Term,normalization_name,to_tensor,unary_from_labels,unary_from_softmax
 
@@ -231,10 +229,6 @@ def cam_crf_label(
     return out if isinstance(cam, Tensor) else out.numpy()
 
 # %% ../../nbs/44_refine.crf.ipynb #5197cce3
-def num_cores()->int:
-    "Return how many cores this process may use; a container has fewer than its machine"
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 def map_in_order(
     fn,                    # what to do with each item
     items:Iterable,        # read as needed
