@@ -6,6 +6,9 @@ from golden_files import golden
 from torch.nn import functional as F
 
 from wsss_nb.backbones.resnet import ResNet
+from wsss_nb.data.saliency import resize_saliency
+from wsss_nb.data.segment_transforms import MEAN_RGB, SquareTransform, cut_piece
+from wsss_nb.data.transforms import colour_jitter, resize_to
 from wsss_nb.deeplab import DeepLab, multi_scale_loss, resize_label
 from wsss_nb.evaluate import ConfusionMatrix
 from wsss_nb.label_rules import cam_bytes, pseudo_label, refine_label
@@ -153,3 +156,37 @@ def test_miou(path):
     np.testing.assert_allclose(matrix.iou, z["out/class_iou"], atol=1e-9)
     for name, key in {"miou": "mean_iou", "pixel_accuracy": "pixel_accuracy", "mean_accuracy": "mean_accuracy", "weighted_iou": "fw_iou"}.items():
         np.testing.assert_allclose(getattr(matrix, name), z[f"out/{key}"], atol=1e-9)
+
+
+# %% Samples
+class Recorded:
+    "A stream that gives the recorded factors and order of a colour jitter"
+    def __init__(self, z, order): self.z, self.order, self.factors = z, order, iter(("brightness", "contrast", "saturation", "hue"))
+    def uniform(self, low, high): return float(self.z[f"opt/{(name := next(self.factors))}"])-(name != "hue")
+    def permutation(self, n): return ["bcsh".index(k) for k in self.order]
+
+
+@pytest.mark.parametrize("path", golden("i2crc", "data_prep"))
+def test_data_prep(path):
+    z = np.load(path)
+    size = int(z["opt/input_size"])
+    resized = resize_to(z["in/image"], (size, size))
+    np.testing.assert_array_equal(resized, z["out/resized"])
+    np.testing.assert_array_equal(resize_saliency(z["in/saliency"], z["out/saliency_256"].shape), z["out/saliency_256"])
+    sample = SquareTransform(size, len(z["out/saliency_256"]), jitter=())(z["in/image"], None, z["in/saliency"].astype(np.float32)/255)
+    close(sample["input"], torch.from_numpy(z["out/tensor"]), atol=1e-6)
+    np.testing.assert_array_equal((sample["saliency"].numpy()*255).round(), z["out/saliency_256"])
+    np.testing.assert_array_equal(colour_jitter(resized, Recorded(z, z["opt/jitter_order"].tolist())), z["out/jittered"])
+    for k in "bcsh": np.testing.assert_array_equal(colour_jitter(resized, Recorded(z, [k])), z[f"out/single_{k}"])
+
+
+@pytest.mark.parametrize("path", golden("i2crc", "seg_augment"))
+def test_seg_augment(path):
+    z = np.load(path)
+    np.testing.assert_allclose(MEAN_RGB[::-1], z["opt/mean_bgr"])
+    assert set(z["opt/scales"].tolist()) >= {float(z[f"opt/{i}/scale"]) for i in numbered(z, "in/")}
+    for i in numbered(z, "in/"):
+        image, label = cut_piece(z[f"in/{i}/image_bgr"][..., ::-1], z[f"in/{i}/label"], int(z["opt/crop_size"]), float(z[f"opt/{i}/scale"]),
+                                 (int(z[f"opt/{i}/start_h"]), int(z[f"opt/{i}/start_w"])), bool(z[f"opt/{i}/flip"]), "bgr")
+        close(image, torch.from_numpy(z[f"out/{i}/image"]), atol=1e-2)
+        np.testing.assert_array_equal(label.numpy(), z[f"out/{i}/label"])
