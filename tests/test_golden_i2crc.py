@@ -13,6 +13,7 @@ from wsss_nb.deeplab import DeepLab, multi_scale_loss, resize_label
 from wsss_nb.evaluate import ConfusionMatrix
 from wsss_nb.label_rules import cam_bytes, pseudo_label, refine_label
 from wsss_nb.losses.relation import center_loss, relation_losses
+from wsss_nb.schedules import poly_factor
 from wsss_nb.tensors import resize
 
 
@@ -190,3 +191,12 @@ def test_seg_augment(path):
                                  (int(z[f"opt/{i}/start_h"]), int(z[f"opt/{i}/start_w"])), bool(z[f"opt/{i}/flip"]), "bgr")
         close(image, torch.from_numpy(z[f"out/{i}/image"]), atol=1e-2)
         np.testing.assert_array_equal(label.numpy(), z[f"out/{i}/label"])
+
+
+# %% Rates
+@pytest.mark.parametrize("path", golden("i2crc", "poly_lr"))
+def test_poly_lr(path):
+    z = np.load(path)
+    lr, every, most, power = (z[f"opt/{k}"].item() for k in ("lr", "step_size", "iter_max", "power"))
+    used = z["out/lr_used_at_iteration"]
+    np.testing.assert_allclose([lr*poly_factor(step, most, every, power) for step in range(len(used))], used, rtol=1e-9, atol=0)
