@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/core.html.md"""
 
 # %% auto #0
 __all__ = ['IGNORE_INDEX', 'BACKGROUND', 'UserError', 'did_you_mean', 'atomic_path', 'write_json', 'child_rng', 'seed_everything',
-           'pick_device', 'progress', 'peak_memory_mb', 'num_cores', 'map_on_cores']
+           'num_cores', 'pick_device', 'progress', 'peak_memory_mb', 'reset_peak_memory', 'map_on_cores']
 
 # %% ../nbs/01_core.ipynb #b0c46ddd
 import json,os,random,resource,signal,sys,tempfile
@@ -99,6 +99,10 @@ def seed_everything(
     torch.manual_seed(seed)
 
 # %% ../nbs/01_core.ipynb #922f3831
+def num_cores()->int:
+    "Return how many cores this process may use; a container has fewer than its machine"
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 def pick_device(
     name:str="auto", # "auto", "cpu" or "cuda"
 )->str:              # "cpu" or "cuda"
@@ -123,18 +127,22 @@ def progress(
 
 # %% ../nbs/01_core.ipynb #f3d28741
 def peak_memory_mb()->int: # MB of resident memory, or of CUDA memory where CUDA was used
-    "Return the largest memory this process has held so far"
+    "Return the largest memory this process has held so far, or since `reset_peak_memory`"
     if "torch" in sys.modules:
         import torch
         if torch.cuda.is_available() and torch.cuda.max_memory_allocated(): return round(torch.cuda.max_memory_allocated()/2**20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak/(2**20 if sys.platform=="darwin" else 2**10))
 
-# %% ../nbs/01_core.ipynb #a1c0de02
-def num_cores()->int:
-    "Return how many cores this process may use; a container has fewer than its machine"
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def reset_peak_memory():
+    "Let `peak_memory_mb` count anew, where the system allows it (Linux, CUDA): what a stage needs is not what one before it needed"
+    if "torch" in sys.modules:
+        import torch
+        if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
+    try: Path("/proc/self/clear_refs").write_text("5")
+    except OSError: pass
 
+# %% ../nbs/01_core.ipynb #a1c0de02
 def map_on_cores(
     func:Callable,         # what to do with a job; defined in a module, so that another process can import it
     jobs:Iterable,         # read as needed; each can be pickled

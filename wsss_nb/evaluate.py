@@ -122,6 +122,11 @@ def mean_accuracy(self:ConfusionMatrix)->float: # in [0,1]
     return _mean(self.recall)
 
 @patch(as_prop=True)
+def weighted_iou(self:ConfusionMatrix)->float: # in [0,1]
+    "Return the IoU weighted by how many pixels each class has (I2CRC 6.5: frequency-weighted IoU)"
+    return float(_ratio(np.nansum(self.counts.sum(1)*self.iou), self.counts.sum()))
+
+@patch(as_prop=True)
 def coverage(self:ConfusionMatrix)->float: # in [0,1]; 1 unless `drop_ignored_pred` left pixels out
     "Return the share of the pixels with ground truth that were scored"
     return float(_ratio(self.counts.sum(), self.counts.sum()+self.dropped))
@@ -155,7 +160,7 @@ def classes_confused(self:ConfusionMatrix)->float: # in [0,1]
 
 # %% ../nbs/70_evaluate.ipynb #4b87947e
 PER_CLASS = ("iou","precision","recall","under_activation","over_activation")
-OVERALL = ("miou","pixel_accuracy","mean_accuracy","object_missed","background_taken","classes_confused","coverage")
+OVERALL = ("miou","pixel_accuracy","mean_accuracy","weighted_iou","object_missed","background_taken","classes_confused","coverage")
 
 @patch
 def to_dict(self:ConfusionMatrix,

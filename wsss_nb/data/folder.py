@@ -264,7 +264,7 @@ def load_mask(self:FolderDataset, i):
 def load_saliency(self:FolderDataset, i):
     path = self.root/"Saliency"/f"{self.ids[i]}.png"
     if not self.with_saliency or not path.exists(): return None
-    return read_saliency(path, image_size(self.images[self.ids[i]])).astype(np.float32)/255
+    return read_image(path)[...,0].astype(np.float32)/255
 
 # %% ../../nbs/12_data.folder.ipynb #6a25b1e8
 def write_voc_folder(
