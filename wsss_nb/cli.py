@@ -125,6 +125,7 @@ def wsss_predict(
     print(f"{len(written)} label maps in {out}" + (f", refined by the dense CRF {preset}" if preset else ""))
     print("found:", ", ".join(f"{k} in {n}" for k,n in classes_found(written, model.classes).items()) or "nothing but background")
 
+# %% ../nbs/95_cli.ipynb #96029117
 def load_published(
     file:str,         # weight file
     method:str|None,  # which it is of, where its names fit several

@@ -68,6 +68,7 @@ def is_released(
 
 def _belongs(file): return file.parent == Run(file.parent.parent).checkpoints and Run(file.parent.parent).config_file.is_file()
 
+# %% ../nbs/94_experiment.ipynb #9a40edde
 def load_run(
     path:str|Path,       # run folder, a checkpoint in its `checkpoints`, or a published checkpoint
     device:str="cpu",    # where to put the method
@@ -199,6 +200,7 @@ def predict_files(
     if bad: raise UserError(f"{bad[0]} ({f'{len(bad)} images cannot be used, this is the first; ' if len(bad) > 1 else ''}label maps of the other {len(written)} are in {out})")
     return written
 
+# %% ../nbs/94_experiment.ipynb #6362afa3
 def classes_found(
     files:Iterable[Path],  # label maps
     classes:Sequence[str], # names, background first

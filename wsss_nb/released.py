@@ -54,6 +54,7 @@ class Layout:
     scores:str             # the tensor with one row per class and one for the background
     settings:Callable      # (tensors, heads) -> settings that shapes tell
 
+# %% ../nbs/93_released.ipynb #9e1ea522
 def toco_settings(
     state:dict[str,Tensor], # tensors by name
     heads:int|None,         # as for `vit_name`
@@ -111,6 +112,7 @@ def by_part(
     parts = ["encoder.head" if k.startswith("encoder.head.") else k.split(".")[0] for k in names]
     return ", ".join(f"{p} {parts.count(p)}" + (f" ({PARTS[p]})" if explain and p in PARTS else "") for p in dict.fromkeys(parts)) or "nothing"
 
+# %% ../nbs/93_released.ipynb #9e1ea521
 @dataclass(frozen=True)
 class Report:
     "What `load_released` made of a file; as text it is a short table"
