@@ -15,7 +15,7 @@ from torch import Tensor,nn
 from .backbones.core import Backbone
 from .cam.core import class_activation_map
 from .core import did_you_mean
-from .segment import LargeFOV
+from .segment import DECODERS
 
 # %% ../nbs/61_network.ipynb #50148fd9
 POOLING = {"max": lambda x: x.amax((-1,-2), keepdim=True), "avg": lambda x: x.mean((-1,-2), keepdim=True)}  # name -> (B,D,h,w) -> (B,D,1,1)
@@ -25,14 +25,15 @@ class SingleStageNet(nn.Module):
     def __init__(self,
         encoder:Backbone,   # with features `last` and `aux`
         num_fg:int,         # classes without background
-        hidden:int=512,     # channels inside the decoder
+        hidden:int=512,     # channels inside the decoder LargeFOV
         pooling:str="max",  # how the classifiers pool features over the image, a key of `POOLING`
+        decoder:str="largefov", # a key of `DECODERS`
     ):
         super().__init__()
         self.encoder,self.pool = encoder,POOLING[did_you_mean(pooling, POOLING, "pooling")]
         self.classifier = nn.Conv2d(encoder.channels["last"], num_fg, 1, bias=False)
         self.aux_classifier = nn.Conv2d(encoder.channels["aux"], num_fg, 1, bias=False)
-        self.decoder = LargeFOV(encoder.channels["last"], num_fg+1, hidden)
+        self.decoder = DECODERS[did_you_mean(decoder, DECODERS, "decoder")](encoder.channels["last"], num_fg+1, hidden)
     def forward(self,
         images:Tensor,              # normalised, (B,3,H,W)
         segment:bool=True,          # run the decoder?

@@ -42,12 +42,12 @@ def _older_names(module, state, prefix, *_):
 
 # %% ../nbs/62_projection.ipynb #824e524d
 class ProjectionHead(nn.Module):
-    "Class tokens (…,D) -> cosines with `out_dim` learned directions, (…,K) in [-1,1] (ToCo T3.3; DINO)"
+    "Class tokens (…,D) -> cosines with `out_dim` learned directions, (…,K) in [-1,1] (ToCo T3.3; DINO), or points on the unit sphere, (…,bottleneck) (CPDGL, section 4.2)"
     def __init__(self,
         in_dim:int,         # channels D of a class token
         hidden:int=2048,    # channels inside
         bottleneck:int=256, # channels on the sphere
-        out_dim:int=1024,   # directions K
+        out_dim:int|None=1024, # directions K; None: no last layer, the point on the sphere itself is the answer (SeCo, CPDGL)
         num_layers:int=3,   # linear layers before the sphere, at least 2
     ):
         super().__init__()
@@ -56,7 +56,7 @@ class ProjectionHead(nn.Module):
             layers += [nn.Linear(a, b), nn.GELU()]
             nn.init.trunc_normal_(layers[-2].weight, std=.02)
             nn.init.zeros_(layers[-2].bias)
-        self.mlp,self.last_layer = nn.Sequential(*layers[:-1]),UnitRows(bottleneck, out_dim)
+        self.mlp,self.last_layer = nn.Sequential(*layers[:-1]),nn.Identity() if out_dim is None else UnitRows(bottleneck, out_dim)
     def forward(self, x): return self.last_layer(F.normalize(self.mlp(x), dim=-1, eps=1e-12))
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ class ProjectionNet(SingleStageNet):
         *net,                    # arguments of `SingleStageNet`, or of another class derived from it
         proj_hidden:int=2048,    # channels inside a head
         proj_bottleneck:int=256, # channels on its sphere
-        proj_dim:int=1024,       # channels out
+        proj_dim:int|None=1024,  # channels out; None: a point on the sphere
         momentum:float=.9,       # of the teacher, in [0,1]
     ):
         super().__init__(*net)

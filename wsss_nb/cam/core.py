@@ -59,14 +59,15 @@ def cam_to_label(
     low_thresh:float|None=None,    # at most this: background
     high_thresh:float|None=None,   # more than this: the class; in between: ignored
     box:Tensor|None=None,          # image area [y0,y1,x0,x1], pixels, (B,4)
-)->Tensor:                         # (B,H,W) int64: 0…C or IGNORE_INDEX
+    unsure:int=IGNORE_INDEX,       # what is written in between; -1 keeps it apart from what lies outside the box
+)->Tensor:                         # (B,H,W) int64: 0…C or `unsure`; IGNORE_INDEX outside the box
     "Return the label map of a CAM with one or two thresholds (ToCo T4.2); raise `ValueError` for one of two"
     if (low_thresh is None) != (high_thresh is None): raise ValueError("low_thresh and high_thresh belong together")
     value,winner = valid_cam(cam, image_labels).max(dim=1)
     label = winner + 1
     if low_thresh is None: label = torch.where(value <= bg_thresh, BACKGROUND, label)
     else:
-        label = torch.where(value <= high_thresh, IGNORE_INDEX, label)
+        label = torch.where(value <= high_thresh, unsure, label)
         label = torch.where(value <= low_thresh, BACKGROUND, label)
     return ignore_outside(label, box)
 

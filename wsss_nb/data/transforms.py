@@ -7,7 +7,7 @@ Docs: https://example.github.io/wsss_nb/data.transforms.html.md"""
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'VIEWS', 'resize_to', 'rescale', 'resize_short', 'crop_at', 'draw_crop',
            'random_crop', 'hflip', 'mirror_box', 'normalise', 'denormalise', 'gaussian_blur', 'solarise', 'greyscale',
-           'colour_jitter', 'TrainTransform']
+           'colour_jitter', 'TrainTransform', 'varied_crop']
 
 # %% ../../nbs/15_data.transforms.ipynb #eba57781
 import random
@@ -52,7 +52,7 @@ def crop_at(
     size:int,                    # S, height and width of the window
     pad_top_left:tuple[int,int], # where the image begins on the canvas
     start:tuple[int,int],        # where the window begins on the canvas
-    fill:int=0,                  # what the canvas is filled with
+    fill=0,                      # what the canvas is filled with: a number or, for an image, a colour
 )->tuple[np.ndarray,np.ndarray]: # window (S,S[,3]) and box (4,) int16 = [y0,y1,x0,x1] of the image area in it
     "Return a window of a padded image and the box of the image in it (ToCo, data pipeline, step 3)"
     h,w = image.shape[:2]
@@ -164,9 +164,10 @@ class TrainTransform:
         sync_flip:bool=False,                     # leave out the second, independent mirror of `input` and `local`?
         photometric:bool=True,                    # change colours, blur, solarise?
         input_blur:float=1.,                      # probability that `input` is blurred
+        plain_input:bool=False,                   # leave `input` as the crop is: no second mirror, no colours (SeCo, CPDGL)?
     ):
         self.size,self.scale_range,self.sync_flip,self.photometric,self.input_blur = size,scale_range,sync_flip,photometric,input_blur
-        self.views = tuple(did_you_mean(v, VIEWS, "view") for v in views)
+        self.views,self.untouched = tuple(did_you_mean(v, VIEWS, "view") for v in views),("input",) if plain_input else ()
 
     def __call__(self,
         image:np.ndarray,          # (H,W,3) uint8
@@ -182,14 +183,14 @@ class TrainTransform:
         crop,box = place(image, fill=0)
         crops = dict(input=crop, local=crop, view2=image)
         sample = dict(box=box)|{v:normalise(self._view(v, crops[v], np.random.RandomState(seeds[v]))) for v in self.views}
-        if mask is not None: sample["mask"] = self._second_flip(place(mask, IGNORE_INDEX)[0], np.random.RandomState(seeds["input"]))
+        if mask is not None: sample["mask"] = self._second_flip(place(mask, IGNORE_INDEX)[0], np.random.RandomState(seeds["input"]), "input")
         return sample
 
 # %% ../../nbs/15_data.transforms.ipynb #fecbc144
 @patch
-def _second_flip(self:TrainTransform, x, rng):
+def _second_flip(self:TrainTransform, x, rng, view):
     "Mirror by the first draw of a view's stream, so that image and mask agree"
-    return hflip(x) if rng.random_sample() < .5 and not self.sync_flip else x
+    return hflip(x) if rng.random_sample() < .5 and not self.sync_flip and view not in self.untouched else x
 
 def _resized_crop(image, size, rng, area=(.4,1.), ratio=(3/4,4/3)):
     "Return a random part of the image of random area and proportion, resized to (size,size), bicubic"
@@ -212,10 +213,29 @@ def _view(self:TrainTransform, view, x, rng):
     if view == "view2":
         x = _resized_crop(x, self.size, rng)
         x = hflip(x) if rng.random_sample() < .5 else x
-    else: x = self._second_flip(x, rng)
-    if not self.photometric: return x
+    else: x = self._second_flip(x, rng, view)
+    if not self.photometric or view in self.untouched: return x
     if rng.random_sample() < .8: x = colour_jitter(x, rng)
     if rng.random_sample() < .2: x = greyscale(x)
     if rng.random_sample() < dict(input=self.input_blur, local=.5, view2=.1)[view]: x = gaussian_blur(x, rng.uniform(.1, 2.))
     if view == "view2" and rng.random_sample() < .2: x = solarise(x)
     return x
+
+# %% ../../nbs/15_data.transforms.ipynb #c9a50002
+def varied_crop(
+    image:np.ndarray,            # (H,W,3) uint8
+    mask:np.ndarray,             # its label map, (H,W) uint8
+    size:int,                    # S
+    rng:np.random.RandomState,   # draws the place on the canvas
+    start_rng:random.Random,     # draws the windows
+    max_share:float=.75,         # a class has less than this of the labelled pixels
+    tries:int=10,                # windows to look at; the last one stays if none is good
+)->tuple[np.ndarray,np.ndarray,np.ndarray]: # windows (S,S,3) and (S,S), box (4,) int16
+    "Return a window of a padded image and of its label map in which several classes have a share (CPDGL, section 7)"
+    place = draw_crop(mask.shape, size, rng, start_rng)
+    for left in reversed(range(tries)):
+        label,box = crop_at(mask, size, **place, fill=IGNORE_INDEX)
+        counts = np.unique(label[label != IGNORE_INDEX], return_counts=True)[1]
+        if not left or len(counts) > 1 and counts.max()/counts.sum() < max_share: break
+        place["start"] = tuple(start_rng.randrange(max(size,n)-size+1) for n in mask.shape)
+    return crop_at(image, size, **place, fill=[int(255*v) for v in IMAGENET_MEAN])[0],label,box

@@ -24,7 +24,7 @@ from ..core import UserError,did_you_mean
 from ..data.transforms import TrainTransform,denormalise
 from ..network import POOLING,SingleStageNet
 from ..refine.crf import CRF_PRESETS
-from ..segment import FUSION,multi_scale_logits,sharpen
+from ..segment import DECODERS,FUSION,multi_scale_logits,sharpen
 from ..tensors import resize
 from ..train import encoder_head_groups
 
@@ -60,7 +60,8 @@ class SingleStageConfig(TrainConfig):
     pretrained:bool = False                     # fetch timm's weights for it? (needs a network)
     init:str|None = None                        # or a local weight file
     aux_layer:int = -3                          # encoder block of the auxiliary classifier
-    hidden:int = 512                            # channels inside the decoder
+    decoder:str = "largefov"                    # "largefov" or "aspp"
+    hidden:int = 512                            # channels inside the decoder largefov
     pooling:str = "max"                         # how the class heads pool features: "max" or "avg"
     zero_heads:bool = False                     # let class heads start at zero? (a short training does not outlive random weights)
     cam_layer:str = "last"                      # whose features the CAM is made of: "last" or "aux"
@@ -70,6 +71,7 @@ class SingleStageConfig(TrainConfig):
     low_thresh:float = .25                      # two thresholds, for labels that train
     high_thresh:float = .7                      # the upper one
     infer_size:int = 0                          # side to which an image is resized for its prediction; 0: its own size
+    infer_direct:bool = False                   # make each of its sizes from the image itself, not from the resized one?
     infer_scales:tuple[float,...] = (1.,1.5,1.25) # image sizes of a prediction
     fusion:str = "sum-max"                      # how these are joined
     infer_par:int = 0                           # rounds of PAR on a prediction; 0: none
@@ -97,7 +99,7 @@ def check(self:SingleStageConfig):
     must(self, "low_thresh", self.low_thresh <= self.high_thresh, f"no higher than high_thresh={self.high_thresh}")
     for name in ("cam_scales","infer_scales","scale_range"): must(self, name, getattr(self, name) and min(getattr(self, name)) > 0, "numbers above 0 such as 1,0.5")
     must(self, "scale_range", len(self.scale_range) == 2 and self.scale_range[0] <= self.scale_range[1], "two numbers such as 0.5,2")
-    for name,valid in (("precision",("no","bf16","fp16")), ("fusion",FUSION), ("pooling",POOLING), ("cam_layer",("last","aux"))): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
+    for name,valid in (("precision",("no","bf16","fp16")), ("fusion",FUSION), ("pooling",POOLING), ("decoder",DECODERS), ("cam_layer",("last","aux"))): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
     if self.crf is not None: did_you_mean(self.crf, CRF_PRESETS, "CRF preset")
 
 # %% ../../nbs/82_methods.core.ipynb #3fd3b44c
@@ -163,7 +165,7 @@ class SingleStageMethod(SingleStageNet):
         try: encoder = create_backbone(config.backbone, config.pretrained and config.init is None, config.init, aux_layer=config.aux_layer)
         except IndexError: raise UserError(f"setting aux_layer={config.aux_layer}: {config.backbone} has no such block") from None
         except OSError as e: raise UserError(f"setting pretrained=true: the weights of {config.backbone} cannot be fetched ({type(e).__name__}); check the network, or give a file with --init") from e
-        super().__init__(encoder, len(classes)-1, config.hidden, config.pooling)
+        super().__init__(encoder, len(classes)-1, config.hidden, config.pooling, config.decoder)
         if config.zero_heads:
             for head in (self.classifier, self.aux_classifier): torch.nn.init.zeros_(head.weight)
         self.config,self.classes = config,tuple(classes)
@@ -216,7 +218,7 @@ def segmentation(self:SingleStageMethod,
 )->Tensor:          # fused logits, (B,C+1,*size)
     "Return the logits of multi-scale inference: no image-level label takes part"
     logits = multi_scale_logits(self.seg_logits, images, size, scales or self.config.infer_scales, fusion=self.config.fusion,
-                                base_size=(self.config.infer_size,)*2 if self.config.infer_size else None)
+                                base_size=(self.config.infer_size,)*2 if self.config.infer_size else None, direct=self.config.infer_direct)
     return sharpen(resize(denormalise(images)/255, logits.shape[-2:]), logits, self.config.infer_par) if self.config.infer_par else logits
 
 # %% ../../nbs/82_methods.core.ipynb #fe77ead1
