@@ -132,22 +132,24 @@ def test_seg_loss(path):
             close(logits.grad, z[f"grad/logit{i}"], 1e-6)
 
 
-@pytest.mark.parametrize("path", golden("tsd_cam", "toco_par"))
+@pytest.mark.parametrize("path", golden("tsd_cam", "toco_par") + golden("tsd_cam", "tsd_aprm"))
 def test_par(path):
-    z = load(path)
+    z, kernel = load(path), "aprm" if path.stem.startswith("tsd") else "par"
     for i in cases(z, "in/images"):
         dilations = z[f"opt/dilations{i}"].tolist() if i != "_flat" else (1, 2)
         num_iter = int(z[f"opt/num_iter{i}"]) if i != "_flat" else 2
-        close(par(z[f"in/images{i}"], z[f"in/masks{i}"], dilations, num_iter), z[f"out/masks{i}"], 1e-5)
-        if f"out/masks_iter1{i}" in z: close(par(z[f"in/images{i}"], z[f"in/masks{i}"], dilations, 1), z[f"out/masks_iter1{i}"], 1e-5)
+        close(par(z[f"in/images{i}"], z[f"in/masks{i}"], dilations, num_iter, kernel), z[f"out/masks{i}"], 1e-5)
+        if f"out/masks_iter1{i}" in z: close(par(z[f"in/images{i}"], z[f"in/masks{i}"], dilations, 1, kernel), z[f"out/masks_iter1{i}"], 1e-5)
 
 
 @pytest.mark.parametrize("path", golden("tsd_cam", "tsd_refine"))
 def test_refine(path):
     z = load(path)
-    label = make_pseudo_label(z["in/images"], z["in/cams"], z["in/cls_labels"], float(z["opt/low_thre"]), float(z["opt/high_thre"]), z["in/img_box"],
-                              down_scale=int(z["opt/down_scale"]), dilations=z["opt/dilations"].tolist(), num_iter=int(z["opt/num_iter"]))
-    assert (label == z["out/label_par"].long()).float().mean() >= .999
+    labels = {kernel: make_pseudo_label(z["in/images"], z["in/cams"], z["in/cls_labels"], float(z["opt/low_thre"]), float(z["opt/high_thre"]), z["in/img_box"],
+                                        down_scale=int(z["opt/down_scale"]), dilations=z["opt/dilations"].tolist(), num_iter=int(z["opt/num_iter"]), kernel=kernel)
+              for kernel in ("par", "aprm")}
+    for kernel, label in labels.items(): assert (label == z[f"out/label_{kernel}"].long()).float().mean() >= .999, kernel
+    assert not labels["par"].equal(labels["aprm"])
 
 
 @pytest.mark.parametrize("path", golden("tsd_cam", "toco_infer"))

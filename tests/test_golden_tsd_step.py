@@ -1,0 +1,155 @@
+"Golden vectors of a whole step of TSD-CAM (area `tsd_cam`): sizes, options and weights come from the file."
+import pytest
+import torch
+from golden_files import golden
+from test_golden_toco import STEP, encoder_of, option, own
+from test_golden_tsd_cam import close, load, params
+
+from wsss_nb.data.transforms import denormalise
+from wsss_nb.losses.correlation import shrink
+from wsss_nb.methods.tsd_cam import PRESETS, Config, Method
+from wsss_nb.refine.affinity import pairwise_affinity_label
+from wsss_nb.tensors import enlarge
+
+OPTIONS = {k: v for k, v in STEP.items() if k in Config.__dataclass_fields__} | {"view_scale": "scale_factor", "corr_samples": "feature_samples", "w_corr": "w_corr", "w_er": "w_er"}
+NAMES = {"cls": "cls", "aux": "cls_aux", "ptc": "ptc", "seg": "seg", "reg": "reg", "corr": "corr", "er": "er"}  # of a term -> of its value in a file
+OF_SCRIPT = {k: v for k, v in PRESETS["script"].items() if k.startswith("w_")}
+
+
+def method_like(z, monkeypatch, **changes):
+    "TSD-CAM with the options and tensors of a file; projection heads are not carried"
+    p = {k: v for k, v in own(params(z)).items() if not k.startswith("proj_head")}
+    config = Config(**{k: option(z[f"opt/{v}"]) for k, v in OPTIONS.items()} | {"hidden": p["decoder.conv6.weight"].shape[0], "crop_size": min(z["in/inputs"].shape[-2:])} | changes)
+    config.check()
+    monkeypatch.setattr("wsss_nb.methods.core.create_backbone", lambda *_, **__: encoder_of(z))
+    method = Method(config, tuple(map(str, range(int(z["opt/num_classes"])))))
+    method.load_state_dict(p)
+    batch = {"input": z["in/inputs"], "box": z["in/img_box"], "image_labels": z["in/cls_label"]}
+    places, real = [z["in/rand1"], z["in/rand2"]], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *size, **kw: places.pop(0) if places and size == tuple(places[0].shape) else real(*size, **kw))
+    return method, batch
+
+
+def counting(method, *left_out):
+    "Return the terms that have a weight when all have begun, in order"
+    return [k for k in NAMES if k not in left_out and method.weights(method.config.corr_start+1)[k]]
+
+
+def backward(terms):
+    "Return the total, after the way back"
+    total = sum(w*v for w, v in terms.values())
+    total.backward()
+    return total
+
+
+def check_grads(method, z, kind):
+    named, grads = dict(method.named_parameters()), {k.removeprefix(f"grad/{kind}/"): v for k, v in z.items() if k.startswith(f"grad/{kind}/")}
+    assert grads
+    for k, g in grads.items(): close(named[k].grad, g, 1e-3*g.abs().max().item())
+    return {k for k, v in named.items() if v.grad is not None}, grads
+
+
+@pytest.mark.parametrize("path", golden("tsd_cam", "tsd_step"))
+def test_step_intermediates(path, monkeypatch):
+    z = load(path)
+    method, batch = method_like(z, monkeypatch)
+    step = method.config.corr_start+1
+    weights = {k: w for k, w in method.weights(step).items() if w}
+    seen = method.look(batch, weights, step)
+    c, (first, second) = method.config, seen["pair"]
+    close(denormalise(batch["input"]).float()/255, z["out/inputs_denorm"], 1e-6)
+    for k, name in {"cls": "cls_logits", "cls_aux": "aux_cls_logits", "segs": "seg_logits", "fmap": "last", "segs_up": "logits"}.items(): close(seen[name], z[f"out/{k}"], 1e-4)
+    close(seen["cams"]["last"], z["out/cams"], 1e-4)
+    close(seen["cams"]["aux"], z["out/cams_aux"], 1e-4)
+    close(shrink(batch["input"], c.view_scale), z["out/img2"], 1e-5)
+    close(shrink(first, c.view_scale), z["out/cams1"], 1e-4)
+    close(second, z["out/cams2"], 1e-4)
+    segs2 = method.decoder(seen["view2"]["features"]["last"])
+    close(segs2, z["out/segs2"], 1e-4)
+    close(seen["view2"]["logits"], z["out/segs2_up"], 1e-4)
+    assert torch.equal(seen["view2"]["logits"], enlarge(segs2, z["out/segs2_up"].shape[-2:]))
+    def agree(a, key): assert (a.long() == z[f"out/{key}"].long()).float().mean() >= .999, key
+    agree(seen["label"], "refined_label")
+    agree(method.pseudo_label(batch, seen["cams"]["aux"]), "refined_label_from_aux")
+    label = method.patch_labels(batch, seen["cams"]["aux"], seen["last"].shape[-2:])
+    agree(label, "pseudo_label_aux")
+    agree(pairwise_affinity_label(label), "aff_mask")
+    assert not any(x.requires_grad for x in (*seen["cams"].values(), second)) and seen["view2"]["logits"].requires_grad
+
+
+@pytest.mark.parametrize("path", golden("tsd_cam", "tsd_step"))
+def test_full(path, monkeypatch):
+    z = load(path)
+    method, batch = method_like(z, monkeypatch)
+    passes = []
+    method.encoder.register_forward_pre_hook(lambda m, x: passes.append((len(x[0]), torch.is_grad_enabled())))
+    terms = method.training_losses(batch, method.config.corr_start+1)
+    B, others = len(batch["input"]), len({1, *method.config.cam_scales})-1
+    assert passes == [(B, True), (B, False), *[(2*B, False)]*others]*2      # each view: itself, its mirror, the other sizes
+    assert list(terms) == counting(method) and ("er" not in terms or not terms["er"][1].requires_grad)
+    for name, (_, value) in terms.items(): close(value, z[f"out/loss_{NAMES[name]}"].squeeze(), 1e-4 if name != "reg" else 0, rtol=1e-4)
+    close(backward(terms), z["out/total_full"].squeeze(), 1e-4)
+    has_grad, grads = check_grads(method, z, "full")
+    assert has_grad == {*grads}
+
+
+@pytest.mark.parametrize("path", golden("tsd_cam", "tsd_step"))
+def test_script(path, monkeypatch):
+    z = load(path)
+    method, batch = method_like(z, monkeypatch, **OF_SCRIPT)
+    terms = method.training_losses(batch, method.config.corr_start+1)
+    assert list(terms) == ["cls", "aux", "seg"]
+    close(backward(terms), z["out/total_script"].squeeze(), 1e-4)
+    check_grads(method, z, "script")
+    method.zero_grad()
+    w, seg = method.training_losses(batch, method.config.corr_start+1)["seg"]
+    (w*seg).backward()
+    g = z["grad/script/decoder.conv8.weight"]                               # the decoder learns from this term and no other
+    close(method.decoder.conv8.weight.grad, g, 1e-3*g.abs().max().item())
+
+
+@pytest.mark.parametrize("path", golden("tsd_cam", "tsd_step"))
+def test_correlation_alone(path, monkeypatch):
+    z = load(path)
+    method, batch = method_like(z, monkeypatch)
+    terms = method.training_losses(batch, method.config.corr_start+1)
+    terms["corr"][1].backward()
+    check_grads(method, z, "corr_only")
+    for k in ("decoder.conv8.weight", "encoder.norm.weight"): assert method.get_parameter(k).grad.abs().max() > 0
+    assert method.classifier.weight.grad is None and method.aux_classifier.weight.grad is None
+    # the same term where it is the only one that segments
+    alone, _ = method_like(z, monkeypatch, w_seg=0., w_reg=0., w_ptc=0., w_er=0.)
+    only = alone.training_losses(batch, alone.config.corr_start+1)
+    assert list(only) == ["cls", "aux", "corr"]
+    close(only["corr"][1], z["out/loss_corr"], 1e-4)
+
+
+@pytest.mark.parametrize("path", golden("tsd_cam", "tsd_step"))
+def test_taught_by_the_auxiliary_cam(path, monkeypatch):
+    "COCO, the phase in the middle"
+    z = load(path)
+    method, batch = method_like(z, monkeypatch, seg_start=10, corr_start=20, ptc_warmup=False)
+    passes = []
+    method.encoder.register_forward_pre_hook(lambda m, x: passes.append(len(x[0])))
+    assert list(method.training_losses(batch, 10)) == ["cls", "aux"] and len(passes) == 1
+    terms = method.training_losses(batch, 11)
+    assert list(terms) == counting(method, "ptc", "corr", "er")
+    close(terms["seg"][1], z["out/loss_seg_from_aux"], 1e-4)
+    assert list(method.training_losses(batch, 21)) == counting(method)
+
+
+@pytest.mark.parametrize("path", golden("tsd_cam", "tsd_step"))
+def test_warmup_and_options(path, monkeypatch):
+    z = load(path)
+    method, batch = method_like(z, monkeypatch)
+    early = method.training_losses(batch, method.config.seg_start)
+    assert list(early) == counting(method, "seg", "reg", "corr", "er")
+    for name in early: close(early[name][1], z[f"out/loss_{NAMES[name]}"], 1e-4)
+    for changes in ({"mask_corr_cams": True}, {"er_grad": True}, {"w_er": 0.}):
+        changed, _ = method_like(z, monkeypatch, **changes)
+        terms = changed.training_losses(batch, changed.config.corr_start+1)
+        for name in counting(changed, "corr", "er"): close(terms[name][1], z[f"out/loss_{NAMES[name]}"].squeeze(), 1e-4 if name != "reg" else 0, rtol=1e-4)
+        corr = terms["corr"][1]
+        if "mask_corr_cams" in changes and (batch["image_labels"] == 0).any(): assert (corr-z["out/loss_corr"]).abs() > 1e-4
+        else: close(corr, z["out/loss_corr"], 1e-4)
+        assert ("er" in terms) == bool(changed.config.w_er) and ("er" not in terms or terms["er"][1].requires_grad == changed.config.er_grad)
