@@ -74,12 +74,13 @@ class ProjectionNet(SingleStageNet):
     def __init__(self,
         *net,                    # arguments of `SingleStageNet`, or of another class derived from it
         proj_hidden:int=2048,    # channels inside a head
-        proj_bottleneck:int=256, # channels on its sphere
+        proj_bottleneck:int|None=256, # channels on its sphere; None: as many as a class token has
         proj_dim:int|None=1024,  # channels out; None: a point on the sphere
         momentum:float=.9,       # of the teacher, in [0,1]
     ):
         super().__init__(*net)
-        self.proj_head = ProjectionHead(self.encoder.channels["last"], proj_hidden, proj_bottleneck, proj_dim)
+        channels = self.encoder.channels["last"]
+        self.proj_head = ProjectionHead(channels, proj_hidden, proj_bottleneck or channels, proj_dim)
         self.proj_head_t,self.momentum = deepcopy(self.proj_head).requires_grad_(False),momentum
     def forward(self,
         images:Tensor,           # normalised, (B,3,H,W)

@@ -52,7 +52,8 @@ class ASPP(nn.Module):
 DECODERS = {"largefov": LargeFOV, "aspp": lambda in_channels, num_classes, hidden: ASPP(in_channels, num_classes)}  # name -> (channels in, classes, channels inside) -> decoder
 
 # %% ../nbs/60_segment.ipynb #f0fc9370
-FUSION = {"sum-max": (torch.add, torch.maximum), "max-sum": (torch.maximum, torch.add)}  # rule -> how mirrors and how scales are joined
+FUSION = {"sum-max": (torch.add, torch.maximum, False), "max-sum": (torch.maximum, torch.add, False),
+          "mean-max": (lambda a,b: (a+b)/2, torch.maximum, True)}  # rule -> how mirrors and how scales are joined; on the decoder's grid?
 
 # %% ../nbs/60_segment.ipynb #4ca775f5
 @torch.no_grad()
@@ -66,18 +67,20 @@ def multi_scale_logits(
     base_size:tuple[int,int]|None=None,    # scales are relative to this size, pixels, to which the image is resized first (ToCo on COCO: 448×448)
     direct:bool=False,                     # resize the image to each scale of `base_size` at once instead (CPDGL on VOC)?
 )->Tensor:                                 # (B,C+1,*size), before softmax
-    "Return logits fused over scales and mirrors (ToCo T9); raise `ValueError` without scales"
+    "Return logits fused over scales and mirrors (ToCo T9; TSCD 6.2); raise `ValueError` without scales"
     if not scales: raise ValueError("scales must name at least one scale")
-    join_mirrors,join_scales = FUSION[did_you_mean(fusion, FUSION, "fusion rule")]
+    join_mirrors,join_scales,coarse = FUSION[did_you_mean(fusion, FUSION, "fusion rule")]
     size = size or tuple(images.shape[-2:])
     if base_size and not direct: images = resize(images, base_size)
-    (H,W),fused = base_size or images.shape[-2:],None
-    for s in scales:
-        x = resize(images, (int(s*H), int(s*W)))
-        logits = enlarge(seg_fn(torch.cat([x, x.flip(-1)]) if flip else x), size)
+    (H,W),fused,grid = base_size or images.shape[-2:],None,None if coarse else size
+    for s in sorted(scales, key=lambda s: coarse and s != 1):  # on a grid: scale 1 first, it says which
+        x = resize(images, (int(s*H), int(s*W))) if not coarse or s == 1 else F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False)
+        logits = seg_fn(torch.cat([x, x.flip(-1)]) if flip else x)
+        grid = grid or tuple(logits.shape[-2:])
+        logits = enlarge(logits, grid)
         if flip: logits = join_mirrors(logits[:len(x)], logits[len(x):].flip(-1))
         fused = logits if fused is None else join_scales(fused, logits)
-    return fused
+    return fused if grid == size else enlarge(fused, size)
 
 # %% ../nbs/60_segment.ipynb #a0948e46
 @torch.no_grad()

@@ -16,17 +16,19 @@ from torch.nn import functional as F
 def resize(
     x:Tensor,            # maps or images, (B,C,h,w)
     size:tuple[int,int], # wanted height and width, pixels
+    corners:bool=False,  # align the middles of corner pixels instead of pixel areas?
 )->Tensor:               # (B,C,*size)
-    "Return `x` bilinearly resized, pixel areas aligned; `x` itself where the size is right already"
-    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    "Return `x` bilinearly resized; `x` itself where the size is right already"
+    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=size, mode="bilinear", align_corners=corners)
 
 # %% ../nbs/04_tensors.ipynb #e5b2c3d4
 def enlarge(
     x:Tensor,            # maps on a coarse grid, (B,C,h,w)
     size:tuple[int,int], # wanted height and width, pixels
+    corners:bool=False,  # as of `resize`
 )->Tensor:               # (B,C,*size), float32 at least
     "Return what `resize` returns, computed as two matrix products, without autocast"
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        rows,cols = (F.interpolate(torch.eye(n, dtype=x.dtype, device=x.device)[None], size=m, mode="linear", align_corners=False)[0] for n,m in zip(x.shape[-2:], size))
+        rows,cols = (F.interpolate(torch.eye(n, dtype=x.dtype, device=x.device)[None], size=m, mode="linear", align_corners=corners)[0] for n,m in zip(x.shape[-2:], size))
         return rows.T @ (x @ cols)
