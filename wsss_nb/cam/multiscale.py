@@ -18,11 +18,12 @@ from ..tensors import enlarge,resize
 
 # %% ../../nbs/31_cam.multiscale.ipynb #4d1a710d
 def _joined(maps, size):
-    "Return rectified maps at `size`, the larger of image and mirror, summed over scales; `maps`: per scale (1 or 2 views,b,k,h',w')"
-    total = 0
+    "Return rectified maps at `size`, the larger of image and mirror, summed over scales; `maps`: per scale (1 or 2 views,n,h',w'), the mirror turned back"
+    total = None
     for views in maps:
-        full = enlarge(views.flatten(0,1), size).unflatten(0, views.shape[:2])
-        total = (full[0] if len(full) == 1 else torch.maximum(full[0], full[1].flip(-1))).clamp_(min=0) + total
+        full = enlarge(views, size)
+        full = (full[0] if len(full) == 1 else torch.maximum(full[0], full[1], out=full[0])).clamp_(min=0)
+        total = full if total is None else total.add_(full)
     return normalize_cam(total)
 
 @torch.no_grad()
@@ -40,7 +41,8 @@ def multi_scale_cam(
         x = resize(images, (int(s*H), int(s*W)))
         if raw is None or s != 1: maps = cam_fn(torch.cat([x, x.flip(-1)]) if flip else x)
         else: maps = torch.cat([raw, cam_fn(x.flip(-1))]) if flip else raw
-        pyramid.append((maps if keep is None else maps[:,keep]).unflatten(0, (-1,B)))
-    at_once = 1 if images.device.type == "cpu" else B  # image by image: maps of image size stay in the cache
-    cam = torch.cat([_joined(part, (H,W)) for part in zip(*(views.split(at_once, dim=1) for views in pyramid))])
+        views = [v if keep is None else v[:,keep] for v in maps.split(B)]
+        pyramid.append(torch.stack([v if i == 0 else v.flip(-1) for i,v in enumerate(views)]).flatten(1,2))
+    at_once = max(1, 2**19//(H*W)) if images.device.type == "cpu" else pyramid[0].shape[1]  # few at a time: maps of image size stay in the cache
+    cam = torch.cat([_joined(part, (H,W)) for part in zip(*(views.split(at_once, dim=1) for views in pyramid))]).unflatten(0, (B,views[0].shape[1]))
     return cam if keep is None else cam.new_zeros(B, maps.shape[1], H, W).index_copy_(1, keep.nonzero().flatten(), cam)
