@@ -6,13 +6,19 @@ Docs: https://example.github.io/wsss_nb/core.html.md"""
 
 # %% auto #0
 __all__ = ['IGNORE_INDEX', 'BACKGROUND', 'UserError', 'did_you_mean', 'atomic_path', 'write_json', 'child_rng', 'seed_everything',
-           'pick_device', 'progress', 'peak_memory_mb']
+           'num_cores', 'pick_device', 'progress', 'peak_memory_mb', 'reset_peak_memory', 'map_on_cores']
 
 # %% ../nbs/01_core.ipynb #b0c46ddd
-import json,os,random,resource,sys,tempfile
-from collections.abc import Iterable
+import json,os,random,resource,signal,sys,tempfile
+from collections import deque
+from collections.abc import Callable,Iterable,Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
+from itertools import chain,islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +99,10 @@ def seed_everything(
     torch.manual_seed(seed)
 
 # %% ../nbs/01_core.ipynb #922f3831
+def num_cores()->int:
+    "Return how many cores this process may use; a container has fewer than its machine"
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 def pick_device(
     name:str="auto", # "auto", "cpu" or "cuda"
 )->str:              # "cpu" or "cuda"
@@ -107,19 +117,51 @@ def progress(
     items:Iterable|None=None, # what to walk through, or None to call `.update()` oneself
     desc:str="",              # what is being done
     total:int|None=None,      # how many items, if `items` cannot tell
-    unit:str="it",            # of what
+    unit:str="it",            # of what; "B" for bytes
     initial:int=0,            # how many are done already (a resumed run)
 ):
     "Return a progress bar on standard error with rate and time left; silent where `TQDM_DISABLE=1` is set, slow to speak where standard error is a file"
     from tqdm import tqdm
-    return tqdm(items, desc=desc, total=total, unit=unit, initial=initial, dynamic_ncols=True, mininterval=.5 if sys.stderr.isatty() else 10,
+    return tqdm(items, desc=desc, total=total, unit=unit, initial=initial, unit_scale=unit == "B", dynamic_ncols=True, mininterval=.5 if sys.stderr.isatty() else 10,
                 file=sys.stderr, disable=os.environ.get("TQDM_DISABLE")=="1")
 
 # %% ../nbs/01_core.ipynb #f3d28741
 def peak_memory_mb()->int: # MB of resident memory, or of CUDA memory where CUDA was used
-    "Return the largest memory this process has held so far"
+    "Return the largest memory this process has held so far, or since `reset_peak_memory`"
     if "torch" in sys.modules:
         import torch
         if torch.cuda.is_available() and torch.cuda.max_memory_allocated(): return round(torch.cuda.max_memory_allocated()/2**20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak/(2**20 if sys.platform=="darwin" else 2**10))
+
+def reset_peak_memory():
+    "Let `peak_memory_mb` count anew, where the system allows it (Linux, CUDA): what a stage needs is not what one before it needed"
+    if "torch" in sys.modules:
+        import torch
+        if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
+    try: Path("/proc/self/clear_refs").write_text("5")
+    except OSError: pass
+
+# %% ../nbs/01_core.ipynb #a1c0de02
+def map_on_cores(
+    func:Callable,         # what to do with a job; defined in a module, so that another process can import it
+    jobs:Iterable,         # read as needed; each can be pickled
+    workers:int|None=None, # processes; None: one per core
+    few:int=32,            # so many jobs, or fewer, are not worth other processes
+)->Iterator:               # results, in order
+    "Yield `func(job)` of each job, computed in other processes; raise what a job raised, `UserError` if a process died or `workers` is below 1"
+    if workers is not None and workers < 1: raise UserError(f"--workers {workers}: must be 1 or more")
+    workers,jobs,waiting = workers or num_cores(),iter(jobs),deque()
+    first = list(islice(jobs, few+1))
+    jobs = chain(first, jobs)
+    if workers == 1 or len(first) <= few:
+        yield from map(func, jobs)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=partial(signal.signal, signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is answered once, here
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(func, job))
+            if len(waiting) > 16*workers: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    except BrokenProcessPool as e: raise UserError(f"a worker process died, most likely for lack of memory; what is written stays: go on with --workers {max(workers//2, 1)}") from e
+    finally: pool.shutdown(wait=False, cancel_futures=True)

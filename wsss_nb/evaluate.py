@@ -9,7 +9,6 @@ __all__ = ['PER_CLASS', 'OVERALL', 'REASONS', 'count_pairs', 'ConfusionMatrix', 
            'worst_images', 'ids_to_score', 'evaluate_folders']
 
 # %% ../nbs/70_evaluate.ipynb #0709b2ec
-import os
 from collections.abc import Iterable,Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .core import BACKGROUND,IGNORE_INDEX,UserError,progress
+from .core import BACKGROUND,IGNORE_INDEX,UserError,num_cores,progress
 from .io import read_label
 
 # %% ../nbs/70_evaluate.ipynb #fd81138a
@@ -123,6 +122,11 @@ def mean_accuracy(self:ConfusionMatrix)->float: # in [0,1]
     return _mean(self.recall)
 
 @patch(as_prop=True)
+def weighted_iou(self:ConfusionMatrix)->float: # in [0,1]
+    "Return the IoU weighted by how many pixels each class has (I2CRC 6.5: frequency-weighted IoU)"
+    return float(_ratio(np.nansum(self.counts.sum(1)*self.iou), self.counts.sum()))
+
+@patch(as_prop=True)
 def coverage(self:ConfusionMatrix)->float: # in [0,1]; 1 unless `drop_ignored_pred` left pixels out
     "Return the share of the pixels with ground truth that were scored"
     return float(_ratio(self.counts.sum(), self.counts.sum()+self.dropped))
@@ -156,7 +160,7 @@ def classes_confused(self:ConfusionMatrix)->float: # in [0,1]
 
 # %% ../nbs/70_evaluate.ipynb #4b87947e
 PER_CLASS = ("iou","precision","recall","under_activation","over_activation")
-OVERALL = ("miou","pixel_accuracy","mean_accuracy","object_missed","background_taken","classes_confused","coverage")
+OVERALL = ("miou","pixel_accuracy","mean_accuracy","weighted_iou","object_missed","background_taken","classes_confused","coverage")
 
 @patch
 def to_dict(self:ConfusionMatrix,
@@ -265,8 +269,6 @@ def ids_to_score(
     return ids
 
 # %% ../nbs/70_evaluate.ipynb #7ca3f046
-def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 def _score_chunk(ids, pred_dir, mask_dir, num_classes, classes, drop_ignored_pred):
     "Return the matrix and the records of some images"
     total,records = ConfusionMatrix(num_classes),[]
@@ -294,7 +296,7 @@ def evaluate_folders(
     if len(names) != num_classes: raise ValueError(f"{len(names)} class names for {num_classes} classes")
     chunks = [ids[i:i+8] for i in range(0, len(ids), 8)]
     total,records = ConfusionMatrix(num_classes),[]
-    with progress(desc="evaluate", total=len(ids), unit="img") as bar, ThreadPoolExecutor(workers or _cores()) as pool:
+    with progress(desc="evaluate", total=len(ids), unit="img") as bar, ThreadPoolExecutor(workers or num_cores()) as pool:
         for matrix,some in pool.map(lambda c: _score_chunk(c, pred_dir, mask_dir, num_classes, names, drop_ignored_pred), chunks):
             total,records = total+matrix,records+some
             bar.update(len(some))

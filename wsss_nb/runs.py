@@ -47,15 +47,17 @@ def changed_settings(
 class Run:
     "The folder of a run and the names in it"
     def __init__(self,
-        path:str|Path, # the folder
+        path:str|Path,       # the folder
+        stage:str|None=None, # which training of it, where there are several
     ):
-        self.path = Path(path)
-        self.log,self.result,self.config_file = self.path/"log.csv",self.path/"result.json",self.path/"config.toml"
-        self.checkpoints,self.report = self.path/"checkpoints",self.path/"report"
+        self.path,self.stage = Path(path),stage
+        self.log,self.result,self.config_file = self.path/(f"log_{stage}.csv" if stage else "log.csv"),self.path/"result.json",self.path/"config.toml"
+        self.checkpoints,self.report = self.path/"checkpoints"/(stage or ""),self.path/"report"
+        self.events = self.path/"events"/stage if stage else self.path
         self.last,self.best = self.checkpoints/"last.pt",self.checkpoints/"best.safetensors"
         self.evaluated_with,self.refined_with = self.path/"evaluated_with.json",self.path/"refined_with.json"
     def file(self,
-        kind:str, # "cams", "labels", "predictions" or "predictions_crf"
+        kind:str, # "cams", "labels", "predictions", "predictions_crf" or another folder of PNGs
         id:str,   # of the image
     )->Path:      # where its file belongs
         return self.path/kind/f"{id}{'.npz' if kind == 'cams' else '.png'}"
@@ -72,7 +74,7 @@ def start(self:Run,
         if not resume: raise UserError(f"{self.path}: holds a run already; continue it with --resume, or choose another --out")
         changed = changed_settings(old, config)
         if changed: raise UserError(f"{self.path}: holds a run with other settings ({changed[0]}); choose another --out, or repeat its settings to resume it")
-        for half in self.path.glob("*/.*"): half.is_file() and half.unlink()
+        for half in [*self.path.glob("*/.*"), *self.path.glob("*/*/.*")]: half.is_file() and half.unlink()
     with atomic_path(self.config_file) as tmp: tmp.write_text(tomli_w.dumps(without_none(config)), encoding="utf-8")
     return self
 

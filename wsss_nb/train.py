@@ -6,13 +6,14 @@ Docs: https://example.github.io/wsss_nb/train.html.md"""
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'lr_factor', 'Schedule', 'encoder_head_groups', 'graceful_stop', 'save_checkpoint', 'disk_errors',
-           'load_checkpoint', 'save_weights', 'LossStep', 'check_finite', 'Trainer']
+           'load_checkpoint', 'save_weights', 'LossStep', 'check_finite', 'Trainer', 'split_batch']
 
 # %% ../nbs/80_train.ipynb #869a3dcf
 import math,signal,threading,time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from fastcore.basics import patch
@@ -37,15 +38,16 @@ def lr_factor(
     return (1-step/max_iter)**power
 
 class Schedule:
-    "Sets the learning rate of every group to its initial one times `lr_factor`"
+    "Sets the learning rate of every group to its initial one times a factor, by default `lr_factor`"
     def __init__(self,
         optimizer:torch.optim.Optimizer, # its groups hold the initial rates
         *schedule,                       # `max_iter`, `warmup_iter`, `warmup_ratio`, `power` of `lr_factor`
-    ): self.optimizer,self.schedule,self.initial = optimizer,schedule,[g["lr"] for g in optimizer.param_groups]
+        factor:Callable=lr_factor,       # another function of the step and these
+    ): self.optimizer,self.schedule,self.factor,self.initial = optimizer,schedule,factor,[g["lr"] for g in optimizer.param_groups]
     def set(self,
         step:int, # steps done so far
     )->float:     # rate of the first group
-        for group,lr in zip(self.optimizer.param_groups, self.initial): group["lr"] = lr*lr_factor(step, *self.schedule)
+        for group,lr in zip(self.optimizer.param_groups, self.initial): group["lr"] = lr*self.factor(step, *self.schedule)
         return self.optimizer.param_groups[0]["lr"]
 
 # %% ../nbs/80_train.ipynb #b6bebafc
@@ -107,7 +109,7 @@ def load_checkpoint(
 )->dict:     # as `save_checkpoint` wrote it
     "Return the last checkpoint of a run; raise `UserError` if it cannot be used"
     try: state = torch.load(run.last, map_location="cpu", weights_only=True)
-    except FileNotFoundError: raise UserError(f"{run.last}: no checkpoint; train first (--stages train)") from None
+    except FileNotFoundError: raise UserError(f"{run.last}: no checkpoint; train first (--stages {run.stage or 'train'})") from None
     except Exception as e: raise UserError(f"{run.last}: not a readable checkpoint ({why_unreadable(e)})") from e
     if state.get("format") != CHECKPOINT_FORMAT: raise UserError(f"{run.last}: checkpoint format {state.get('format')}, this version reads {CHECKPOINT_FORMAT}")
     return state
@@ -166,17 +168,20 @@ class Trainer:
         workers:int=0,          # loader processes
         device:str="cpu",       # or "cuda"
         precision:str="no",     # of Accelerate: "no", "bf16", "fp16"
+        optimizer:Callable=partial(torch.optim.AdamW, betas=(.9,.999), eps=1e-8), # makes one of groups and `weight_decay`
+        factor:Callable|None=None, # of the rate, by steps done; None: `lr_factor`
+        accumulate:int=1,       # parts of a batch that go through one after the other before a step
     ):
         from accelerate import Accelerator
         self.run,self.samples,self.validate = run,samples,validate
-        self.iters,self.batch_size,self.workers,self.weight_decay = iters,batch_size,workers,weight_decay
+        self.iters,self.batch_size,self.workers,self.accumulate = iters,batch_size,workers,accumulate
         self.every = {"val":val_every, "save":save_every, "log":log_every}
         self.accelerator = Accelerator(cpu=device=="cpu", mixed_precision=precision)
-        if batch_size % self.accelerator.num_processes: raise UserError(f"--set batch_size={batch_size}: must be divisible by the {self.accelerator.num_processes} processes")
+        for parts,what in ((n := self.accelerator.num_processes, f"the {n} processes"), (n*accumulate, f"{n} processes times accumulate={accumulate}")):
+            if batch_size % parts: raise UserError(f"--set batch_size={batch_size}: must be divisible by {what}")
         self.method = method.to(self.accelerator.device)
-        optimizer = torch.optim.AdamW(method.param_groups(), betas=(.9,.999), eps=1e-8, weight_decay=weight_decay)
-        self.model,self.optimizer = self.accelerator.prepare(LossStep(self.method), optimizer)
-        self.schedule = Schedule(self.optimizer, iters, warmup_iter)
+        self.model,self.optimizer = self.accelerator.prepare(LossStep(self.method), optimizer(method.param_groups(), weight_decay=weight_decay))
+        self.schedule = Schedule(self.optimizer, factor=factor) if factor else Schedule(self.optimizer, iters, warmup_iter)
         self.step,self.best,self.seconds = 0,-math.inf,0.
 
 # %% ../nbs/80_train.ipynb #3c9124b9
@@ -204,14 +209,25 @@ def one_step(self:Trainer,
     "Do one step of the optimiser"
     begin,lr = time.perf_counter(),self.schedule.set(self.step)
     batch = {k:v.to(self.accelerator.device, non_blocking=True) if isinstance(v, Tensor) else v for k,v in batch.items()}
-    with self.accelerator.autocast(): total,terms = self.model(batch, self.step)
-    check_finite(terms, self.step, batch["id"])
-    self.accelerator.backward(total)
+    rows = []
+    for part in split_batch(batch, self.accumulate):
+        with self.accelerator.autocast(): total,terms = self.model(part, self.step)
+        check_finite(terms, self.step, part["id"])
+        self.accelerator.backward(total/self.accumulate)
+        rows.append({"loss":total.detach(), **terms})
     self.optimizer.step()
     self.optimizer.zero_grad(set_to_none=True)
     self.step += 1
     self.seconds += time.perf_counter()-begin
-    return {"lr":lr, "loss":total.detach(), **terms}
+    return {"lr":lr, **{k:sum(r[k] for r in rows)/len(rows) for k in rows[0]}}
+
+def split_batch(
+    batch:dict, # of `training_batches`
+    parts:int,  # into so many
+)->list[dict]:  # batches with as many images each
+    "Return a batch in parts, in order"
+    n = len(batch["id"])//parts
+    return [{k:v[i*n:(i+1)*n] for k,v in batch.items()} for i in range(parts)]
 
 @patch
 def next_batch(self:Trainer,
@@ -258,7 +274,7 @@ def fit(self:Trainer)->dict: # seconds of training (validation and loading not c
     from torch.utils.tensorboard import SummaryWriter
     acc,rows = self.accelerator,[]
     rewind_log(self.run.log, self.step)
-    self.events = SummaryWriter(self.run.path, purge_step=self.step+1)
+    self.events = SummaryWriter(self.run.events, purge_step=self.step+1)
     self.method.train()
     tick = time.perf_counter()
     bar = progress(desc="train", total=self.iters, initial=self.step, unit="step")

@@ -23,7 +23,7 @@ class Item:
     image:np.ndarray                # RGB, (H,W,3) uint8
     image_labels:np.ndarray|None    # 1 where class k+1 occurs, (num_fg,) float32; None if unknown (test images)
     mask:np.ndarray|None=None       # ground truth, (H,W) uint8, 0..num_fg or `IGNORE_INDEX`
-    saliency:np.ndarray|None=None   # class-agnostic foreground, (H,W) float32 in [0,1]
+    saliency:np.ndarray|None=None   # class-agnostic foreground, (h,w) float32 in [0,1], of any size
 
 # %% ../../nbs/10_data.core.ipynb #7a78b9e8
 def labels_of_mask(

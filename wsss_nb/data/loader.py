@@ -55,16 +55,17 @@ class TrainingSet(TorchDataset):
     "Augmented samples by (epoch, index): the transform's tensors, `image_labels` (num_fg,) float32 and `id`"
     def __init__(self,
         data:Dataset,       # images and image-level labels
-        transform:Callable, # (image, rng, mask) -> dictionary of tensors
+        transform:Callable, # (image, rng, and by name what `parts` says) -> dictionary of tensors
         seed:int=0,         # of the augmentation
+        parts:tuple=("mask",), # what else of an `Item` the transform takes
     ):
         if not len(data): raise UserError(f"{data.name}: split {data.split!r} has no images to train on")
-        self.data,self.transform,self.seed = data,transform,seed
+        self.data,self.transform,self.seed,self.parts = data,transform,seed,parts
     def __len__(self): return len(self.data)
     def __getitem__(self, key):
         epoch,index = key
         item = self.data[index]
-        sample = self.transform(item.image, child_rng(self.seed, epoch, index), mask=item.mask)
+        sample = self.transform(item.image, child_rng(self.seed, epoch, index), **{k:getattr(item, k) for k in self.parts})
         return sample | {"image_labels": torch.as_tensor(item.image_labels), "id": item.id}
 
 # %% ../../nbs/16_data.loader.ipynb #05218d52

@@ -1,4 +1,4 @@
-"""A method is a dataclass of settings, a table of presets and a network that knows its losses
+"""A method is a dataclass of settings, a table of presets and a network that knows its losses; some are several networks with files between them
 
 Docs: https://example.github.io/wsss_nb/methods.core.html.md"""
 
@@ -6,9 +6,10 @@ Docs: https://example.github.io/wsss_nb/methods.core.html.md"""
 
 # %% auto #0
 __all__ = ['METHODS', 'TrainConfig', 'SingleStageConfig', 'must', 'setting_text', 'read_setting', 'describe_settings',
-           'resolve_config', 'SingleStageMethod', 'get_method']
+           'resolve_config', 'SingleStageMethod', 'get_method', 'run_stage']
 
 # %% ../../nbs/82_methods.core.ipynb #3cf1baa7
+import time
 from collections.abc import Iterable,Mapping
 from dataclasses import asdict,dataclass,fields,is_dataclass,replace
 from importlib import import_module
@@ -18,15 +19,18 @@ from fastcore.basics import patch
 from fastcore.docments import docments
 from torch import Tensor
 
-from ..backbones.core import create_backbone
+from ..backbones.core import create_backbone,load_matching
 from ..cam.multiscale import multi_scale_cam
-from ..core import UserError,did_you_mean
+from ..core import UserError,did_you_mean,peak_memory_mb,reset_peak_memory
+from ..data.loader import TrainingSet
 from ..data.transforms import TrainTransform,denormalise
+from ..jobs import Job,Stage,processes
 from ..network import POOLING,SingleStageNet
 from ..refine.crf import CRF_PRESETS
+from ..runs import Run,read_result,update_result
 from ..segment import DECODERS,FUSION,multi_scale_logits,sharpen
 from ..tensors import resize
-from ..train import encoder_head_groups
+from ..train import Trainer,encoder_head_groups,load_checkpoint
 
 # %% ../../nbs/82_methods.core.ipynb #1d6baa52
 @dataclass(frozen=True)
@@ -229,3 +233,49 @@ def get_method(
 ):            # the module: `Config`, `PRESETS`, `Method`
     "Return the module of a method; raise `UserError` for an unknown name"
     return import_module(METHODS[did_you_mean(name, METHODS, "method")])
+
+# %% ../../nbs/82_methods.core.ipynb #57a9e001
+@patch
+def train(self:Job,
+    stage:str,              # its name
+    network:torch.nn.Module,# what trains, freshly made
+    samples:TrainingSet,    # what it learns from
+    **recipe,               # `iters`, `batch_size` … of `Trainer`
+)->dict:                    # what belongs into `result.json`
+    "Train a network to the end, from its last checkpoint if there is one"
+    trainer = Trainer(network, samples, Run(self.run.path, stage), device=self.device, **recipe)
+    trainer.restore()
+    if trainer.step >= trainer.iters: return {}
+    self.made += 1
+    spent = trainer.fit()
+    return {"seconds":{stage:spent["seconds"]}, "images_per_second":spent["images_per_second"], "images":{samples.data.split:len(samples)}}
+
+@patch
+def trained(self:Job,
+    stage:str,              # its name
+    network:torch.nn.Module,# of the same shape
+)->torch.nn.Module:         # on the device, in evaluation mode
+    "Return a network with the weights that a stage ended with"
+    load_matching(network, load_checkpoint(Run(self.run.path, stage))["model"])
+    return network.to(self.device).eval()
+
+# %% ../../nbs/82_methods.core.ipynb #57a9e002
+def run_stage(
+    stages:Mapping[str,Stage], # of the method
+    name:str,                  # which one
+    job:Job,                   # what it works with
+)->dict:                       # the whole of `result.json`
+    "Run one stage and note its time and memory; raise `UserError` if one before it has not been finished here"
+    stage,done = stages[name],read_result(job.run.result).get("seconds", {})
+    for part in stage.needs:
+        maker = next(s for s,other in stages.items() if part in other.makes)
+        if stages[maker].applies(job.config) and maker not in done: raise UserError(f"{job.run.path}: stage {name} needs {part}, which stage {maker} makes and has not finished here; run it first (--stages {maker},{name})")
+    reset_peak_memory()
+    begin,job.made = time.perf_counter(),0
+    values,(rank,world) = stage.work(job) or {},processes()
+    if world > 1: torch.distributed.barrier()
+    if rank or not job.made and name in done: return read_result(job.run.result)
+    memory = peak_memory_mb()
+    values["seconds"] = {name:round(time.perf_counter()-begin, 2)} | values.get("seconds", {})
+    values |= {"stage_memory_mb":{name:memory}, "peak_memory_mb":max(memory, read_result(job.run.result).get("peak_memory_mb", 0)), "device":job.device}
+    return update_result(job.run.result, values)

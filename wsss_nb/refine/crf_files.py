@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import UserError,atomic_path,did_you_mean,progress,write_json
+from ..core import UserError,atomic_path,did_you_mean,num_cores,progress,write_json
 from ..data.folder import find_images
 from ..io import read_image,write_label
-from .crf import cam_probs,crf_settings,infer_unaries,map_in_order,num_cores
+from .crf import cam_probs,crf_settings,infer_unaries,map_in_order
 from .meanfield import unary_from_softmax
 from ..tensors import resize
 
