@@ -6,7 +6,8 @@ Docs: https://example.github.io/wsss_nb/cli.html.md"""
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DATA_COMMANDS', 'usage_error', 'run_command', 'wsss_run', 'print_result', 'wsss_demo', 'wsss_predict',
-           'wsss_eval', 'report_crf', 'wsss_crf', 'wsss_list', 'data_check', 'data_make_shapes', 'main']
+           'load_published', 'wsss_eval', 'report_crf', 'wsss_crf', 'wsss_list', 'data_check', 'data_make_shapes',
+           'main']
 
 # %% ../nbs/95_cli.ipynb #675f25cc
 import os,re,shlex,sys
@@ -103,21 +104,39 @@ def wsss_demo(
 
 # %% ../nbs/95_cli.ipynb #96029116
 def wsss_predict(
-    run:str,               # run folder, or a checkpoint in it
+    run:str,               # run folder, a checkpoint in it, or a published checkpoint (.pth, .pt, .bin, .safetensors)
     images:Annotated[list, {"nargs":"+", "type":str}], # image files or folders of images
     out:str=None,          # folder for label maps NAME.png
     crf:bool=False,        # refine by a dense CRF: the one that the run's setting crf names, or else toco
     overlay:bool=False,    # write NAME_overlay.png too
     device:str="auto",     # auto, cpu or cuda
+    method:str=None,       # of a published checkpoint, where its names fit several
+    classes:str=None,      # names for a published checkpoint: file with one per line, background first; by default VOC's 20, COCO's 80, or numbers
 ):
     "Segment images of which nothing is known"
     if not out: raise UserError("--out is missing (see wsss-predict --help)")
     from wsss_nb.core import pick_device
-    from wsss_nb.experiment import list_images,load_run,predict_files
-    method = load_run(run, pick_device(device))
-    preset = (method.config.crf or "toco") if crf else None
-    written = predict_files(method, list_images(images), out, overlay, preset)
+    from wsss_nb.experiment import classes_found,is_released,list_images,load_run,predict_files
+    if is_released(run): model = load_published(run, method, classes).to(pick_device(device))
+    elif method or classes: raise UserError(f"{run}: --method and --classes are for published checkpoints; a run knows its own")
+    else: model = load_run(run, pick_device(device))
+    preset = (model.config.crf or "toco") if crf else None
+    written = predict_files(model, list_images(images), out, overlay, preset)
     print(f"{len(written)} label maps in {out}" + (f", refined by the dense CRF {preset}" if preset else ""))
+    print("found:", ", ".join(f"{k} in {n}" for k,n in classes_found(written, model.classes).items()) or "nothing but background")
+
+# %% ../nbs/95_cli.ipynb #96029117
+def load_published(
+    file:str,         # weight file
+    method:str|None,  # which it is of, where its names fit several
+    classes:str|None, # file with a class name per line, background first
+):                    # the method
+    "Return the method of a published checkpoint, after printing what was made of the file"
+    from wsss_nb.data.folder import read_classes
+    from wsss_nb.released import load_released
+    model,report = load_released(file, method, read_classes(classes) if classes else None)
+    print(report, end="\n\n")
+    return model
 
 # %% ../nbs/95_cli.ipynb #9e0c9486
 def wsss_eval(

@@ -39,9 +39,10 @@ def refine_cam(
 )->tuple[Tensor,Tensor]:               # scores (B,T,1+k,H,W), channel 0 background, k the most classes in one image; label of each channel (B,1+k) int64
     "Return refined scores of background and present classes, one set per threshold (ToCo T4.7, steps 1 and 2)"
     (H,W),(channels,spare) = cam.shape[-2:],_present(image_labels)
-    small,objects = (H//down_scale, W//down_scale),cam.float().gather(1, channels[:,:,None,None].expand(-1,-1,H,W))
-    spare = F.pad(spare, (1,0))[:,:,None,None]
-    scores = [resize(F.pad(objects, (0,0,0,0,1,0), value=t), small).masked_fill(spare, -torch.inf).softmax(1) for t in thresholds]
+    small = (H//down_scale, W//down_scale)
+    objects = F.pad(cam.gather(1, channels[:,:,None,None].expand(-1,-1,H,W)).float(), (0,0,0,0,1,0))
+    objects = resize(objects, small).masked_fill(F.pad(spare, (1,0))[:,:,None,None], -torch.inf)
+    scores = [torch.cat([torch.full_like(objects[:,:1], t), objects[:,1:]], dim=1).softmax(1) for t in thresholds]
     refined = par(resize(images.float(), small), torch.cat(scores, dim=1), dilations, num_iter, kernel)
     return resize(refined, (H,W)).unflatten(1, (len(thresholds),-1)),F.pad(channels+1, (1,0), value=BACKGROUND)
 
@@ -56,9 +57,11 @@ def make_pseudo_label(
     **refine,                          # `down_scale`, `dilations`, `num_iter`, `kernel` of `refine_cam`
 )->Tensor:                             # (B,H,W) int64: 0…C or IGNORE_INDEX
     "Return the pseudo label of each image (ToCo T4.7); no class in the image gives background"
-    thresholds = sorted({low_thresh, high_thresh})
-    scores,classes = refine_cam(images, cam, image_labels, thresholds, **refine)
-    winners = scores.argmax(2)
+    if images.device.type == "cpu" and len(images) > 1:  # image by image: each has its own classes only
+        alone = [make_pseudo_label(*(x[i:i+1] for x in (images, cam, image_labels)), low_thresh, high_thresh, None if box is None else box[i:i+1], **refine) for i in range(len(images))]
+        return torch.cat(alone)
+    scores,classes = refine_cam(images, cam, image_labels, sorted({low_thresh, high_thresh}), **refine)
+    winners = scores.max(2).indices
     low,high = (classes.gather(1, winners[:,t].flatten(1)).view_as(winners[:,t]) for t in (0,-1))
     label = torch.where((high == BACKGROUND) & (low != BACKGROUND), IGNORE_INDEX, high)
     return ignore_outside(label, box)

@@ -19,6 +19,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor,nn
 
+from .backbones.core import why_unreadable
 from .core import UserError,atomic_path,progress
 from .data.loader import TrainingSet,training_batches
 from .runs import Run,append_log,rewind_log
@@ -109,7 +110,7 @@ def load_checkpoint(
     "Return the last checkpoint of a run; raise `UserError` if it cannot be used"
     try: state = torch.load(run.last, map_location="cpu", weights_only=True)
     except FileNotFoundError: raise UserError(f"{run.last}: no checkpoint; train first (--stages {run.stage or 'train'})") from None
-    except Exception as e: raise UserError(f"{run.last}: not a readable checkpoint ({str(e).splitlines()[0][:120]})") from e
+    except Exception as e: raise UserError(f"{run.last}: not a readable checkpoint ({why_unreadable(e)})") from e
     if state.get("format") != CHECKPOINT_FORMAT: raise UserError(f"{run.last}: checkpoint format {state.get('format')}, this version reads {CHECKPOINT_FORMAT}")
     return state
 

@@ -18,11 +18,12 @@ from ..tensors import enlarge,resize
 
 # %% ../../nbs/31_cam.multiscale.ipynb #4d1a710d
 def _joined(maps, size):
-    "Return rectified maps at `size`, the larger of image and mirror, summed over scales; `maps`: per scale (1 or 2 views,b,k,h',w')"
-    total = 0
+    "Return rectified maps at `size`, the larger of image and mirror, summed over scales; `maps`: per scale (1 or 2 views,n,h',w'), the mirror turned back"
+    total = None
     for views in maps:
-        full = enlarge(views.flatten(0,1), size).unflatten(0, views.shape[:2])
-        total = (full[0] if len(full) == 1 else torch.maximum(full[0], full[1].flip(-1))).clamp_(min=0) + total
+        full = enlarge(views, size)
+        full = (full[0] if len(full) == 1 else torch.maximum(full[0], full[1], out=full[0])).clamp_(min=0)
+        total = full if total is None else total.add_(full)
     return normalize_cam(total)
 
 @torch.no_grad()
@@ -31,16 +32,18 @@ def multi_scale_cam(
     images:Tensor,                    # normalised, (B,3,H,W)
     scales:Sequence[float]=(1,.5,1.5),# input sizes relative to (H,W); 1 takes part in any case
     flip:bool=True,                   # join each map with the mirrored image's?
-    keep:Tensor|None=None,            # classes that are needed, (C,) bool; None: all
+    keep:Tensor|None=None,            # classes that are needed, (C,) or for each image (B,C), bool; None: all
     raw:Tensor|None=None,             # `cam_fn(images)`, where it is known already, (B,C,h',w')
 )->Tensor:                            # CAMs in [0,1), (B,C,H,W)
     "Return rectified class maps, the larger of image and mirror, summed over scales and normalised per class (ToCo T4.1)"
     (B,_,H,W),pyramid = images.shape,[]
+    where = None if keep is None else keep.expand(B, -1).nonzero(as_tuple=True)
     for s in (1, *(s for s in scales if s != 1)):
         x = resize(images, (int(s*H), int(s*W)))
         if raw is None or s != 1: maps = cam_fn(torch.cat([x, x.flip(-1)]) if flip else x)
         else: maps = torch.cat([raw, cam_fn(x.flip(-1))]) if flip else raw
-        pyramid.append((maps if keep is None else maps[:,keep]).unflatten(0, (-1,B)))
-    at_once = 1 if images.device.type == "cpu" else B  # image by image: maps of image size stay in the cache
+        views = [v.flatten(0,1) if where is None else v[where] for v in maps.split(B)]
+        pyramid.append(torch.stack([views[0], *(v.flip(-1) for v in views[1:])]))
+    at_once = max(1, 2**19//(H*W)) if images.device.type == "cpu" else pyramid[0].shape[1]  # few at a time: maps of image size stay in the cache
     cam = torch.cat([_joined(part, (H,W)) for part in zip(*(views.split(at_once, dim=1) for views in pyramid))])
-    return cam if keep is None else cam.new_zeros(B, maps.shape[1], H, W).index_copy_(1, keep.nonzero().flatten(), cam)
+    return cam.view(B, -1, H, W) if where is None else cam.new_zeros(B, maps.shape[1], H, W).index_put_(where, cam)

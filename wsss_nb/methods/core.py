@@ -185,7 +185,7 @@ class SingleStageMethod(SingleStageNet):
 @patch
 def cams(self:SingleStageMethod,
     images:Tensor,              # normalised, (B,3,H,W)
-    image_labels:Tensor|None=None, # (B,C), 0/1; classes that no image of the batch has are not computed and stay 0
+    image_labels:Tensor|dict|None=None, # (B,C), 0/1, or one per layer; classes that an image does not have are not computed and stay 0; None: all are
     layers=("last","aux"),      # whose features the CAMs are made of; they lie on one grid
     scales=None,                # image sizes; None: as in the settings
     raw:dict|None=None,         # layer -> class maps of `images` themselves, where they are known already, (B,C,h,w)
@@ -196,7 +196,9 @@ def cams(self:SingleStageMethod,
     def cam_fn(x):
         features = self.encoder(x)
         return side_by_side(lambda l: self.cam_of(features, l))
-    keep = None if image_labels is None else image_labels.bool().any(0).repeat(len(layers))
+    labels = [image_labels.get(l) if isinstance(image_labels, dict) else image_labels for l in layers]
+    every = torch.ones(len(images), self.classifier.out_channels, dtype=torch.bool, device=images.device)
+    keep = None if all(y is None for y in labels) else torch.cat([every if y is None else y.bool() for y in labels], dim=1)
     cam = multi_scale_cam(cam_fn, images, scales or self.config.cam_scales, keep=keep, raw=None if raw is None else side_by_side(raw.get))
     return dict(zip(layers, cam.chunk(len(layers), dim=1)))
 
@@ -204,7 +206,7 @@ def cams(self:SingleStageMethod,
 @patch
 def cam(self:SingleStageMethod,
     images:Tensor,              # normalised, (B,3,H,W)
-    image_labels:Tensor|None=None, # (B,C), 0/1; classes that no image of the batch has are not computed and stay 0
+    image_labels:Tensor|None=None, # (B,C), 0/1; classes that an image does not have are not computed and stay 0; None: all are
     layer:str|None=None,        # "last" or "aux"; None: as in the settings
     scales=None,                # image sizes; None: as in the settings
     raw:Tensor|None=None,       # class maps of `images` themselves, where they are known already, (B,C,h,w)

@@ -123,7 +123,7 @@ def look(self:PatchContrastMethod,
     segment = not {"seg","reg"}.isdisjoint(weights)
     seen = self.outputs(batch, weights, segment)
     layers = self.layers(weights, step)
-    seen["cams"] = self.cams(batch["input"], self.cam_classes(batch, weights), layers, raw={l:self.cam_of(seen, l) for l in layers})
+    seen["cams"] = self.cams(batch["input"], {l:self.cam_classes(batch, weights, l) for l in layers}, layers, raw={l:self.cam_of(seen, l) for l in layers})
     if segment:
         seen["label"] = self.pseudo_label(batch, seen["cams"][self.teaching_layer(step)])
         seen["logits"] = enlarge(seen["seg_logits"], batch["input"].shape[-2:])
@@ -143,8 +143,9 @@ def outputs(self:PatchContrastMethod,
 def cam_classes(self:PatchContrastMethod,
     batch:dict,   # as for `training_losses`
     weights:dict, # of the terms that count at this step
+    layer:str,    # "last" or "aux"
 )->Tensor|None:   # (B,C), 0/1; None: all
-    "Return which classes need a CAM"
+    "Return which classes need a CAM of a layer"
     return batch["image_labels"]
 
 # %% ../../nbs/83_methods.terms.ipynb #5e0a1c24

@@ -106,9 +106,10 @@ def layers(self:Method,
 def cam_classes(self:Method,
     batch:dict,   # as for `training_losses`
     weights:dict, # of the terms that count at this step
+    layer:str,    # "last" or "aux"
 )->Tensor|None:   # (B,C), 0/1; None: all
-    "Return which classes need a CAM: all of them where two views are compared, unless absent ones are left out"
-    return None if self.compares_cams(weights) and not self.config.mask_corr_cams else batch["image_labels"]
+    "Return which classes need a CAM of a layer: all of them where it is compared in two views, unless absent ones are left out"
+    return None if layer == self.config.cam_layer and self.compares_cams(weights) and not self.config.mask_corr_cams else batch["image_labels"]
 
 # %% ../../nbs/86_methods.tsd_cam.ipynb #5c0a8613
 @patch
@@ -120,7 +121,7 @@ def second_view(self:Method,
     c,small = self.config,shrink(batch["input"], self.config.view_scale)
     with torch.set_grad_enabled(torch.is_grad_enabled() and ("corr" in weights or c.er_grad)): view = {"features":self.encoder(small)}
     if self.compares_cams(weights):
-        view["cams"] = self.cam(small, self.cam_classes(batch, weights), raw=self.cam_of(view["features"], c.cam_layer))
+        view["cams"] = self.cam(small, self.cam_classes(batch, weights, c.cam_layer), raw=self.cam_of(view["features"], c.cam_layer))
     if "corr" in weights: view["logits"] = enlarge(self.decoder(view["features"]["last"]), small.shape[-2:])
     return view
 

@@ -25,8 +25,11 @@ def neighbours(
     dilations:Sequence[int],# distances, pixels
 )->Iterator[Tensor]:        # 8·len(dilations) views (B,C,H,W)
     "Yield shifted views of `x`, border pixels repeated; dilation by dilation, row by row"
-    reach,(H,W) = max(dilations),x.shape[-2:]
-    padded = F.pad(x, [reach]*4, mode="replicate")
+    yield from _shifted(F.pad(x, [max(dilations)]*4, mode="replicate"), x.shape[-2:], dilations)
+
+def _shifted(padded, size, dilations):
+    "Yield the views of size `size` of maps that are padded by the largest dilation"
+    reach,(H,W) = max(dilations),size
     for d in dilations:
         for dy,dx in DIRECTIONS: yield padded[..., reach+d*dy:reach+d*dy+H, reach+d*dx:reach+d*dx+W]
 
@@ -49,14 +52,16 @@ def pixel_affinity(
         close = (-(distance/((distance.std()+1e-8)*sharpness))**2).softmax(0)
         colour.add_(position_weight*close[:,None,None])
     if variation_weight:
-        change = torch.stack([_variation(v) for v in neighbours(images, dilations)], dim=1)
-        colour.sub_(change.softmax(1), alpha=variation_weight)
+        colour.sub_(_variations(images, dilations).softmax(1), alpha=variation_weight)
     return colour
 
-def _variation(x):
-    "Return how much an image changes to the right and downwards, mean over colours, (B,C,H,W) -> (B,H,W); the last row and column do not"
-    down,right = (x.diff(dim=2)**2).mean(1),(x.diff(dim=3)**2).mean(1)
-    return F.pad(down, (0,0,0,1)) + F.pad(right, (0,1))
+def _variations(images, dilations):
+    "Return how much each neighbour view changes downwards and to the right, mean over colours, (B,n,H,W); its last row and column do not"
+    padded = F.pad(images, [max(dilations)]*4, mode="replicate")
+    steps = [(F.pad(padded.diff(dim=axis), pad)**2).mean(1) for axis,pad in ((2,(0,0,0,1)), (3,(0,1)))]  # a shifted view changes as the image does
+    down,right = (torch.stack([*_shifted(s, images.shape[-2:], dilations)], dim=1) for s in steps)
+    down[...,-1,:],right[...,-1] = 0,0
+    return down.add_(right)
 
 
 # %% ../../nbs/42_refine.par.ipynb #72146b00

@@ -1,0 +1,221 @@
+"Published checkpoints: the reference networks saved as authors save theirs, and the names of the real files at small width."
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from golden_files import cases, golden
+from PIL import Image
+from safetensors.torch import save_file
+from test_golden_tsd_cam import close, load, params
+
+from wsss_nb.core import UserError
+from wsss_nb.data.voc import COCO_CLASSES, VOC_CLASSES
+from wsss_nb.io import read_label
+from wsss_nb.released import LAYOUTS, load_released
+
+NEWER = {"last_layer.weight_g": "last_layer.parametrizations.weight.original0", "last_layer.weight_v": "last_layer.parametrizations.weight.original1"}
+NAMINGS = {"weight_g": lambda k: k, "original0": lambda k: next((k.replace(a, b) for a, b in NEWER.items() if a in k), k)}
+
+
+def saved(state, path, naming="weight_g"):
+    "Write tensors as a training on several GPUs does"
+    torch.save({f"module.{NAMINGS[naming](k)}": v for k, v in state.items()}, path)
+    return path
+
+
+def text(v): return ",".join(map(str, v.tolist())) if v.ndim else str(v.item())
+
+
+def opened(z, path, naming="weight_g", **settings):
+    "The method of a reference file, through a checkpoint; every tensor of the file is in it"
+    if "opt/aux_layer" in z: settings["aux_layer"] = text(z["opt/aux_layer"])
+    method, report = load_released(saved(params(z), path, naming), heads=int(z["opt/heads"]), overrides=[f"{k}={v}" for k, v in settings.items()])
+    assert not report.missing and all(k.startswith("encoder.head.") for k in report.unused), report
+    return method
+
+
+# %% The reference networks
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("path", golden("tsd_cam", "toco_network"))
+def test_toco_network(path, naming, tmp_path):
+    "Every output of the network with its crops, so projection heads and the moving average as well"
+    z = load(path)
+    method = opened(z, tmp_path/"toco.pth", naming, momentum=text(z["opt/momentum"]))
+    out = method(z["in/x"], view2=z["in/global1"], crops=torch.stack([z[f"in/local{i}"] for i in cases(z, "in/local")]))
+    for k, name in {"cls": "cls_logits", "seg": "seg_logits", "fmap": "last", "cls_aux": "aux_cls_logits", "proj_t": "teacher", "proj_s": "student"}.items(): close(out[name], z[f"out/{k}"], 1e-4)
+    for k, layer in (("cam", "last"), ("cam_aux", "aux")): close(method.raw_cam(z["in/x"], layer), z[f"out/{k}"], 1e-4)
+    assert len(method.classes) == z["opt/num_classes"]
+
+
+@pytest.mark.parametrize("path", golden("tsd_cam", "toco_infer"))
+def test_toco_inference(path, tmp_path):
+    "The published fusion of both benchmarks"
+    z = load(path)
+    scales = text(z["opt/scales"])
+    for name, settings in {"voc": {}, "coco": {"infer_size": text(z["opt/coco_resize"]), "fusion": "max-sum"}}.items():
+        method = opened(z, tmp_path/f"{name}.pth", infer_scales=scales, **settings)
+        logits = method.segmentation(z["in/x"])
+        close(logits, z[f"out/{name}_logits"], 1e-3)
+        assert (logits.argmax(1) == z[f"out/{name}_pred"]).float().mean() >= .999
+
+
+@pytest.mark.parametrize("path", golden("tsd_cam", "toco_step")+golden("tsd_cam", "tsd_step"))
+def test_toco_and_tsd_step(path, tmp_path):
+    "The network of a whole step: its segmentation and class maps"
+    z = load(path)
+    method = opened(z, tmp_path/"step.pth", cam_scales=text(z["opt/cam_scales"]))
+    out = method(z["in/inputs"])
+    for k, name in {"cls": "cls_logits", "segs": "seg_logits", "cls_aux": "aux_cls_logits"}.items(): close(out[name], z[f"out/{k}"], 1e-4)
+    for k, layer in (("cams", "last"), ("cams_aux", "aux")): close(method.cam(z["in/inputs"], layer=layer), z[f"out/{k}"], 1e-4)
+
+
+# %% The names of the real files (toco.md T11), at width 64
+def encoder(name, dim, blocks=12):
+    shapes = {"cls_token": (1, 1, dim), "pos_embed": (1, 197, dim), "patch_embed.proj.weight": (dim, 3, 16, 16), "patch_embed.proj.bias": (dim,), "norm.weight": (dim,), "norm.bias": (dim,),
+              "head.weight": (1000, dim), "head.bias": (1000,)}
+    for i in range(blocks):
+        for part, (rows, columns) in {"attn.qkv": (3*dim, dim), "attn.proj": (dim, dim), "mlp.fc1": (4*dim, dim), "mlp.fc2": (dim, 4*dim)}.items():
+            shapes |= {f"blocks.{i}.{part}.weight": (rows, columns), f"blocks.{i}.{part}.bias": (rows,)}
+        shapes |= {f"blocks.{i}.{norm}.{k}": (dim,) for norm in ("norm1", "norm2") for k in ("weight", "bias")}
+    return {f"{name}.{k}": v for k, v in shapes.items()}
+
+
+def head(name, dim, hidden, sphere, out):
+    widths = {"0": (hidden, dim), "2": (hidden, hidden), "4": (sphere, hidden)}
+    return {f"{name}.mlp.{i}.{k}": (w if k == "weight" else w[:1]) for i, w in widths.items() for k in ("weight", "bias")} | {f"{name}.last_layer.weight_g": (out, 1), f"{name}.last_layer.weight_v": (out, sphere)}
+
+
+def toco_shapes(num_fg, dim=64):
+    shapes = encoder("encoder", dim) | head("proj_head", dim, 48, 32, 40) | head("proj_head_t", dim, 48, 32, 40)
+    shapes |= {"decoder.conv6.weight": (24, dim, 3, 3), "decoder.conv7.weight": (24, 24, 3, 3), "decoder.conv8.weight": (num_fg+1, 24, 1, 1)}
+    return shapes | {"classifier.weight": (num_fg, dim, 1, 1), "aux_classifier.weight": (num_fg, dim, 1, 1)}
+
+
+def random_tensors(shapes):
+    g = torch.Generator().manual_seed(0)
+    return {k: torch.ones(s) if k.endswith(("norm1.weight", "norm2.weight", "norm.weight", "weight_g")) else .3*torch.randn(s, generator=g)/max(1, int(np.prod(s[1:])))**.5 for k, s in shapes.items()}
+
+
+FAMILIES = {"toco": toco_shapes}
+PUBLISHED = {("toco", "voc"): {"infer_scales": (1., 1.5, 1.25), "fusion": "sum-max", "infer_size": 0, "bg_thresh": .5, "crf": "toco"},
+             ("toco", "coco"): {"infer_scales": (1., 1.25, 1.5), "fusion": "max-sum", "infer_size": 448, "bg_thresh": .45, "crf": "toco"}}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("family,benchmark", PUBLISHED)
+def test_real_layout(family, benchmark, naming, tmp_path):
+    names = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}[benchmark]
+    state = random_tensors(FAMILIES[family](len(names)-1))
+    method, report = load_released(saved(state, tmp_path/"w.pth", naming))
+    assert (report.method, report.preset, report.classes, method.classes) == (family, benchmark, names, names)
+    assert set(report.unused) == {k for k in state if ".head." in k} and not report.missing and set(report.loaded) == set(state)-set(report.unused)
+    for k in report.loaded: assert torch.equal(method.state_dict()[k], state[k]), k
+    for k, v in PUBLISHED[family, benchmark].items(): assert getattr(method.config, k) == v, k
+    assert method.encoder.aux_layer == 9 and method.encoder.blocks[0].attn.num_heads == 1 and not method.training
+    shown = str(report)
+    for words in (f"read as {family}", f"preset {benchmark}", f"{len(names)-1}: {names[1]}", names[-1], "encoder.head 2", "missing  nothing"): assert words in shown, shown
+
+
+def test_what_is_missing_or_of_another_shape(tmp_path):
+    "What no prediction needs may be missing or differ and is reported; what one needs may not"
+    state = random_tensors(toco_shapes(3))
+    assert load_released(saved(state, tmp_path/"three.pth"))[0].classes == ("background", "class 1", "class 2", "class 3")
+    bare = {k: v for k, v in state.items() if k.startswith(("encoder.", "decoder."))}
+    method, report = load_released(saved(bare, tmp_path/"bare.pth"), classes=["background", "leaf", "stem", "root"])
+    assert method.classes[1:] == ("leaf", "stem", "root") and {k.split(".")[0] for k in report.missing} == {"classifier", "aux_classifier", "proj_head", "proj_head_t"}
+    assert "missing  classifier 1 (class maps), aux_classifier 1" in str(report)
+    _, report = load_released(saved(state | {"classifier.weight": torch.zeros(5, 64, 1, 1)}, tmp_path/"other.pth"))
+    assert report.missing == ("classifier.weight",) and "classifier.weight" in report.unused
+    x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    full = load_released(tmp_path/"three.pth")[0].segmentation(x)
+    assert torch.equal(method.segmentation(x), full)
+    save_file(state, tmp_path/"w.safetensors")
+    wrapped = tmp_path/"wrapped.pth"
+    torch.save({"state_dict": state, "epoch": 3}, wrapped)
+    for other in (tmp_path/"w.safetensors", wrapped): assert torch.equal(load_released(other)[0].segmentation(x), full)
+
+
+def test_another_position_grid(tmp_path):
+    state = random_tensors(toco_shapes(20))
+    table = state["encoder.pos_embed"]
+    state["encoder.pos_embed"] = torch.randn(1, 1+24**2, 64)
+    method, report = load_released(saved(state, tmp_path/"w.pth"))
+    assert not report.missing and method.encoder.pos_embed.shape == (1, 577, 64) and "img_size=384" in method.config.backbone
+    state["encoder.pos_embed"] = torch.cat([table[:, :1], table], 1)
+    with pytest.raises(UserError, match="w.pth: encoder.pos_embed has 198 positions"): load_released(saved(state, tmp_path/"w.pth"))
+
+
+# %% What is refused
+class Evil:
+    def __init__(self, mark): self.mark = mark
+    def __reduce__(self): return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda x, f: torch.save(x, f, _use_new_zipfile_serialization=False), lambda x, f: f.write_bytes(pickle.dumps(x))], ids=["zip", "old", "pickle"])
+def test_nothing_is_executed(write, tmp_path, fails):
+    mark = tmp_path/"executed"
+    write({"module.encoder.cls_token": torch.zeros(1, 1, 64), "module.classifier.weight": Evil(mark)}, tmp_path/"evil.pth")
+    line = fails("wsss-predict", tmp_path/"evil.pth", tmp_path, "--out", tmp_path/"labels")
+    assert "evil.pth: not a readable weight file (it holds " in line and "not executed" in line and not mark.exists()
+    pickle.loads(pickle.dumps(Evil(mark)))
+    assert mark.exists()  # it would have
+
+
+@pytest.mark.parametrize("spoil,words", [
+    (lambda s: [1, 2], "w.pth: holds list, not tensors by name"), (lambda s: {"epoch": 3}, "w.pth: holds no tensors by name"), (lambda s: torch.zeros(2), "w.pth: holds Tensor, not tensors by name"),
+    (lambda s: {"layer4.2.conv3.weight": torch.zeros(1)}, "are of no known checkpoint; known are those of ToCo or TSD-CAM"),
+    (lambda s: {k.removeprefix("encoder."): v for k, v in s.items() if k.startswith("encoder.")}, "holds a backbone alone"),
+    (lambda s: {k: v for k, v in s.items() if not k.startswith("decoder.")}, "most like those of ToCo or TSD-CAM, but decoder.conv6.weight is missing"),
+    (lambda s: {k: v for k, v in s.items() if "blocks.5" not in k}, "w.pth: encoder.blocks.5.norm1.weight is missing"),
+    (lambda s: s | {"decoder.conv7.weight": torch.zeros(24, 12, 3, 3)}, "w.pth: decoder.conv7.weight is (24, 12, 3, 3), needed is (24, 24, 3, 3)"),
+    (lambda s: random_tensors(toco_shapes(20, 40)), "w.pth: its width of 40 is no multiple of 64"),
+])
+def test_wrong_files(spoil, words, tmp_path):
+    torch.save(spoil(random_tensors(toco_shapes(20))), tmp_path/"w.pth")
+    with pytest.raises(UserError) as e: load_released(tmp_path/"w.pth")
+    assert words in str(e.value) and str(tmp_path/"w.pth") in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 torn"])
+def test_no_weight_file_at_all(content, tmp_path):
+    (tmp_path/"w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"w\.pth: not a readable weight file \(.+\)$"): load_released(tmp_path/"w.pth")
+
+
+def test_layouts_differ():
+    "No family's signs are all among another's"
+    assert not any(set(a.signs) <= set(b.signs) for a in LAYOUTS for b in LAYOUTS if a is not b)
+
+
+# %% The command
+@pytest.fixture
+def photos(here):
+    (here/"photos").mkdir()
+    for i, size in enumerate(((90, 60), (64, 80))): Image.fromarray(np.random.RandomState(i).randint(0, 256, (*size[::-1], 3), np.uint8)).resize(size).save(here/"photos"/f"p{i}.png")
+    return here/"photos"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_predict_with_a_released_file(family, call, photos, here):
+    saved(random_tensors(FAMILIES[family](20)), here/"released.pth")
+    status, out, err = call("wsss-predict", "released.pth", "photos", "--out", "labels", "--overlay", "--crf")
+    assert (status, err) == (0, ""), err
+    assert f"read as {family}" in out and "20: aeroplane, bicycle" in out and "2 label maps in labels, refined by the dense CRF toco" in out
+    assert sorted(p.name for p in (here/"labels").iterdir()) == ["p0.png", "p0_overlay.png", "p1.png", "p1_overlay.png"]
+    label = read_label(here/"labels"/"p0.png")
+    assert label.shape == (60, 90) and label.max() <= 20 and Image.open(here/"labels"/"p0.png").mode == "P"
+    held = {VOC_CLASSES[i]: sum(i in np.unique(read_label(here/"labels"/f"p{j}.png")) for j in (0, 1)) for i in range(1, 21)}
+    assert f"found: {', '.join(f'{k} in {n}' for k, n in held.items() if n) or 'nothing but background'}\n" in out
+
+
+def test_predict_with_names(call, fails, photos, here, trained):
+    saved(random_tensors(toco_shapes(2)), here/"released.pth")
+    (here/"classes.txt").write_text("background\nleaf\nstem\n")
+    status, out, err = call("wsss-predict", "released.pth", "photos", "--out", "labels", "--classes", "classes.txt", "--method", "toco")
+    assert (status, err) == (0, "") and "classes  2: leaf, stem\n" in out
+    (here/"classes.txt").write_text("background\nleaf\n")
+    assert "released.pth: has 3 classes with background, 2 names were given" in fails("wsss-predict", "released.pth", "photos", "--out", "l", "--classes", "classes.txt")
+    assert "did you mean toco?" in fails("wsss-predict", "released.pth", "photos", "--out", "l", "--method", "tco")
+    assert "a run knows its own" in fails("wsss-predict", trained[0], "photos", "--out", "l", "--method", "toco")
