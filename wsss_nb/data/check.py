@@ -19,7 +19,7 @@ import numpy as np
 from ..core import UserError,map_on_cores,progress
 from .core import check_mask,labels_of_mask
 from .datasets import on_disk
-from .folder import list_files,read_image_labels,read_saliency
+from .folder import FolderDataset,list_files,read_image_labels,read_saliency
 from ..io import read_image,read_label
 
 # %% ../../nbs/29_data.check.ipynb #d7123ff0
@@ -124,8 +124,8 @@ def check_dataset(
     "Read every list, label, photo, mask and saliency map of a dataset; raise `UserError` if there is none"
     if str(spec).partition(":")[0] == "shapes": raise UserError(f"{spec}: is made in memory, there is no file to check")
     if workers is not None and workers < 1: raise UserError(f"--workers {workers}: must be 1 or more")
-    reader,root = on_disk(spec)
-    if not root.is_dir(): raise UserError(f"{root}: no such folder")
+    reader,root = on_disk(spec) if ":" in str(spec) else (FolderDataset,Path(spec))
+    if not root.is_dir(): raise UserError(f"{root}: no such folder; give a folder in VOC layout, voc:ROOT or coco:ROOT")
     messages,check = [],Check()
     opened = _open_splits(reader, root, messages.append)
     check.problems += map(as_finding, dict.fromkeys(messages))
