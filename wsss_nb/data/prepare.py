@@ -187,8 +187,9 @@ def read_coco(
         label = {c["id"]:k+1 for k,c in enumerate(sorted(found["categories"], key=lambda c: c["id"]))}
         objects = {}
         for o in found["annotations"]: objects.setdefault(o.image, []).append(o._replace(category=label[o.category]))
+        if not all(0 < n < 2**16 for _,size in images.values() for n in size): raise ValueError("an image of impossible size")
     except OSError as e: raise UserError(f"{path}: cannot be read ({e.strerror}); unpack the archive of annotations there") from e
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: raise UserError(f"{path}: is no file of COCO instances, or damaged ({type(e).__name__}: {e}); unpack its archive again") from e
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e: raise UserError(f"{path}: is no file of COCO instances, or damaged ({type(e).__name__}: {e}); unpack its archive again") from e
     if names != COCO_CLASSES[1:]: raise UserError(f"{path}: has {len(names)} categories that are not the 80 of COCO; use the files instances_*.json")
     for name,_ in images.values():
         if is_path(name): raise UserError(f"{path}: {name!r} is a path, not the name of an image; do not trust this file")
@@ -204,15 +205,22 @@ def coco_mask(
     crowd:str="class",            # what a crowd becomes: its "class", or "ignore"
 )->np.ndarray:                    # label map, (H,W) uint8
     "Return the label map of an image; the smaller of two objects is on top; raise `UserError` if an outline makes no sense"
-    from pycocotools import mask as runs
     label = np.zeros(size, np.uint8)
-    for o in sorted(objects, key=lambda o: -o.area):
-        try:
-            code = o.segmentation if isinstance(o.segmentation, dict) and isinstance(o.segmentation["counts"], (str,bytes)) else runs.frPyObjects(o.segmentation, *size)
-            inside = runs.decode(runs.merge(code) if isinstance(code, list) else code).astype(bool)
-            label[inside] = IGNORE_INDEX if o.crowd and crowd == "ignore" else o.category
-        except Exception as e: raise UserError(f"image {o.image}: has an object whose outline cannot be drawn ({type(e).__name__}: {e}); unpack the annotations again") from e
+    for o in sorted(objects, key=lambda o: -o.area): label[_filled(o, size)] = IGNORE_INDEX if o.crowd and crowd == "ignore" else o.category
     return label
+
+def _filled(o, size):
+    "Return where an object is, (H,W) bool. What is given to C code is looked at first: it would believe anything"
+    try: from pycocotools import mask as runs
+    except ImportError: raise UserError("COCO has its masks as polygons, which pycocotools draws; install it: pip install 'wsss_nb[data]'") from None
+    bad,s = UserError(f"image {o.image}: has an object whose outline cannot be drawn; unpack the annotations again"),o.segmentation
+    if isinstance(s, list):
+        if not all(p.ndim == 1 and np.isfinite(p).all() and np.abs(p).max(initial=0) < 1e5 for p in s): raise bad
+        if not (outlines := [p[:len(p)//2*2] for p in s if len(p) >= 6]): return np.zeros(size, bool)  # fewer than three corners
+        return runs.decode(runs.merge(runs.frPyObjects(outlines, *size))).astype(bool)
+    counts = s.get("counts") if isinstance(s, dict) else None
+    if not (isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts) and sum(counts) == size[0]*size[1]): raise bad
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T  # runs go down the columns, absent first
 
 # %% ../../nbs/21_data.prepare.ipynb #44acca0c
 def _coco_split(root, path, photos, crowd, workers):
