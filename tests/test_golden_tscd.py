@@ -7,11 +7,14 @@ from test_golden_tsd_cam import close, load, params
 
 from wsss_nb.backbones.core import load_matching
 from wsss_nb.backbones.mit import MiT, attention_logits, build_backbone
+from wsss_nb.cam.core import valid_cam
 from wsss_nb.core import IGNORE_INDEX
 from wsss_nb.losses.affinity import affinity_loss
+from wsss_nb.pseudo_labels import refine_in_box, walk_pseudo_label
 from wsss_nb.refine.affinity import label_on_grid, near_pairs, pairwise_affinity_label
 from wsss_nb.refine.walk import near_affinity, random_walk
 from wsss_nb.segformer import AllMLP, SegFormerNet, multi_scale_cam_affinity
+from wsss_nb.tensors import resize
 
 
 def network_like(z, **options):
@@ -138,3 +141,18 @@ def test_checkpoint_layout(path):
     np.testing.assert_allclose([b.drop_rate for b in blocks], z["out/drop_path"], atol=1e-7)
     modules = dict(net.named_modules())
     for name, eps in zip(z["out/layernorm_names"], z["out/layernorm_eps"]): assert modules[str(name)].eps == pytest.approx(float(eps))
+
+
+@pytest.mark.parametrize("path", golden("tscd", "afa_affinity_label_path"))
+def test_walk_label(path):
+    z = load(path)
+    images, cam, y, box, affinity = (z[f"in/{k}"] for k in ("inputs_denorm", "cams", "cls_labels", "img_box", "aff_mat"))
+    grid, radius, thresholds = (int(z["opt/infer_size"]),)*2, int(z["opt/radius"]), {"l": .35, "h": .55}  # scores and rounds are of the README
+    small = resize(valid_cam(cam, y), grid)
+    close(small, z["out/valid_cam_resized"], 2e-5)
+    walked = {k: random_walk(small, affinity, y, t, near_pairs(grid, radius)) for k, t in thresholds.items()}
+    for k in thresholds: close(walked[k], z[f"out/aff_cam_{k}_small"], 2e-5)
+    refined = refine_in_box(images, resize(walked["l"], images.shape[-2:])[:, None], y, box)
+    close(refined[:, 0], z["out/refined_cam_l"], 2e-5)
+    label = walk_pseudo_label(images, cam, y, affinity, grid, radius, thresholds["l"], thresholds["h"], box)
+    assert (label == z["out/refined_label"]).float().mean() >= .998
