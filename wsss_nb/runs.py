@@ -55,7 +55,7 @@ class Run:
         self.last,self.best = self.checkpoints/"last.pt",self.checkpoints/"best.safetensors"
         self.evaluated_with,self.refined_with = self.path/"evaluated_with.json",self.path/"refined_with.json"
     def file(self,
-        kind:str, # "cams", "labels", "predictions" or "predictions_crf"
+        kind:str, # "cams", "labels", "random_walk_seeds", "predictions" or "predictions_crf"
         id:str,   # of the image
     )->Path:      # where its file belongs
         return self.path/kind/f"{id}{'.npz' if kind == 'cams' else '.png'}"

@@ -113,20 +113,20 @@ def decode(self:SegFormerNet,
     "Return what the decoder says of the four stages"
     return self.decoder([features[f"stage{s}"] for s in range(1,5)])
 
-# %% ../nbs/64_segformer.ipynb #f0c03f8d
+# %% ../nbs/64_segformer.ipynb #3b380467
 def multi_scale_cam_affinity(
     look:Callable,                    # images (B,3,h,w), is the affinity wanted? -> raw class maps (B,C,h',w'), affinity (B,N,N) or None
     images:Tensor,                    # normalised, (B,3,H,W)
     scales:Sequence[float]=(1,.5,1.5),# input sizes relative to (H,W); 1 takes part in any case
     **options,                        # `flip`, `keep`, `raw` of `multi_scale_cam`; `raw` spares a pass, and so the affinity at scale 1
-)->tuple[Tensor,Tensor]:              # CAMs in [0,1), (B,C,H,W); affinity of the images at the largest scale, with `flip` of their mirrors behind them, (2·B,N,N)
+)->tuple[Tensor,Tensor|None]:         # CAMs in [0,1), (B,C,H,W); affinity of the images at the largest scale, with `flip` of their mirrors behind them, (2·B,N,N); None if `look` gives none
     "Return multi-scale CAMs, and the affinity of the pass over the largest images (TSCD 3.6)"
     sizes,seen = [int(max(1, *scales)*n) for n in images.shape[-2:]],{}
     def cam_fn(x):
         maps,affinity = look(x, list(x.shape[-2:]) == sizes)
         if affinity is not None: seen["affinity"] = affinity
         return maps
-    return multi_scale_cam(cam_fn, images, scales, **options),seen["affinity"]
+    return multi_scale_cam(cam_fn, images, scales, **options),seen.get("affinity")
 
 @patch
 def look(self:SegFormerNet,

@@ -40,11 +40,12 @@ class Schedule:
     def __init__(self,
         optimizer:torch.optim.Optimizer, # its groups hold the initial rates
         *schedule,                       # `max_iter`, `warmup_iter`, `warmup_ratio`, `power` of `lr_factor`
-    ): self.optimizer,self.schedule,self.initial = optimizer,schedule,[g["lr"] for g in optimizer.param_groups]
+        **named,                         # the same by name
+    ): self.optimizer,self.schedule,self.named,self.initial = optimizer,schedule,named,[g["lr"] for g in optimizer.param_groups]
     def set(self,
         step:int, # steps done so far
     )->float:     # rate of the first group
-        for group,lr in zip(self.optimizer.param_groups, self.initial): group["lr"] = lr*lr_factor(step, *self.schedule)
+        for group,lr in zip(self.optimizer.param_groups, self.initial): group["lr"] = lr*lr_factor(step, *self.schedule, **self.named)
         return self.optimizer.param_groups[0]["lr"]
 
 # %% ../nbs/80_train.ipynb #b6bebafc
@@ -165,6 +166,7 @@ class Trainer:
         workers:int=0,          # loader processes
         device:str="cpu",       # or "cuda"
         precision:str="no",     # of Accelerate: "no", "bf16", "fp16"
+        lr_power:float=.9,      # of the schedule's decay
     ):
         from accelerate import Accelerator
         self.run,self.samples,self.validate = run,samples,validate
@@ -175,7 +177,7 @@ class Trainer:
         self.method = method.to(self.accelerator.device)
         optimizer = torch.optim.AdamW(method.param_groups(), betas=(.9,.999), eps=1e-8, weight_decay=weight_decay)
         self.model,self.optimizer = self.accelerator.prepare(LossStep(self.method), optimizer)
-        self.schedule = Schedule(self.optimizer, iters, warmup_iter)
+        self.schedule = Schedule(self.optimizer, iters, warmup_iter, power=lr_power)
         self.step,self.best,self.seconds = 0,-math.inf,0.
 
 # %% ../nbs/80_train.ipynb #3c9124b9
