@@ -86,10 +86,22 @@ class PseudoLabelMethod(SingleStageMethod):
 
 # %% ../../nbs/83_methods.terms.ipynb #5e0a1c23
 def scaled_energy(
-    side:int, # of a training crop, pixels
-)->dict:      # `energy_sigma_xy`, `energy_weight`
-    "Return the settings of the energy that keep the published balance, which is for crops of 448 pixels"
-    return {"energy_sigma_xy": round(100*side/448), "energy_weight": float(f"{1e-7*(448/side)**4:.2g}")}
+    side:int,          # of a training crop, pixels
+    published:int=448, # of the crop that the published settings are for
+)->dict:               # `energy_sigma_xy`, `energy_weight`
+    "Return the settings of the energy that keep the published balance"
+    return {"energy_sigma_xy": round(100*side/published), "energy_weight": float(f"{1e-7*(published/side)**4:.2g}")}
+
+# %% ../../nbs/83_methods.terms.ipynb #5e0a1c31
+@patch
+def training_losses(self:PseudoLabelMethod,
+    batch:dict, # `input` (B,3,S,S) normalised, `box` (B,4) pixels, `image_labels` (B,C); other views as the method needs them
+    step:int,   # steps done so far
+)->dict:        # name -> (weight, value)
+    "Return the weighted losses of a batch; a term whose weight is 0 is not computed, nor what only it needs"
+    weights = {k:w for k,w in self.weights(step).items() if w}
+    terms = self.terms(batch, self.look(batch, weights, step), step)
+    return {name:(weights[name], terms[name]()) for name in self.loss_names if name in weights}
 
 # %% ../../nbs/83_methods.terms.ipynb #5e0a1c11
 class PatchContrastMethod(PseudoLabelMethod):
@@ -179,13 +191,3 @@ def terms(self:PatchContrastMethod,
             "ptc": lambda: self.patch_term(batch, seen["cams"]["aux"], seen["last"]),
             "seg": lambda: balanced_seg_loss(seen["logits"], seen["label"]),
             "reg": lambda: self.energy_term(batch, seen["logits"], seen["label"])}
-
-@patch
-def training_losses(self:PatchContrastMethod,
-    batch:dict, # `input` (B,3,S,S) normalised, `box` (B,4) pixels, `image_labels` (B,C); other views as the method needs them
-    step:int,   # steps done so far
-)->dict:        # name -> (weight, value)
-    "Return the weighted losses of a batch; a term whose weight is 0 is not computed, nor what only it needs"
-    weights = {k:w for k,w in self.weights(step).items() if w}
-    terms = self.terms(batch, self.look(batch, weights, step), step)
-    return {name:(weights[name], terms[name]()) for name in self.loss_names if name in weights}
