@@ -164,6 +164,7 @@ class SingleStageMethod(SingleStageNet):
     "Network, settings and class names; subclasses give `loss_names` and `training_losses(batch, step)`"
     loss_names:tuple[str,...] = ()
     views:tuple[str,...] = ("input",) # augmented views that the losses need
+    plain_input = False               # is `input` left as it was cropped, without second mirror and change of colour?
     def __init__(self,
         config:SingleStageConfig, # resolved settings
         classes:tuple[str,...],   # names, background first
@@ -182,7 +183,7 @@ class SingleStageMethod(SingleStageNet):
         return encoder_head_groups(self, self.config.lr, self.config.head_mult, self.config.decoder_mult)
     def transform(self)->TrainTransform: # of training images
         c = self.config
-        return TrainTransform(c.crop_size, c.scale_range, views=self.views, sync_flip=c.sync_flip, photometric=c.photometric)
+        return TrainTransform(c.crop_size, c.scale_range, views=self.views, sync_flip=c.sync_flip, photometric=c.photometric, plain_input=self.plain_input)
     def settings(self)->dict: # for config.toml
         return asdict(self.config)
 
