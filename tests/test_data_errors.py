@@ -79,7 +79,7 @@ BAD = {
     "mask saved as colours": (lambda r: Image.fromarray(np.zeros((48,48,3), np.uint8)).save(mask_of(r)), "no label map", f"{NAME}.png"),
     "empty mask file": (lambda r: mask_of(r).write_bytes(b""), "is empty", f"{NAME}.png"),
     "mask missing": (lambda r: mask_of(r).unlink(), "no such file", f"{NAME}.png"),
-    "saliency of another size": (lambda r: Image.fromarray(np.zeros((9,48), np.uint8)).save(r/"Saliency"/f"{NAME}.png"), "48x9", f"{NAME}.png"),
+    "saliency map that is no image": (lambda r: (r/"Saliency"/f"{NAME}.png").write_text("<html>"), "cannot be decoded", f"{NAME}.png"),
     "unknown class": (row(f"{NAME},caat\n"), "did you mean cat", "labels.csv"),
     "background as a label": (row(f"{NAME},background\n"), "unknown class 'background'", "labels.csv"),
     "label of a missing image": (lambda r: append(r/"labels.csv", "nowhere,cat\n"), "'nowhere' has no image", "labels.csv"),
@@ -139,7 +139,7 @@ def test_check_finds_all_at_once(folder):
 
 
 def test_check_is_the_same_with_any_number_of_processes(folder):
-    for case in ("mask value outside the classes", "saliency of another size", "label of a missing image"): BAD[case][0](folder)
+    for case in ("mask value outside the classes", "saliency map that is no image", "label of a missing image"): BAD[case][0](folder)
     alone,many = check_dataset(folder, workers=1),check_dataset(folder, workers=2)
     assert alone == many and len(alone.problems) > 1
 
