@@ -139,7 +139,7 @@ def test_check_finds_all_at_once(folder):
 
 
 def test_check_is_the_same_with_any_number_of_processes(folder):
-    for case in ("mask value outside the classes", "saliency of another size", "label of a missing image"): BAD[case][0](folder)
+    for case in ("mask value outside the classes", "saliency map that is no image", "label of a missing image"): BAD[case][0](folder)
     alone,many = check_dataset(folder, workers=1),check_dataset(folder, workers=2)
     assert alone == many and len(alone.problems) > 1
 

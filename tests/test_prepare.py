@@ -105,7 +105,7 @@ def test_augmented_masks(data):
 def test_masks_of_sbd_first(data, tmp_path, call):
     root = shutil.copytree(data/"voc", tmp_path/"voc")
     status,_,err = call("wsss-data", "to-voc", "sbd", root, "--masks", "sbd")
-    assert status == 2 and "holds masks made with masks=voc, not masks=sbd; remove this folder" in err
+    assert status == 2 and "holds files made with masks=voc, not masks=sbd; remove this folder" in err
     shutil.rmtree(root/"VOCdevkit"/"VOC2012"/"SegmentationClassAug")
     assert call("wsss-data", "to-voc", "sbd", root, "--masks", "sbd")[0] == 0
     aug,val = open_dataset(f"voc:{root}", "train_aug", masks=True),open_dataset(f"voc:{root}", "val", masks=True)
@@ -182,7 +182,7 @@ def test_coco_grey_photos_have_three_channels(data):
 
 def test_coco_options(data, tmp_path, call, fails):
     root = shutil.copytree(data/"coco", tmp_path/"coco")
-    assert "holds masks made with crowd=class" in fails("wsss-data", "to-voc", "coco", root, "--crowd", "ignore")
+    assert "holds files made with crowd=class" in fails("wsss-data", "to-voc", "coco", root, "--crowd", "ignore")
     shutil.rmtree(root/"SegmentationClass")
     assert call("wsss-data", "to-voc", "coco", root, "--crowd", "ignore", "--labels", "annotations")[0] == 0
     assert any((read_label(p) == IGNORE_INDEX).any() for p in (root/"SegmentationClass").iterdir())
@@ -289,14 +289,14 @@ def test_out_of_memory_in_a_worker(tmp_path):
 # %% Saliency
 def test_saliency(data, tmp_path, call, fails):
     root = shutil.copytree(data/"voc", tmp_path/"voc")
-    for i in AUG[:-1]: write_image(tmp_path/"maps"/f"{i}.png", np.full(Voc.size(i), 7, np.uint8)+np.arange(60, dtype=np.uint8))
+    for i in AUG[:-1]: write_image(tmp_path/"maps"/f"{i}.png", np.full((30,60), 7, np.uint8)+np.arange(60, dtype=np.uint8))
     status,out,_ = call("wsss-data", "to-voc", "saliency", f"voc:{root}", "--source", tmp_path/"maps")
     assert status == 0 and "31 maps" in out
     item = open_dataset(f"voc:{root}", "train_aug")[0]
-    assert item.saliency.shape == item.image.shape[:2] and item.saliency[0,0] == pytest.approx(7/255)
+    assert item.saliency.shape == (30,60) and item.saliency[0,0] == pytest.approx(7/255)
     assert f"1 training images have no map, such as {AUG[-1]}" in call("wsss-data", "check", f"voc:{root}")[1]
-    write_image(tmp_path/"maps"/f"{AUG[-1]}.png", np.zeros((5,5), np.uint8))
-    assert "the saliency map has 5x5 pixels" in fails("wsss-data", "to-voc", "saliency", f"voc:{root}", "--source", tmp_path/"maps")
+    write_image(tmp_path/"maps"/f"{AUG[-1]}.png", np.arange(75, dtype=np.uint8).reshape(5,5,3))
+    assert "has colours; save the saliency map as greyscale" in fails("wsss-data", "to-voc", "saliency", f"voc:{root}", "--source", tmp_path/"maps")
     assert "--source is missing" in fails("wsss-data", "to-voc", "saliency", f"voc:{root}")
 
 

@@ -54,11 +54,10 @@ def _disagreement(mask_file, present, labels, classes, strict):
                                     (labels > present, "does not show {}, which the labels name", "nothing to do if the object is too small or hidden", False)):
         if only.any(): yield wrong,Finding(str(mask_file), where.format(" ".join(classes[k+1] for k in np.flatnonzero(only))), advice)
 
-def _saliency_findings(path, size):
-    "Yield what is the matter with a saliency map"
-    values = read_saliency(path, size)
-    if (read_image(path) != values[...,None]).any(): yield True,Finding(str(path), "has colours", "save it as greyscale, white where something is")
-    elif values.min() == values.max(): yield False,Finding(str(path), f"is {values.min()} everywhere", "it says nothing: make it again, or leave the file out")
+def _saliency_findings(path):
+    "Yield what is the matter with a saliency map, which may have any size"
+    values = read_saliency(path)
+    if values.min() == values.max(): yield False,Finding(str(path), f"is {values.min()} everywhere", "it says nothing: make it again, or leave the file out")
 
 def _check_item(job):
     "Return (is it a problem?, finding) of everything about one photo, and the hash of its mask"
@@ -73,7 +72,7 @@ def _check_item(job):
     if mask is not None:
         digest = hashlib.sha256(str(mask.shape).encode()+mask.tobytes()).hexdigest()
         if job.labels is not None: found += _disagreement(job.mask, labels_of_mask(mask, len(job.classes)-1), job.labels, job.classes, job.strict)
-    if job.saliency: found += look(lambda: list(_saliency_findings(job.saliency, image.shape[:2])), job.saliency) or []
+    if job.saliency: found += look(lambda: list(_saliency_findings(job.saliency)), job.saliency) or []
     return found,digest
 
 # %% ../../nbs/29_data.check.ipynb #98e76edc
