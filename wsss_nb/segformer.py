@@ -102,6 +102,7 @@ class SegFormerNet(SingleStageNet):
 def make_decoder(self:SegFormerNet,
     num_classes:int, # classes with background
     hidden:int,      # channels inside
+    kind:str="mlp",  # there is no other
 )->AllMLP:
     "Return SegFormer's decoder"
     return AllMLP([self.encoder.channels[f"stage{s}"] for s in range(1,5)], num_classes, hidden)

@@ -28,7 +28,7 @@ from ..jobs import Job,Stage,processes
 from ..network import POOLING,SingleStageNet
 from ..refine.crf import CRF_PRESETS
 from ..runs import Run,read_result,update_result
-from ..segment import DECODERS,FUSION,multi_scale_logits,sharpen
+from ..segment import FUSION,multi_scale_logits,sharpen
 from ..tensors import resize
 from ..train import Trainer,encoder_head_groups,load_checkpoint
 
@@ -65,8 +65,7 @@ class SingleStageConfig(TrainConfig):
     pretrained:bool = False                     # fetch timm's weights for it? (needs a network)
     init:str|None = None                        # or a local weight file
     aux_layer:int = -3                          # encoder block of the auxiliary classifier
-    decoder:str = "largefov"                    # "largefov" or "aspp"
-    hidden:int = 512                            # channels inside the decoder largefov
+    hidden:int = 512                            # channels inside the decoder
     pooling:str = "max"                         # how the class heads pool features: "max" or "avg"
     zero_heads:bool = False                     # let class heads start at zero? (a short training does not outlive random weights)
     cam_layer:str = "last"                      # whose features the CAM is made of: "last" or "aux"
@@ -105,7 +104,7 @@ def check(self:SingleStageConfig):
     must(self, "low_thresh", self.low_thresh <= self.high_thresh, f"no higher than high_thresh={self.high_thresh}")
     for name in ("cam_scales","infer_scales","scale_range"): must(self, name, getattr(self, name) and min(getattr(self, name)) > 0, "numbers above 0 such as 1,0.5")
     must(self, "scale_range", len(self.scale_range) == 2 and self.scale_range[0] <= self.scale_range[1], "two numbers such as 0.5,2")
-    for name,valid in (("precision",("no","bf16","fp16")), ("fusion",FUSION), ("pooling",POOLING), ("decoder",DECODERS), ("cam_layer",("last","aux")), ("infer_fit",("square","long"))): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
+    for name,valid in (("precision",("no","bf16","fp16")), ("fusion",FUSION), ("pooling",POOLING), ("cam_layer",("last","aux")), ("infer_fit",("square","long"))): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
     if self.crf is not None: did_you_mean(self.crf, CRF_PRESETS, "CRF preset")
 
 # %% ../../nbs/82_methods.core.ipynb #3fd3b44c
@@ -173,7 +172,7 @@ class SingleStageMethod(SingleStageNet):
         try: encoder = create_backbone(config.backbone, config.pretrained and config.init is None, config.init, **self.encoder_options(config))
         except IndexError: raise UserError(f"setting aux_layer={config.aux_layer}: {config.backbone} has no such block") from None
         except OSError as e: raise UserError(f"setting pretrained=true: the weights of {config.backbone} cannot be fetched ({type(e).__name__}); check the network, or give a file with --init") from e
-        super().__init__(encoder, len(classes)-1, config.hidden, config.pooling, config.decoder, **net)
+        super().__init__(encoder, len(classes)-1, config.hidden, config.pooling, **net)
         if config.zero_heads:
             for layer in self.cam_layers: torch.nn.init.zeros_(self.head_of(layer).weight)
         self.config,self.classes = config,tuple(classes)

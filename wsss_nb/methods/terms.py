@@ -26,6 +26,7 @@ from .core import SingleStageConfig,SingleStageMethod,must
 from ..pseudo_labels import make_pseudo_label
 from ..refine.affinity import pairwise_affinity_label
 from ..refine.par import DILATIONS,KERNELS
+from ..segment import DECODERS
 from ..tensors import enlarge,resize
 
 # %% ../../nbs/83_methods.terms.ipynb #5e0a1c06
@@ -56,12 +57,14 @@ class PseudoLabelConfig(SingleStageConfig):
 @dataclass(frozen=True)
 class PatchContrastConfig(PseudoLabelConfig):
     "Settings of methods that contrast patch tokens as well"
+    decoder:str = "largefov"         # "largefov" or "aspp"
     w_ptc:float = .2                 # weight of the contrast of patch tokens
     ptc_box:str = "fullres"          # how the image area is read on the patch grid: "fullres", pixels as if they were patches, as published, or "scaled"
     def check(self):
         "Raise `UserError` for a setting whose value cannot work"
         super().check()
         must(self, "w_ptc", self.w_ptc >= 0, "0 or more")
+        did_you_mean(self.decoder, DECODERS, "decoder")
         did_you_mean(self.ptc_box, ("fullres","scaled"), "box of PTC")
 
 # %% ../../nbs/83_methods.terms.ipynb #5e0a1c09
@@ -106,6 +109,11 @@ def training_losses(self:PseudoLabelMethod,
 # %% ../../nbs/83_methods.terms.ipynb #5e0a1c11
 class PatchContrastMethod(PseudoLabelMethod):
     "A method that contrasts patch tokens by what the auxiliary CAM says of them"
+    def __init__(self,
+        config:PatchContrastConfig, # resolved settings
+        classes:tuple[str,...],     # names, background first
+        **net,                      # more arguments of the network, where it is another one
+    ): super().__init__(config, classes, decoder=config.decoder, **net)
     def patch_labels(self,
         batch:dict,           # as for `pseudo_label`
         cam_aux:Tensor,       # auxiliary CAM, (B,C,S,S) in [0,1)
