@@ -32,6 +32,7 @@ def data_make_shapes(
     write_voc_folder([open_dataset(spec, split, masks=True) for split in ("train","val","test")], out)
     print(f"{out}: written; try wsss-run baseline --data {out} --preset shapes --out runs/shapes")
 
+# %% ../nbs/92_cli_data.ipynb #f7fde183
 def data_check(
     root:str,            # folder in VOC layout, voc:ROOT or coco:ROOT
     workers:int=None,    # processes; by default one per core
@@ -52,8 +53,8 @@ def data_check(
 # %% ../nbs/92_cli_data.ipynb #129d4818
 def _makers():
     "Return what prepares each kind of data"
-    from wsss_nb.data import prepare
-    return {"voc":prepare.prepare_voc, "sbd":prepare.prepare_sbd, "coco":prepare.prepare_coco, "saliency":prepare.prepare_saliency}
+    from wsss_nb.data.prepare import prepare_coco,prepare_saliency,prepare_sbd,prepare_voc
+    return {"voc":prepare_voc, "sbd":prepare_sbd, "coco":prepare_coco, "saliency":prepare_saliency}
 
 def _prepare(kind, root, given):
     "Prepare one kind of data with those of the options that it knows, and say what is there"
@@ -68,6 +69,7 @@ def _check_options(kind, given):
         if value is not None and name not in known: raise UserError(f"--{name} {value}: means nothing for {kind}, which knows {' '.join(f'--{k}' for k in known)}")
     if kind == "saliency" and not given["source"]: raise UserError("--source is missing: the folder of saliency maps")
 
+# %% ../nbs/92_cli_data.ipynb #1728a46d
 def data_to_voc(
     kind:str,            # voc, sbd, coco or saliency
     root:str,            # VOC: .../VOC2012 or above it; COCO: the folder of train2014; saliency: voc:ROOT, coco:ROOT or a folder

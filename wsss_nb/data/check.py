@@ -103,6 +103,7 @@ def _source_findings(ds):
         if troubles: yield Finding(str(ds.root/s), f"is not used, and has faults ({troubles[0]})", f"mend or remove it: {used} is used")
         elif other: yield Finding(str(ds.root/s), f"has other labels for {len(other)} images of {ds.split!r}, such as {other[0]}", f"nothing to do if you mean {used}, which is used")
 
+# %% ../../nbs/29_data.check.ipynb #1e25283a
 def _leftover_findings(ds, opened):
     "Yield a note for each kind of file that belongs to nothing"
     maps = set(list_files(ds.root/"Saliency", ".png"))
@@ -116,6 +117,7 @@ def _fingerprint(ds, digests):
     "Return a hash of the names and masks of a split"
     return hashlib.sha256("".join(f"{i} {digests[i]}\n" for i in ds.ids if i in digests).encode()).hexdigest()[:16]
 
+# %% ../../nbs/29_data.check.ipynb #bd2c52d5
 def check_dataset(
     spec:str|Path,          # "voc:ROOT", "coco:ROOT" or a folder in VOC layout
     workers:int|None=None,  # processes; None: one per core

@@ -43,6 +43,7 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
         if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme): raise _Refused(f"redirects to {newurl}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+# %% ../../nbs/19_data.download.ipynb #196f3856
 def _opened(url, begin, validator, stall):
     "Return the answer to a request for `url` from byte `begin` on"
     headers = {"User-Agent": f"wsss_nb/{wsss_nb.__version__}", "Accept-Encoding": "identity"}
@@ -55,6 +56,7 @@ def _opened(url, begin, validator, stall):
     except TimeoutError as e: raise _TryAgain(f"does not answer for {stall:g} s") from e
     except (OSError, HTTPException) as e: raise _TryAgain(f"cannot be reached ({e})") from e
 
+# %% ../../nbs/19_data.download.ipynb #22bde76d
 def _blocks(answer, stall, slowest=1000):
     "Yield what an answer holds as it arrives"
     since,count = time.monotonic(),0
@@ -110,6 +112,7 @@ def _alone(part):
         except OSError as e: raise UserError(f"{part}: another command is downloading it; wait for it or stop it") from e
         yield
 
+# %% ../../nbs/19_data.download.ipynb #89ab0a9f
 def _complete(url, part, same_file, stall, retries, pause, name):
     "Ask `url` until `part` is complete"
     failures = 0
@@ -151,6 +154,7 @@ def download(
     kept = f"; {part.stat().st_size/1e6:.1f} MB are here, the same command goes on" if part.exists() and part.stat().st_size else ""
     raise UserError(f"{path.name}: {'; '.join(reasons)}{kept}. Another address can be given with --mirror, or the file be put at {path} by hand")
 
+# %% ../../nbs/19_data.download.ipynb #dd01806b
 def _finish(part, path):
     "Give a complete file its name and remove what stood beside it"
     part.replace(path)
@@ -201,6 +205,7 @@ def _write_member(m, path):
             while block := _read_block(source): target.write(block)
         if tmp.stat().st_size != m.size: raise EOFError(f"{m.name} is cut off")
 
+# %% ../../nbs/19_data.download.ipynb #f1ef2e78
 def unpack(
     archive:str|Path,                          # .tar, .tar.gz, .tgz or .zip
     folder:str|Path,                           # where to; everything stays below it

@@ -9,7 +9,7 @@ __all__ = ['fail', 'find_images', 'list_files', 'is_path', 'read_ids', 'read_cla
            'FolderDataset', 'read_saliency', 'write_voc_folder', 'write_lines']
 
 # %% ../../nbs/12_data.folder.ipynb #28820651
-import csv,os,pickle
+import csv,os,pickle,re
 from collections.abc import Callable,Iterable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -46,6 +46,7 @@ def find_images(
         images.setdefault(stem, Path(entry.path))
     return images
 
+# %% ../../nbs/12_data.folder.ipynb #39da2977
 def list_files(
     folder:str|Path, # may be missing
     suffix:str,      # such as ".png"
@@ -96,17 +97,33 @@ def read_classes(
     return tuple(names)
 
 # %% ../../nbs/12_data.folder.ipynb #1b444f60
-_PICKLE_NAMES = {"_reconstruct", "scalar", "_frombuffer"}
+class _Type:
+    "Stands in for a NumPy type: numbers, text or objects"
+    def __init__(self, text, *_): self.order,self.text = "=",re.fullmatch(r"[?biufUSO]\d{0,4}", text)[0]
+    def __setstate__(self, state): self.order = re.fullmatch("[<>=|]", state[1])[0]
+    def read(self, data, shape, order="C"):
+        if self.text[0] == "O": return list(data)
+        data = data.encode("latin1") if isinstance(data, str) else bytes(data)  # text: what Python 2 wrote
+        return np.frombuffer(data, self.order+self.text).reshape(shape, order=order)
+
+class _Array:
+    "Stands in for a NumPy array; `value` is the true one, or a list of objects"
+    def __init__(self, *_): self.value = None
+    def __setstate__(self, state):
+        shape,kind,fortran,data = state[-4:]
+        self.value = kind.read(data, shape, "F" if fortran else "C")
 
 class _ArrayUnpickler(pickle.Unpickler):
-    "An unpickler that can build numpy arrays and built-in containers, nothing else"
+    "An unpickler that can build arrays of numbers and built-in containers, nothing else"
+    known = {"ndarray":_Array, "dtype":_Type, "_reconstruct":_Array, "scalar":lambda kind,data: kind.read(data, ())[()], "_frombuffer":lambda data,kind,shape,order: kind.read(data, shape, order)}
     def find_class(self, module, name):
-        if module == "numpy" and name in ("ndarray", "dtype"): return getattr(np, name)
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric") and name in _PICKLE_NAMES:
-            return super().find_class(module, name)
+        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric") and name in self.known: return self.known[name]
         if (module,name) == ("_codecs", "encode"): return lambda text,encoding: text.encode("latin1")  # bytes in old pickles
         raise UserError(f"wants to run {module}.{name}, which no label file needs; do not trust it")
 
+def _plain(value): return value.value if isinstance(value, _Array) else value
+
+# %% ../../nbs/12_data.folder.ipynb #1b444f61
 def _id_of(key): return str(key) if isinstance(key, str) else f"{key//10**6:04d}_{key%10**6:06d}"  # some files say 2007000032 for 2007_000032
 
 def read_label_dict(
@@ -118,9 +135,9 @@ def read_label_dict(
             version = np.lib.format.read_magic(f)
             shape,_,dtype = (np.lib.format.read_array_header_1_0 if version == (1,0) else np.lib.format.read_array_header_2_0)(f)
             if shape or not dtype.hasobject: raise UserError("holds an array, not a dictionary of labels; make it again, or use labels.csv")
-            value = _ArrayUnpickler(f, encoding="latin1").load()
-            value = value.item() if isinstance(value, np.ndarray) else value
-            return {_id_of(k):np.asarray(v, dtype=np.float32).reshape(-1) for k,v in value.items()}
+            value = _plain(_ArrayUnpickler(f, encoding="latin1").load())
+            if isinstance(value, list): (value,) = value
+            return {_id_of(k):np.asarray(_plain(v), dtype=np.float32).reshape(-1) for k,v in value.items()}
     except UserError as e: raise UserError(f"{path}: {e}") from None
     except FileNotFoundError: raise UserError(f"{path}: no such file") from None
     except Exception as e: raise UserError(f"{path}: cannot be read as a dictionary of labels ({type(e).__name__}: {e}); make it again, or use labels.csv") from e
@@ -238,7 +255,13 @@ def read_split(self:FolderDataset, split, report):
     if not self.splits(): raise UserError(f"{lists}: there is no list; write the image names of a split into {split}.txt there")
     return read_ids(lists/f"{did_you_mean(split, self.splits(), f'split of {self.root}')}.txt", self.images, report)
 @patch
-def read_labels(self:FolderDataset, classes, ids, source, report):
+def read_labels(self:FolderDataset,
+    classes:tuple,    # class names, background first
+    ids:tuple,        # of the split
+    source:str|None,  # one of `sources`, or None
+    report:Callable,  # called with each problem
+)->dict[str,np.ndarray]: # ID -> (num_fg,)
+    "Return the image-level labels of this folder"
     source = source or next((s for s in self.sources if (self.root/s).exists()), None)
     return read_image_labels(self.root, classes, None if self.labels_elsewhere else self.images, ids, source, report)
 
@@ -285,6 +308,7 @@ def write_voc_folder(
             if y is not None: rows.append(f"{ds.ids[i]},{' '.join(c for c,present in zip(ds.classes[1:], y) if present)}")
     write_lines(root/"labels.csv", ["image,labels", *rows])
 
+# %% ../../nbs/12_data.folder.ipynb #6a25b1e9
 def write_lines(
     path:str|Path,       # a text file
     lines:Iterable[str], # without line ends

@@ -43,6 +43,7 @@ def _settle(root, folder, options):
 
 def _hash(path): return hashlib.sha256(path.read_bytes()).hexdigest()
 
+# %% ../../nbs/21_data.prepare.ipynb #6c6103ef
 def write_image_labels(
     root:str|Path,               # the dataset folder
     classes:Sequence[str],       # class names, background first
@@ -134,6 +135,7 @@ def _mat_array(matrix, order):
     flags,dims,_,(kind,values),*_ = _mat_elements(matrix, order)
     return np.frombuffer(values, order+_MAT_TYPES[kind]).reshape(np.frombuffer(dims[1], order+"i4")[::-1]).T
 
+# %% ../../nbs/21_data.prepare.ipynb #51ffb5ff
 def _mat_field(matrix, field, order):
     "Return the bytes of a field of a structure"
     flags,dims,name,length,names,*fields = (values for _,values in _mat_elements(matrix, order))
@@ -204,6 +206,7 @@ def _pack(found):
     s = found["segmentation"]
     return CocoObject(int(found["image_id"]), int(found["category_id"]), float(found["area"]), bool(found.get("iscrowd", 0)), [np.asarray(p, np.float64) for p in s] if isinstance(s, list) else s)
 
+# %% ../../nbs/21_data.prepare.ipynb #3dd7aac3
 def read_coco(
     path:str|Path,                                                    # instances_....json
 )->tuple[dict[int,tuple[str,tuple[int,int]]],dict[int,list[CocoObject]]]: # number -> (name, (H,W)); number -> its objects
@@ -262,6 +265,7 @@ def _coco_split(root, path, photos, crowd, workers):
     found,bad = _draw_all(jobs, f"masks of {path.stem}", workers)
     return found,named,bad
 
+# %% ../../nbs/21_data.prepare.ipynb #6a040145
 def prepare_coco(
     root:str|Path,             # where train2014, val2014 and annotations are
     source:str|Path|None=None, # where the annotation files are; None: annotations/ in `root`
