@@ -224,7 +224,7 @@ def segmentation(self:SingleStageMethod,
     return sharpen(resize(denormalise(images)/255, logits.shape[-2:]), logits, self.config.infer_par) if self.config.infer_par else logits
 
 # %% ../../nbs/82_methods.core.ipynb #fe77ead1
-METHODS = {"baseline": "wsss_nb.methods.baseline", "toco": "wsss_nb.methods.toco"}  # name -> module with `Config`, `PRESETS` and `Method`
+METHODS = {"baseline": "wsss_nb.methods.baseline", "toco": "wsss_nb.methods.toco", "i2crc": "wsss_nb.methods.i2crc"}  # name -> module with `Config`, `PRESETS` and `Method`
 
 def get_method(
     name:str, # a key of `METHODS`
