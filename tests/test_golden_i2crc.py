@@ -1,4 +1,6 @@
 "Golden vectors of I2CRC (area `i2crc`): sizes, options and case counts come from the files. Its CRF is in test_golden_crf_of_methods."
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from golden_files import golden
 from torch.nn import functional as F
 
 from wsss_nb.backbones.resnet import ResNet
+from wsss_nb.backbones.vgg import VGG
 from wsss_nb.data.saliency import resize_saliency
 from wsss_nb.data.segment_transforms import MEAN_RGB, SquareTransform, cut_piece
 from wsss_nb.data.transforms import colour_jitter, resize_to
@@ -13,6 +16,7 @@ from wsss_nb.deeplab import DeepLab, multi_scale_loss, resize_label
 from wsss_nb.evaluate import ConfusionMatrix
 from wsss_nb.label_rules import cam_bytes, pseudo_label, refine_label
 from wsss_nb.losses.relation import center_loss, relation_losses
+from wsss_nb.methods.i2crc import Classifier, Config, make_classifier
 from wsss_nb.schedules import poly_factor
 from wsss_nb.tensors import resize
 
@@ -200,3 +204,48 @@ def test_poly_lr(path):
     lr, every, most, power = (z[f"opt/{k}"].item() for k in ("lr", "step_size", "iter_max", "power"))
     used = z["out/lr_used_at_iteration"]
     np.testing.assert_allclose([lr*poly_factor(step, most, every, power) for step in range(len(used))], used, rtol=1e-9, atol=0)
+
+
+# %% Classification network
+def classifier_like(p, config=Config()):
+    "Classifier with the sizes of published tensors"
+    widths = tuple(p[f"features.{i}.weight"].shape[0] for i in (0, 5, 10, 17, 24))
+    n, num_fg = p["extra_convs.0.weight"].shape[0], p["extra_convs.6.bias"].shape[0]
+    return Classifier(VGG(widths), num_fg, replace(config, extra=n))
+
+def our_part(name): return name.replace("features.", "encoder.features.", 1) if name.startswith("features.") else name
+
+
+@pytest.mark.parametrize("path", golden("i2crc", "cls_network_small"))
+def test_classifier(path):
+    z = load(path)
+    p = tensors(z, "param")
+    net = classifier_like(p)
+    net.load_state_dict({our_part(k): v for k, v in p.items()})
+    maps = net(z["in/image"])
+    close(maps, z["out/class_maps"], atol=1e-5)
+    close(maps.mean((-1, -2)), z["out/logits"], atol=1e-5)
+    batch = {"input": z["in/image"], "saliency": z["in/saliency"], "image_labels": z["in/label"], "has_saliency": torch.ones(len(z["in/image"]), dtype=torch.bool)}
+    terms = net.training_losses(batch, 0)
+    names = {"cls": "cls", **NAMES}
+    assert {k: w for k, (w, _) in terms.items()} == {"cls": 1, **WEIGHTS}
+    for k, (_, value) in terms.items(): close(value, z[f"out/loss_{names[k]}"], rtol=1e-5)
+    total = sum(w*v for w, v in terms.values())
+    close(total, z["out/loss_total"], rtol=1e-5)
+    total.backward()
+    named = dict(net.named_parameters())
+    grads = tensors(z, "grad")
+    assert {our_part(k) for k in grads} == named.keys()
+    for k, g in grads.items(): within(named[our_part(k)].grad, g, 1e-4)
+    ids = {id(v): k for k, v in named.items()}
+    groups = net.param_groups()
+    assert [[ids[id(v)] for v in g["params"]] for g in groups] == [[our_part(k) for k in z[f"out/param_group_{i}"].tolist()] for i in range(4)]
+    assert [round(g["lr"]/net.config.cls_lr) for g in groups] == [1, 2, 10, 20]
+
+
+@pytest.mark.parametrize("path", golden("i2crc", "checkpoint_layout"))
+def test_classification_layout(path):
+    z = load(path)
+    layout = dict(zip(z["out/classification_names"].tolist(), z["out/classification_shapes"].tolist()))
+    ours = {k: "x".join(map(str, v.shape)) for k, v in make_classifier(Config(), tuple(range(20+1))).state_dict().items()}
+    assert {our_part(k.removeprefix("module.")): v for k, v in layout.items()} == ours

@@ -63,8 +63,8 @@ def wsss_run(
     preset:str=None,          # see `wsss-list presets`; by default the one that suits the data
     backbone:str=None,        # see `wsss-list backbones`
     init:str=None,            # local weight file for the backbone (.safetensors, .pth)
-    stages:str="train,evaluate", # which stages to run
-    iters:int=None,           # training steps
+    stages:str=None,          # which stages to run, such as train,evaluate; by default all of the method, see `wsss-list stages`
+    iters:int=None,           # training steps (of the network that finally segments)
     resume:bool=False,        # go on with what is in --out
     device:str="auto",        # auto, cpu or cuda
     seed:int=0,               # of weights, data order and augmentation
@@ -75,7 +75,7 @@ def wsss_run(
         if not value: raise UserError(f"{name} is missing (see wsss-run --help)")
     from wsss_nb.experiment import run_method
     command = shlex.join(["wsss-run", *sys.argv[1:]]) if Path(sys.argv[0]).name == "wsss-run" else None
-    result = run_method(method, data, out, preset, stages.split(","), resume, device, seed, set or (), command, backbone=backbone, init=init, iters=iters)
+    result = run_method(method, data, out, preset, stages.split(",") if stages else None, resume, device, seed, set or (), command, backbone=backbone, init=init, iters=iters)
     print_result(result, out)
 
 # %% ../nbs/95_cli.ipynb #6d675c65
@@ -86,9 +86,10 @@ def print_result(
     "Print the table of scores and where things are"
     from wsss_nb.report import score_table
     crf = "prediction + CRF | " if "prediction_crf" in result.get("seconds", {}) else ""
-    print(score_table(result) if "split" in result else "trained; `--stages evaluate` predicts, scores and reports", end="\n\n")
-    for name,what in (("log.csv","losses by step"), ("result.json","numbers"), ("report/index.html","report, open it in a browser"),
-                      ("report/picture.png",f"image | CAM | refined | pseudo label | prediction | {crf}ground truth")):
+    print(score_table(result) if "split" in result or "miou" in result else f"finished: {', '.join(result.get('seconds', ['nothing']))}; `--stages evaluate` predicts, scores and reports", end="\n\n")
+    logs = [(p.name,"losses by step") for p in sorted(Path(out).glob("log*.csv"))]
+    for name,what in (*logs, ("result.json","numbers"), ("report/index.html","report, open it in a browser"),
+                      ("report/picture.png",f"image | CAM | refined | pseudo label | prediction | {crf}ground truth, as far as they were made")):
         if (Path(out)/name).exists(): print(f"{Path(out)/name}   {what}")
 
 # %% ../nbs/95_cli.ipynb #1f21e472
@@ -205,13 +206,14 @@ def wsss_crf(
 
 # %% ../nbs/95_cli.ipynb #dc6197bc
 def wsss_list(
-    what:Annotated[str, {"nargs":"?", "opt":False}]="all", # methods, backbones, datasets, presets, settings, crf or all
+    what:Annotated[str, {"nargs":"?", "opt":False}]="all", # methods, stages, backbones, datasets, presets, settings, crf or all
 ):
     "List what can be named on a command line"
     from wsss_nb.backbones.core import list_backbones
+    from wsss_nb.experiment import stages_of
     from wsss_nb.methods.core import METHODS,describe_settings,get_method,setting_text
     from wsss_nb.refine.crf import CRF_PRESETS
-    lists = {"methods": lambda: list(METHODS), "backbones": list_backbones,
+    lists = {"methods": lambda: list(METHODS), "stages": lambda: [f"{m}  {','.join(stages_of(m))}" for m in METHODS], "backbones": list_backbones,
              "datasets": lambda: ["shapes[:n=2000,size=112,seed=0,part=0.25,cooccur=0.25,thin=0.25,soft=0.25]", "FOLDER in VOC layout", "voc:ROOT", "coco:ROOT"],
              "presets": lambda: [f"{m} {p}  {' '.join(f'{k}={setting_text(v)}' for k,v in changes.items()) or '(the defaults)'}" for m in METHODS for p,changes in get_method(m).PRESETS.items()],
              "settings": lambda: [f"{m} {line}" for m in METHODS for line in describe_settings(get_method(m).Config)],

@@ -24,7 +24,8 @@ from .io import voc_colormap
 from .viz import ERROR_COLOURS,cam_to_rgb,error_to_rgb,image_grid,label_legend,mask_to_rgb,overlay,overlay_cam,png_bytes,to_rgb
 
 # %% ../nbs/71_report.ipynb #561219e0
-STAGES = {"seed":"seed", "random_walk_seed":"random-walk seed", "pseudo_label":"pseudo label", "prediction":"prediction", "prediction_crf":"prediction + CRF"}
+STAGES = {"seed":"seed", "random_walk_seed":"random-walk seed", "pseudo_label":"pseudo label", "refined_label":"refined label",
+          "prediction":"prediction", "prediction_crf":"prediction + CRF"}
 
 def _stages(result):
     "Return the stages that were scored, in order; unknown ones last under their own name"
@@ -48,7 +49,7 @@ def score_table(
     return "\n".join(lines)
 
 # %% ../nbs/71_report.ipynb #d7b145f7
-COLUMNS = {"image":"image", "cam":"CAM", "refined":"refined", "pseudo_label":"pseudo label", "prediction":"prediction", "prediction_crf":"prediction + CRF", "mask":"ground truth"}
+COLUMNS = {"image":"image", "cam":"CAM", "refined":"refined", "pseudo_label":"pseudo label", "refined_label":"refined label", "prediction":"prediction", "prediction_crf":"prediction + CRF", "mask":"ground truth"}
 
 def _panel(row, key):
     "Return the picture of one stage of one image, laid over the image if there is one; None if the stage made nothing"
@@ -62,7 +63,7 @@ def _panel(row, key):
 
 def _present(rows):
     "Return the labels that occur in the label maps, without the background"
-    maps = [np.asarray(x) for r in rows for k in ("pseudo_label","prediction","prediction_crf","mask") if (x := r.get(k)) is not None]
+    maps = [np.asarray(x) for r in rows for k in ("pseudo_label","refined_label","prediction","prediction_crf","mask") if (x := r.get(k)) is not None]
     return sorted({int(v) for m in maps for v in np.unique(m)} - {BACKGROUND})
 
 def _names(row, classes):
@@ -72,10 +73,10 @@ def _names(row, classes):
 
 # %% ../nbs/71_report.ipynb #da1447e4
 def report_picture(
-    rows:Sequence[dict],     # per image "id" and any of "image", "cam", "refined" (float (H,W) or (K,H,W)), "pseudo_label", "prediction", "prediction_crf", "mask" ((H,W) integers)
+    rows:Sequence[dict],     # per image "id" and any of "image", "cam", "refined" (float (H,W) or (K,H,W)), "pseudo_label", "refined_label", "prediction", "prediction_crf", "mask" ((H,W) integers)
     classes:Sequence[str],   # class names, background first
     size:int|None=None,      # height of a panel, pixels; by default what makes the picture about 900 pixels wide
-)->Image.Image:              # RGB picture: image | CAM | refined | pseudo label | prediction | prediction + CRF | ground truth, without the columns that nobody has
+)->Image.Image:              # RGB picture: image | CAM | refined | pseudo label | refined label | prediction | prediction + CRF | ground truth, without the columns that nobody has
     "Return one row per image and one column per stage, with the names of the classes; raise `ValueError` if there are no rows"
     columns = [k for k in COLUMNS if any(r.get(k) is not None for r in rows)]
     titles = [", ".join(_names(r, classes)) or str(r["id"]) if k == "image" else COLUMNS[k] if r.get(k) is not None else "" for r in rows for k in columns]
@@ -140,8 +141,9 @@ def _error_bars(result):
 # %% ../nbs/71_report.ipynb #c84cec51
 def _cost(result):
     seconds = result.get("seconds", {})
+    def memory(stage): return f", {m} MB" if (m := result.get("stage_memory_mb", {}).get(stage)) else ""
     longest = max(seconds.values(), default=0) or 1
-    body = "".join(f"<tr><th>{escape(STAGES.get(k, k.replace('_', ' ')))}</th><td>{v:.1f} s<i class=bar><i style='width:{100*v/longest:.1f}%'></i></i></td></tr>" for k,v in seconds.items())
+    body = "".join(f"<tr><th>{escape(STAGES.get(k, k.replace('_', ' ')))}</th><td>{v:.1f} s{memory(k)}<i class=bar><i style='width:{100*v/longest:.1f}%'></i></i></td></tr>" for k,v in seconds.items())
     if len(seconds) > 1: body += f"<tr class=sum><th>together</th><td>{sum(seconds.values()):.1f} s</td></tr>"
     more = {"images_per_second":"images per second in training", "peak_memory_mb":"MB of memory at most"}
     body += "".join(f"<tr><th>{text}</th><td>{result[k]:g}</td></tr>" for k,text in more.items() if k in result)
@@ -225,7 +227,8 @@ def _scored(result):
         split = s.get("split", result.get("split"))
         where = f"{s.get('images', 'an unrecorded number of')} images of "+(f"the split <b>{escape(str(split))}</b>" if split else "an unrecorded split")
         labels = {True:"with the image-level labels given", False:"without any label given", None:"whether image-level labels were given is not recorded"}[s.get("image_labels")]
-        lines.append(f"<li><b>{escape(name)}</b>: {where}, {labels}.</li>")
+        share = result.get("coverage", {}).get(stage, 1)
+        lines.append(f"<li><b>{escape(name)}</b>: {where}, {labels}.{f' {100*share:.1f} % of the pixels were decided, the others counted as background.' if share < 1 else ''}</li>")
     if not lines: return "<p>Nothing was scored, because there was no ground truth to score with.</p>"
     values = ", ".join(f"{escape(str(k))} = {escape(str(v))}" for k,v in result.get("thresholds", {}).items())
     chosen = result.get("ground_truth")

@@ -74,7 +74,8 @@ def load_matching(
     return [k for k in state if k not in own]
 
 # %% ../../nbs/20_backbones.core.ipynb #788f169d
-FAMILIES = ("wsss_nb.backbones.vit", "wsss_nb.backbones.mit", "wsss_nb.backbones.resnet", "wsss_nb.backbones.vgg")  # modules of backbones, each with `backbone_names` and `build_backbone`
+FAMILIES = ("wsss_nb.backbones.vit", "wsss_nb.backbones.mit", "wsss_nb.backbones.resnet", "wsss_nb.backbones.vgg",
+            "wsss_nb.backbones.mobilenet")  # modules of backbones, each with `backbone_names` and `build_backbone`
 
 # %% ../../nbs/20_backbones.core.ipynb #575dce61
 def list_backbones()->list[str]: # names for `create_backbone`

@@ -153,9 +153,11 @@ def make_saliency(
     paths:Sequence[Path],        # where the map of each belongs, .png
     provider:str="rbd",          # one of `PROVIDERS`
     jobs:int|None=None,          # processes; None: one per core
+    rank:int=0,                  # which of `world` callers this is: each makes a share
+    world:int=1,                 # how many there are
 )->int:                          # how many were made; the others were there
     "Make the maps that are missing; raise `UserError` at the end if some images cannot be read"
-    todo = [(i,p) for i,p in enumerate(paths) if not p.exists()]
+    todo = [(i,p) for i,p in enumerate(paths) if i%world == rank and not p.exists()]
     did_you_mean(provider, PROVIDERS, "saliency provider")
     jobs = min(jobs or num_cores(), len(todo)//4+1)
     def show(results): return [p for p in progress(results, f"saliency ({provider})", len(todo), "image") if p]

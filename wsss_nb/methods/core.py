@@ -236,7 +236,7 @@ def segmentation(self:SingleStageMethod,
 
 # %% ../../nbs/82_methods.core.ipynb #fe77ead1
 METHODS = {"baseline": "wsss_nb.methods.baseline", "toco": "wsss_nb.methods.toco", "tsd-cam": "wsss_nb.methods.tsd_cam", "cpdgl": "wsss_nb.methods.cpdgl",
-           "tscd": "wsss_nb.methods.tscd"}  # name -> module with `Config`, `PRESETS` and `Method`
+           "tscd": "wsss_nb.methods.tscd", "i2crc": "wsss_nb.methods.i2crc"}  # name -> module with `Config`, `PRESETS` and `Method`
 
 def get_method(
     name:str, # a key of `METHODS`
