@@ -133,6 +133,7 @@ def stages_of(
     module = get_method(method)
     return (*module.STAGES, "evaluate") if hasattr(module, "STAGES") else STAGES
 
+# %% ../nbs/94_experiment.ipynb #cf8fb340
 def run_method(
     method:str,                # name of a method
     data:str,                  # of `open_dataset`
@@ -166,7 +167,6 @@ def run_method(
     run.start(made_with, resume)
     result = train_stage(model, train_data, run, val_data if val_data and val_data.has_masks else None, seed, device, resume, record)
     return evaluate_run(run, data, device) if "evaluate" in stages else result
-
 
 # %% ../nbs/94_experiment.ipynb #94aa0003
 def _begin(run, made_with, resume, module, config, stages, device, record):
@@ -209,6 +209,7 @@ def check_asked(
         made = {**made_with["settings"], **made_with}.get(k)
         if v not in (None, made): raise UserError(f"{run.path}: was trained with {k}={made}, not {k}={v}; leave that option out, or train into another --out")
 
+# %% ../nbs/94_experiment.ipynb #d399b22a
 def evaluate_run(
     run:Run,                    # with a checkpoint
     data:str,                   # of `open_dataset`

@@ -230,6 +230,7 @@ def split_batch(
     n = len(batch["id"])//parts
     return [{k:v[i*n:(i+1)*n] for k,v in batch.items()} for i in range(parts)]
 
+# %% ../nbs/80_train.ipynb #fd3cce0c
 @patch
 def next_batch(self:Trainer,
     batches,    # of `training_batches`

@@ -24,6 +24,7 @@ def noisy_rows(
     low = (positive < positive.mean(1, keepdim=True)).sum(1)
     return low/(positive.shape[1] - low + 1e-6) > ratio
 
+# %% ../../nbs/76_losses.prototype.ipynb #933e4238
 def local_contrast_loss(
     queries:Tensor,         # rows of the student, unit vectors, (N,D)
     tags:Tensor,            # their tags, (N,): 1…C, BACKGROUND or -1
