@@ -162,6 +162,7 @@ class SingleStageMethod(SingleStageNet):
     "Network, settings and class names; subclasses give `loss_names` and `training_losses(batch, step)`"
     loss_names:tuple[str,...] = ()
     views:tuple[str,...] = ("input",) # augmented views that the losses need
+    plain_input = False               # is `input` left as it was cropped, without second mirror and change of colour?
     def __init__(self,
         config:SingleStageConfig, # resolved settings
         classes:tuple[str,...],   # names, background first
@@ -177,7 +178,7 @@ class SingleStageMethod(SingleStageNet):
         return encoder_head_groups(self, self.config.lr, self.config.head_mult, self.config.decoder_mult)
     def transform(self)->TrainTransform: # of training images
         c = self.config
-        return TrainTransform(c.crop_size, c.scale_range, views=self.views, sync_flip=c.sync_flip, photometric=c.photometric)
+        return TrainTransform(c.crop_size, c.scale_range, views=self.views, sync_flip=c.sync_flip, photometric=c.photometric, plain_input=self.plain_input)
     def settings(self)->dict: # for config.toml
         return asdict(self.config)
 
@@ -228,7 +229,7 @@ def segmentation(self:SingleStageMethod,
     return sharpen(resize(denormalise(images)/255, logits.shape[-2:]), logits, self.config.infer_par) if self.config.infer_par else logits
 
 # %% ../../nbs/82_methods.core.ipynb #fe77ead1
-METHODS = {"baseline": "wsss_nb.methods.baseline", "toco": "wsss_nb.methods.toco", "tsd-cam": "wsss_nb.methods.tsd_cam"}  # name -> module with `Config`, `PRESETS` and `Method`
+METHODS = {"baseline": "wsss_nb.methods.baseline", "toco": "wsss_nb.methods.toco", "tsd-cam": "wsss_nb.methods.tsd_cam", "cpdgl": "wsss_nb.methods.cpdgl"}  # name -> module with `Config`, `PRESETS` and `Method`
 
 def get_method(
     name:str, # a key of `METHODS`
