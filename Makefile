@@ -46,6 +46,6 @@ $(VENV)/.installed-run: $(DECLARED)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-run
-	$(BIN)/python -m pip install -q -e '.[dev,docs]'
+	$(BIN)/python -m pip install -q -e '.[dev,docs,data]'
 	$(BIN)/python -m pip install -q -e '.[crf]' || echo 'pydensecrf could not be built: the tests that compare with it are skipped'
 	touch $@

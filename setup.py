@@ -32,7 +32,7 @@ lattice = Pybind11Extension(f"{lib}._lattice", sources, include_dirs=["ext"], de
 setup(
     classifiers=["Programming Language :: Python :: 3", "Development Status :: " + cfg["status"]],
     install_requires=cfg["requirements"].split(),
-    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("dev", "docs", "crf")},
+    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("dev", "docs", "data", "crf")},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{lib}={lib}._modidx:d"]},
     package_data={lib: ["assets/*"]},
     ext_modules=[lattice], cmdclass={"build_ext": build_lattice},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from wsss_nb.cli import main
+from wsss_nb.cli import DATA_COMMANDS, main
 
 BIN = Path(sys.executable).parent
 # settings under which training and evaluating the toy scenes below takes a second
@@ -50,7 +50,7 @@ def fails(call):
         status,out,err = call(*argv)
         assert status == 2, (status, out, err)
         assert err.endswith("\n") and len(err.splitlines()) == 1 and "Traceback" not in out+err, err
-        assert err.startswith(f"{' '.join(argv[:2]) if argv[0] == 'wsss-data' and argv[1:] and argv[1] in ('check', 'make-shapes') else argv[0]}: "), err
+        assert err.startswith(f"{' '.join(argv[:2]) if argv[0] == 'wsss-data' and argv[1:] and argv[1] in DATA_COMMANDS else argv[0]}: "), err
         return err.strip()
     return fails
 

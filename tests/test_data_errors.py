@@ -1,4 +1,5 @@
 "Every way a dataset on disk can be wrong is one line that names the file and says what to do; what can be read all the same, is."
+import json
 import os
 import pickle
 import shutil
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 
 from wsss_nb.core import IGNORE_INDEX, UserError
+from wsss_nb.data.check import check_dataset, finding_lines
 from wsss_nb.data.datasets import open_dataset
-from wsss_nb.data.folder import check_dataset, write_voc_folder
+from wsss_nb.data.folder import write_voc_folder
 from wsss_nb.data.shapes import ShapesDataset
 from wsss_nb.io import read_image
 
@@ -121,17 +123,64 @@ def test_one_line(folder, case):
 @pytest.mark.parametrize("case", BAD)
 def test_check_finds_it(folder, case):
     BAD[case][0](folder)
-    found = check_dataset(folder, workers=2)
+    found = check_dataset(folder).problems
     if case == "mask missing": return  # an image without mask is in order until its split is to be scored
-    assert found and all(file and problem and advice for file,problem,advice in found), found
+    assert found and all(all(f) for f in found), found
 
 
-def test_check_is_content_with_a_good_folder(good): assert check_dataset(good) == []
+def test_check_is_content_with_a_good_folder(good):
+    check = check_dataset(good)
+    assert check.problems == check.notes == [] and {k:(s["images"], s["masks"]) for k,s in check.splits.items()} == {"train":(6,6), "val":(50,50)}
 
 
 def test_check_finds_all_at_once(folder):
     for case in ("truncated JPEG", "mask value outside the classes", "list leaves the folder", "label of a missing image"): BAD[case][0](folder)
-    assert {os.path.basename(f) for f,*_ in check_dataset(folder)} >= {f"{NAME}.jpg", "train.txt", "labels.csv"}
+    assert {os.path.basename(f.file) for f in check_dataset(folder).problems} >= {f"{NAME}.jpg", "train.txt", "labels.csv"}
+
+
+def test_check_is_the_same_with_any_number_of_processes(folder):
+    for case in ("mask value outside the classes", "saliency map that is no image", "label of a missing image"): BAD[case][0](folder)
+    alone,many = check_dataset(folder, workers=1),check_dataset(folder, workers=2)
+    assert alone == many and len(alone.problems) > 1
+
+
+def test_check_groups_by_what_to_do(folder):
+    for i in range(4): (folder/"JPEGImages"/f"train_{i:05d}.png").write_bytes(b"")
+    mask_of(folder).unlink()
+    lines = list(finding_lines(check_dataset(folder), show=3))
+    at = lines.index("wrong: copy or download it again")
+    assert [line.split("/")[-1] for line in lines[at+1:at+5]] == [f"train_{i:05d}.png: the file is empty (0 bytes)" for i in range(3)] + ["    ... and 1 more"]
+
+
+@pytest.mark.parametrize("spoil,words,wrong", [
+    (lambda r: Image.fromarray(np.full((48,48), 5, np.uint8)).save(mask_of(r)), "shows cloud, which the labels deny", True),
+    (lambda r: Image.fromarray(np.zeros((48,48), np.uint8)).save(mask_of(r)), "which the labels name", False),
+    (lambda r: Image.fromarray(np.random.RandomState(0).randint(256, size=(48,48,3)).astype(np.uint8)).save(r/"Saliency"/f"{NAME}.png"), "has colours", True),
+    (lambda r: Image.fromarray(np.zeros((48,48), np.uint8)).save(r/"Saliency"/f"{NAME}.png"), "is 0 everywhere", False),
+    (lambda r: (r/"Saliency"/f"{NAME}.png").write_bytes(b"x"), "cannot be decoded", True),
+    (lambda r: (r/"Saliency"/f"{NAME}.png").unlink(), "1 training images have no map", False),
+    (lambda r: shutil.copy(mask_of(r), r/"SegmentationClass"/"stranger.png"), "1 files belong to no photo, such as stranger", False),
+    (lambda r: np.save(r/"cls_labels.npy", {NAME:np.zeros(5)}), "has other labels for 1 images of 'train'", False),
+    (lambda r: (r/"cls_labels.npy").write_bytes(b"x"), "is not used, and has faults", False),
+    (lambda r: (r/"JPEGImages"/"unlisted.jpg").write_bytes(b""), "is empty", True)])
+def test_check_sees_more_than_opening(folder, spoil, words, wrong):
+    row(f"{NAME},cat dog\n")(folder)
+    Image.fromarray(np.repeat([0,1,2], 768).reshape(48,48).astype(np.uint8)).save(mask_of(folder))
+    before = check_dataset(folder)
+    assert before.problems == before.notes == []
+    spoil(folder)
+    check = check_dataset(folder)
+    assert any(words in f.what for f in (check.problems if wrong else check.notes)), check
+    assert bool(check.problems) == wrong
+
+
+def test_check_command(call, folder, tmp_path):
+    "Status 1 where something has to be mended, and all of it in a file"
+    (folder/"JPEGImages"/"train_00001.png").write_bytes(b"")
+    status,out,err = call("wsss-data", "check", folder, "--json", tmp_path/"found.json")
+    assert (status, err) == (1, "") and "1 problem found" in out
+    found = json.loads((tmp_path/"found.json").read_text())
+    assert [p["advice"] for p in found["problems"]] == ["copy or download it again"] and found["splits"]["val"]["masks"] == 50
 
 
 @pytest.mark.parametrize("mode,suffix", [("L", ".png"), ("L", ".jpg"), ("RGBA", ".png"), ("LA", ".png"), ("P", ".png"), ("CMYK", ".jpg"), ("1", ".png")])
@@ -174,7 +223,7 @@ def test_a_label_file_cannot_run_code(folder, tmp_path, attack, protocol, file):
         np.lib.format.write_array_header_1_0(f, dict(descr="|O", fortran_order=False, shape=()))
         pickle.dump(np.array({NAME: attack(mark)}, dtype=object), f, protocol=protocol)
     with pytest.raises(UserError, match="do not trust it"): read_all(folder)
-    assert check_dataset(folder)
+    assert check_dataset(folder).problems
     assert not mark.exists()
     np.load(folder/file, allow_pickle=True)  # the attack works on who trusts it
     assert mark.exists()

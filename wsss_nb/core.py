@@ -30,6 +30,9 @@ BACKGROUND = 0      # label of "none of the classes"
 # %% ../nbs/01_core.ipynb #7b332e54
 class UserError(Exception):
     "A mistake that its user can mend: the message is one line that names the file or option and says what to do"
+    def __init__(self,
+        message:str="", # lines are joined, and what a terminal would obey (a file may have any name) is written out
+    ): super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(message).splitlines())))
 
 # %% ../nbs/01_core.ipynb #503cb03e
 def did_you_mean(

@@ -24,7 +24,7 @@ from .io import voc_colormap
 from .viz import ERROR_COLOURS,cam_to_rgb,error_to_rgb,image_grid,label_legend,mask_to_rgb,overlay,overlay_cam,png_bytes,to_rgb
 
 # %% ../nbs/71_report.ipynb #561219e0
-STAGES = {"seed":"seed", "pseudo_label":"pseudo label", "prediction":"prediction", "prediction_crf":"prediction + CRF"}
+STAGES = {"seed":"seed", "random_walk_seed":"random-walk seed", "pseudo_label":"pseudo label", "prediction":"prediction", "prediction_crf":"prediction + CRF"}
 
 def _stages(result):
     "Return the stages that were scored, in order; unknown ones last under their own name"

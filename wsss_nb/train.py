@@ -43,11 +43,12 @@ class Schedule:
         optimizer:torch.optim.Optimizer, # its groups hold the initial rates
         *schedule,                       # `max_iter`, `warmup_iter`, `warmup_ratio`, `power` of `lr_factor`
         factor:Callable=lr_factor,       # another function of the step and these
-    ): self.optimizer,self.schedule,self.factor,self.initial = optimizer,schedule,factor,[g["lr"] for g in optimizer.param_groups]
+        **named,                         # the same by name
+    ): self.optimizer,self.factor,self.initial = optimizer,lambda step: factor(step, *schedule, **named),[g["lr"] for g in optimizer.param_groups]
     def set(self,
         step:int, # steps done so far
     )->float:     # rate of the first group
-        for group,lr in zip(self.optimizer.param_groups, self.initial): group["lr"] = lr*self.factor(step, *self.schedule)
+        for group,lr in zip(self.optimizer.param_groups, self.initial): group["lr"] = lr*self.factor(step)
         return self.optimizer.param_groups[0]["lr"]
 
 # %% ../nbs/80_train.ipynb #b6bebafc

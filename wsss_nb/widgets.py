@@ -121,7 +121,7 @@ def stages(self:StageMaps,
     "Return the maps of one image at every stage, as CPU tensors"
     c,y,mask = self.method.config,self.present(image),self.item(image).mask
     bg_thresh = c.bg_thresh if bg_thresh is None else bg_thresh
-    key = image,tuple(c.cam_scales if scales is None else scales),did_you_mean(layer or c.cam_layer, ("last","aux"), "layer")
+    key = image,tuple(c.cam_scales if scales is None else scales),did_you_mean(layer or c.cam_layer, self.method.cam_layers, "layer")
     (refined,pseudo_label),cam = self.refined(*key, bg_thresh),self.cam(*key)
     maps = {"cam":cam[0,y[0] > 0], "refined":refined, "seed":cam_to_label(cam, y, bg_thresh)[0], "pseudo_label":pseudo_label, "prediction":self.prediction(image)}
     if mask is not None: maps["ground_truth"] = torch.as_tensor(mask).long()
@@ -194,7 +194,7 @@ class Explorer(VBox):
             "only":Dropdown(description="class", options=[("all present", BACKGROUND)]),
             "scales":SelectionSlider(description="scales", options=[(", ".join(f"{x:g}" for x in s), s) for s in scales], value=tuple(c.cam_scales), continuous_update=False),
             "bg_thresh":FloatSlider(description="threshold", value=c.bg_thresh, min=0, max=1, step=.01),
-            "layer":Dropdown(description="layer", options=["last","aux"], value=c.cam_layer)}
+            "layer":Dropdown(description="layer", options=list(self.maps.method.cam_layers), value=c.cam_layer)}
         self.picture,self.caption = ImageWidget(format="png"),HTML()
         self.caption.add_class("wsss-caption")
         self.controls["image"].observe(self.offer_classes, "value")   # before it is drawn

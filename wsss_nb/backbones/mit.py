@@ -8,8 +8,9 @@ Docs: https://example.github.io/wsss_nb/backbones.mit.html.md"""
 __all__ = ['SIZES', 'HUGGING_FACE', 'as_map', 'as_tokens', 'OverlapPatch', 'Attention', 'on_grid_of_keys', 'attention_logits',
            'MLP', 'drop_path', 'Block', 'MiT', 'backbone_names', 'build_backbone', 'translate_names']
 
-# %% ../../nbs/23_backbones.mit.ipynb #11b43022
+# %% ../../nbs/23_backbones.mit.ipynb #6b483099
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -86,7 +87,7 @@ def attention_logits(
     "Return the attention logits of a block, not scaled (TSCD 3.1)"
     return queries @ keys.transpose(-1,-2)
 
-# %% ../../nbs/23_backbones.mit.ipynb #787626c9
+# %% ../../nbs/23_backbones.mit.ipynb #3a831235
 class MLP(nn.Module):
     "Linear layer, depthwise 3×3 convolution on the map, GELU, linear layer: tokens -> tokens"
     def __init__(self,
@@ -95,8 +96,7 @@ class MLP(nn.Module):
     ):
         super().__init__()
         self.fc1,self.fc2 = nn.Linear(dim, hidden),nn.Linear(hidden, dim)
-        self.dwconv = nn.Sequential()
-        self.dwconv.add_module("dwconv", nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden))
+        self.dwconv = nn.Sequential(OrderedDict(dwconv=nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)))
     def forward(self, x, grid): return self.fc2(F.gelu(as_tokens(self.dwconv(as_map(self.fc1(x), grid)))))
 
 def drop_path(
@@ -126,7 +126,7 @@ class Block(nn.Module):
         x = x + drop_path(y, rate)
         return x + drop_path(self.mlp(self.norm2(x), grid), rate),q,k
 
-# %% ../../nbs/23_backbones.mit.ipynb #7a39342c
+# %% ../../nbs/23_backbones.mit.ipynb #7c9316c3
 class MiT(Backbone):
     "A Mix Transformer with features `stage1` … `stage4`, `last` (the fourth) and `aux` (after block `aux_layer`), and `attention` for blocks that are asked for (Xie et al. 2021; TSCD 3.1)"
     def __init__(self,
@@ -141,6 +141,7 @@ class MiT(Backbone):
     ):
         super().__init__()
         self.depths,self.reductions,total = tuple(depths),tuple(reductions),sum(depths)
+        self.block_heads = [h for h,n in zip(heads, depths) for _ in range(n)]
         self.aux_layer = range(total)[aux_layer]
         rates = iter([drop_path*i/max(total-1, 1) for i in range(total)])
         for s,(below,dim) in enumerate(zip((3,*widths), widths), 1):

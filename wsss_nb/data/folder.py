@@ -244,13 +244,12 @@ def read_labels(self:FolderDataset, classes, ids, source, report):
 
 # %% ../../nbs/12_data.folder.ipynb #3ab67cc5
 def read_saliency(
-    path:str|Path,       # a greyscale image
-    size:tuple[int,int], # (H,W) of its photo
-)->np.ndarray:           # (H,W) uint8, 255 for "surely something"
-    "Return a saliency map; raise `UserError` if it is damaged or of another size than its photo"
-    saliency = read_image(path)[...,0]
-    if saliency.shape != tuple(size): raise UserError(f"{path}: the saliency map has {saliency.shape[1]}x{saliency.shape[0]} pixels, its image {size[1]}x{size[0]}; make it again")
-    return saliency
+    path:str|Path, # a greyscale image of any size
+)->np.ndarray:     # (h,w) uint8, 255 for "surely something"
+    "Return a saliency map; raise `UserError` if it is damaged or has colours"
+    saliency = read_image(path)
+    if (saliency != saliency[...,:1]).any(): raise UserError(f"{path}: has colours; save the saliency map as greyscale, white where something is")
+    return saliency[...,0]
 
 @patch
 def image_labels(self:FolderDataset, i): return self.labels.get(self.ids[i])

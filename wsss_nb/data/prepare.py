@@ -8,8 +8,8 @@ Docs: https://example.github.io/wsss_nb/data.prepare.html.md"""
 __all__ = ['LABEL_SOURCES', 'CROWDS', 'write_image_labels', 'prepare_voc', 'read_sbd_mask', 'find_sbd', 'prepare_sbd',
            'CocoObject', 'read_coco', 'coco_mask', 'prepare_coco', 'prepare_saliency']
 
-# %% ../../nbs/21_data.prepare.ipynb #19018c9b
-import hashlib,json
+# %% ../../nbs/21_data.prepare.ipynb #a1899031
+import hashlib,json,struct,zlib
 from collections.abc import Callable,Iterable,Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from .core import check_mask,labels_of_mask
 from .datasets import on_disk
 from .folder import find_images,is_path,list_files,read_ids,read_image_labels,read_saliency,write_lines
 from .voc import COCO_CLASSES,COCO_COUNTS,VOC_CLASSES,VOC_COUNTS,CocoDataset,find_coco_photos,find_voc
-from ..io import image_size,read_image,read_label,write_image,write_label
+from ..io import image_size,read_label,write_image,write_label
 
 # %% ../../nbs/21_data.prepare.ipynb #b3ceb921
 def _record(root):
@@ -33,11 +33,11 @@ def _record(root):
     return {"options":{}, "written":{}} | (found if isinstance(found, dict) else {})
 
 def _settle(root, folder, options):
-    "Remember how the masks in `folder` are made; raise `UserError` if those that are there were made otherwise"
+    "Remember how the files in `folder` are made; raise `UserError` if those that are there were made otherwise"
     record = _record(root)
     made = record["options"].get(folder, options)
     if made != options and list_files(root/folder, ".png"):
-        raise UserError(f"{root/folder}: holds masks made with {' '.join(f'{k}={v}' for k,v in made.items())}, not {' '.join(f'{k}={v}' for k,v in options.items())}; remove this folder to make them anew")
+        raise UserError(f"{root/folder}: holds files made with {' '.join(f'{k}={v}' for k,v in made.items())}, not {' '.join(f'{k}={v}' for k,v in options.items())}; remove this folder to make them anew")
     record["options"][folder] = options
     write_json(root/"prepared.json", record)
 
@@ -114,18 +114,46 @@ def prepare_voc(
     return [*write_image_labels(voc, VOC_CLASSES, _voc_labels(voc, labels)),
             *(_counted(name, len(read_ids(lists/f"{name}.txt")), VOC_COUNTS) for name in list_files(lists, ".txt"))]
 
-# %% ../../nbs/21_data.prepare.ipynb #e2651612
+# %% ../../nbs/21_data.prepare.ipynb #1d3b1063
+_MAT_TYPES = {1:"i1", 2:"u1", 3:"i2", 4:"u2", 5:"i4", 6:"u4", 7:"f4", 9:"f8", 12:"i8", 13:"u8"}
+
+def _mat_elements(data, order):
+    "Yield (kind, bytes) of the elements of a MATLAB file"
+    at = 0
+    while at+8 <= len(data):
+        kind,size = struct.unpack_from(order+"II", data, at)
+        begin,end = at+8,at+8+size
+        if kind >> 16: kind,begin,end = kind & 0xffff,at+4,at+4+(kind >> 16)  # up to four bytes fit beside the kind
+        if end > len(data): raise ValueError("the file is cut off")
+        if kind == 15: yield from _mat_elements(zlib.decompressobj().decompress(data[begin:end], 2**26), order)
+        else: yield kind,data[begin:end]
+        at = end if kind == 15 else end + -end % 8
+
+def _mat_array(matrix, order):
+    "Return the numbers of a matrix"
+    flags,dims,_,(kind,values),*_ = _mat_elements(matrix, order)
+    return np.frombuffer(values, order+_MAT_TYPES[kind]).reshape(np.frombuffer(dims[1], order+"i4")[::-1]).T
+
+def _mat_field(matrix, field, order):
+    "Return the bytes of a field of a structure"
+    flags,dims,name,length,names,*fields = (values for _,values in _mat_elements(matrix, order))
+    step = int(np.frombuffer(length, order+"i4")[0])
+    return fields[[names[k:k+step].rstrip(b"\0") for k in range(0, len(names), step)].index(field)]
+
 def read_sbd_mask(
     path:str|Path, # cls/ID.mat
 )->np.ndarray:     # label map, (H,W) uint8, 0..20
-    "Return a mask of SBD; raise `UserError` if the file holds none"
-    try: from scipy.io import loadmat
-    except ImportError: raise UserError("SBD has its masks in MATLAB files, which scipy reads; install it: pip install 'wsss_nb[data]'") from None
-    try: mask = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0,0]
-    except Exception as e: raise UserError(f"{path}: cannot be read as a mask of SBD ({type(e).__name__}: {e}); unpack its archive again") from e
-    if not (isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype.kind in "ui"): raise UserError(f"{path}: its Segmentation is no table of class numbers; unpack the archive again")
-    return np.ascontiguousarray(mask.astype(np.int64).clip(0, IGNORE_INDEX).astype(np.uint8))
+    "Return a mask of SBD, the field Segmentation of GTcls; raise `UserError` if the file holds none"
+    try:
+        data = Path(path).read_bytes()
+        order = {b"IM":"<", b"MI":">"}[data[126:128]]
+        variables = {[*_mat_elements(m, order)][2][1]:m for kind,m in _mat_elements(data[128:], order) if kind == 14}
+        mask = _mat_array(_mat_field(variables[b"GTcls"], b"Segmentation", order), order)
+        if mask.ndim != 2 or mask.dtype.kind not in "ui" or not mask.size: raise ValueError("its Segmentation is no table of class numbers")
+        return np.ascontiguousarray(mask.clip(0, IGNORE_INDEX).astype(np.uint8))
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError, MemoryError, struct.error, zlib.error) as e: raise UserError(f"{path}: cannot be read as a mask of SBD ({type(e).__name__}: {e}); unpack its archive again") from e
 
+# %% ../../nbs/21_data.prepare.ipynb #90c86330
 def find_sbd(
     folder:str|Path, # benchmark_RELEASE, the dataset in it, or the folder around it
 )->Path:             # the folder that holds cls/, train.txt and val.txt
@@ -187,8 +215,9 @@ def read_coco(
         label = {c["id"]:k+1 for k,c in enumerate(sorted(found["categories"], key=lambda c: c["id"]))}
         objects = {}
         for o in found["annotations"]: objects.setdefault(o.image, []).append(o._replace(category=label[o.category]))
+        if not all(0 < n < 2**16 for _,size in images.values() for n in size): raise ValueError("an image of impossible size")
     except OSError as e: raise UserError(f"{path}: cannot be read ({e.strerror}); unpack the archive of annotations there") from e
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e: raise UserError(f"{path}: is no file of COCO instances, or damaged ({type(e).__name__}: {e}); unpack its archive again") from e
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e: raise UserError(f"{path}: is no file of COCO instances, or damaged ({type(e).__name__}: {e}); unpack its archive again") from e
     if names != COCO_CLASSES[1:]: raise UserError(f"{path}: has {len(names)} categories that are not the 80 of COCO; use the files instances_*.json")
     for name,_ in images.values():
         if is_path(name): raise UserError(f"{path}: {name!r} is a path, not the name of an image; do not trust this file")
@@ -204,15 +233,22 @@ def coco_mask(
     crowd:str="class",            # what a crowd becomes: its "class", or "ignore"
 )->np.ndarray:                    # label map, (H,W) uint8
     "Return the label map of an image; the smaller of two objects is on top; raise `UserError` if an outline makes no sense"
-    from pycocotools import mask as runs
     label = np.zeros(size, np.uint8)
-    for o in sorted(objects, key=lambda o: -o.area):
-        try:
-            code = o.segmentation if isinstance(o.segmentation, dict) and isinstance(o.segmentation["counts"], (str,bytes)) else runs.frPyObjects(o.segmentation, *size)
-            inside = runs.decode(runs.merge(code) if isinstance(code, list) else code).astype(bool)
-            label[inside] = IGNORE_INDEX if o.crowd and crowd == "ignore" else o.category
-        except Exception as e: raise UserError(f"image {o.image}: has an object whose outline cannot be drawn ({type(e).__name__}: {e}); unpack the annotations again") from e
+    for o in sorted(objects, key=lambda o: -o.area): label[_filled(o, size)] = IGNORE_INDEX if o.crowd and crowd == "ignore" else o.category
     return label
+
+def _filled(o, size):
+    "Return where an object is, (H,W) bool. What is given to C code is looked at first: it would believe anything"
+    try: from pycocotools import mask as runs
+    except ImportError: raise UserError("COCO has its masks as polygons, which pycocotools draws; install it: pip install 'wsss_nb[data]'") from None
+    bad,s = UserError(f"image {o.image}: has an object whose outline cannot be drawn; unpack the annotations again"),o.segmentation
+    if isinstance(s, list):
+        if not all(p.ndim == 1 and np.isfinite(p).all() and np.abs(p).max(initial=0) < 1e5 for p in s): raise bad
+        if not (outlines := [p[:len(p)//2*2] for p in s if len(p) >= 6]): return np.zeros(size, bool)  # fewer than three corners
+        return runs.decode(runs.merge(runs.frPyObjects(outlines, *size))).astype(bool)
+    counts = s.get("counts") if isinstance(s, dict) else None
+    if not (isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts) and sum(counts) == size[0]*size[1]): raise bad
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T  # runs go down the columns, absent first
 
 # %% ../../nbs/21_data.prepare.ipynb #44acca0c
 def _coco_split(root, path, photos, crowd, workers):
@@ -255,11 +291,9 @@ def prepare_coco(
 # %% ../../nbs/21_data.prepare.ipynb #47ca1ed2
 def _copy_map(job):
     "Write a saliency map as grey PNG; return what is wrong with it"
-    source,photo,out = job
+    source,out = job
     try:
-        values = read_saliency(source, image_size(photo))
-        if (read_image(source) != values[...,None]).any(): raise UserError(f"{source}: has colours; save it as greyscale, white where something is")
-        if not out.exists(): write_image(out, values)
+        if not out.exists(): write_image(out, read_saliency(source))
     except UserError as e: return str(e)
 
 def prepare_saliency(
@@ -267,13 +301,15 @@ def prepare_saliency(
     source:str|Path,        # folder of maps, named like the photos
     workers:int|None=None,  # processes; None: one per core
 )->list[str]:               # what is there now, line by line
-    "Bring saliency maps into a dataset; raise `UserError` if there are none or some do not fit"
+    "Bring saliency maps into a dataset; raise `UserError` if there are none or some cannot be used"
     reader,root = on_disk(data)
     photos = find_coco_photos(root) if reader is CocoDataset else find_images(root/"JPEGImages")
     maps = find_images(source)
     here = [i for i in maps if i in photos]
+    if list_files(root/"Saliency", ".png") and "Saliency" not in _record(root)["options"]: raise UserError(f"{root/'Saliency'}: holds maps of another origin; move it away first")
     if not here: raise UserError(f"{source}: none of its {len(maps)} pictures is named like a photo of {root}; name them ID.png")
-    jobs = ((maps[i], photos[i], root/"Saliency"/f"{i}.png") for i in here)
+    _settle(root, "Saliency", {"source":Path(source).name})
+    jobs = ((maps[i], root/"Saliency"/f"{i}.png") for i in here)
     bad = [p for p in progress(map_on_cores(_copy_map, jobs, workers), "saliency", total=len(here), unit="map") if p]
-    if bad: raise UserError(f"{bad[0]} ({f'{len(bad)} maps do not fit, this is the first; ' if len(bad) > 1 else ''}the other {len(here)-len(bad)} are in {root/'Saliency'})")
+    if bad: raise UserError(f"{bad[0]} ({f'{len(bad)} maps cannot be used, this is the first; ' if len(bad) > 1 else ''}the other {len(here)-len(bad)} are in {root/'Saliency'})")
     return [f"{root/'Saliency'}: {len(here)} maps" + (f"; {len(maps)-len(here)} pictures of {source} belong to no photo" if len(maps) > len(here) else "")]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..parallel import mean_over_processes,processes
+
 # %% ../../nbs/73_losses.contrast.ipynb #35089ea9
 def patch_contrast_loss(
     features:Tensor,       # final patch tokens, (B,D,h,w)
@@ -23,7 +25,8 @@ def patch_contrast_loss(
     with torch.autocast(features.device.type, enabled=False):
         tokens = F.normalize(features.float().flatten(2), dim=1, eps=1e-8)
         similarity = (tokens.transpose(1,2) @ tokens).abs()
-        def mean_over(pairs): return torch.where(pairs, similarity, 0).sum()/(pairs.sum()+1)
+        one = 1/processes()[1]
+        def mean_over(pairs): return torch.where(pairs, similarity, 0).sum()/(mean_over_processes(pairs.sum())+one)
         return .5*(1-mean_over(affinity_label == 1)) + .5*mean_over(affinity_label == 0)
 
 # %% ../../nbs/73_losses.contrast.ipynb #c733b56a

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import BACKGROUND,IGNORE_INDEX
+from ..parallel import mean_over_processes,processes
 
 # %% ../../nbs/72_losses.segment.ipynb #1205dcb5
 def balanced_seg_loss(
@@ -24,6 +25,6 @@ def balanced_seg_loss(
     pixel_loss = F.cross_entropy(seg_logits, label, ignore_index=IGNORE_INDEX, reduction="none")
     loss = 0
     for half in (label == BACKGROUND, (label != BACKGROUND) & (label != IGNORE_INDEX)):
-        count = half.sum()
-        loss = loss + .5*torch.where(half, pixel_loss, 0).sum()/(count.clamp(min=1) if empty_ok else count)
+        count = mean_over_processes(half.sum())
+        loss = loss + .5*torch.where(half, pixel_loss, 0).sum()/(count.clamp(min=1/processes()[1]) if empty_ok else count)
     return loss

@@ -28,7 +28,7 @@ from ..jobs import Job,Stage,processes
 from ..network import POOLING,SingleStageNet
 from ..refine.crf import CRF_PRESETS
 from ..runs import Run,read_result,update_result
-from ..segment import DECODERS,FUSION,multi_scale_logits,sharpen
+from ..segment import FUSION,multi_scale_logits,sharpen
 from ..tensors import resize
 from ..train import Trainer,encoder_head_groups,load_checkpoint
 
@@ -49,6 +49,7 @@ class TrainConfig:
     decoder_mult:float = 10.                    # factor on it for the decoder
     weight_decay:float = .01                    # on all groups
     warmup_iter:int = 1500                      # steps until the full rate
+    lr_power:float = .9                         # of the decay afterwards: 1 is a straight line
     precision:str = "no"                        # "no", "bf16" or "fp16" (of Accelerate)
     workers:int = 2                             # loader processes
     val_every:int = 2000                        # steps between validations
@@ -64,8 +65,7 @@ class SingleStageConfig(TrainConfig):
     pretrained:bool = False                     # fetch timm's weights for it? (needs a network)
     init:str|None = None                        # or a local weight file
     aux_layer:int = -3                          # encoder block of the auxiliary classifier
-    decoder:str = "largefov"                    # "largefov" or "aspp"
-    hidden:int = 512                            # channels inside the decoder largefov
+    hidden:int = 512                            # channels inside the decoder
     pooling:str = "max"                         # how the class heads pool features: "max" or "avg"
     zero_heads:bool = False                     # let class heads start at zero? (a short training does not outlive random weights)
     cam_layer:str = "last"                      # whose features the CAM is made of: "last" or "aux"
@@ -76,6 +76,7 @@ class SingleStageConfig(TrainConfig):
     high_thresh:float = .7                      # the upper one
     infer_size:int = 0                          # side to which an image is resized for its prediction; 0: its own size
     infer_direct:bool = False                   # make each of its sizes from the image itself, not from the resized one?
+    infer_fit:str = "square"                    # how: "square", or "long": the longer side gets this length, the other follows
     infer_scales:tuple[float,...] = (1.,1.5,1.25) # image sizes of a prediction
     fusion:str = "sum-max"                      # how these are joined
     infer_par:int = 0                           # rounds of PAR on a prediction; 0: none
@@ -84,7 +85,7 @@ class SingleStageConfig(TrainConfig):
 
 # %% ../../nbs/82_methods.core.ipynb #ce17a006
 _AT_LEAST = dict.fromkeys(("hidden","crop_size","batch_size","iters","val_every","save_every","log_every"), 1) | dict.fromkeys(
-    ("lr","head_mult","decoder_mult","weight_decay","warmup_iter","workers","val_images","cam_size","infer_size","infer_par","bg_thresh","low_thresh","high_thresh"), 0)
+    ("lr","head_mult","decoder_mult","weight_decay","warmup_iter","lr_power","workers","val_images","cam_size","infer_size","infer_par","bg_thresh","low_thresh","high_thresh"), 0)
 
 def must(
     config,    # settings
@@ -103,7 +104,7 @@ def check(self:SingleStageConfig):
     must(self, "low_thresh", self.low_thresh <= self.high_thresh, f"no higher than high_thresh={self.high_thresh}")
     for name in ("cam_scales","infer_scales","scale_range"): must(self, name, getattr(self, name) and min(getattr(self, name)) > 0, "numbers above 0 such as 1,0.5")
     must(self, "scale_range", len(self.scale_range) == 2 and self.scale_range[0] <= self.scale_range[1], "two numbers such as 0.5,2")
-    for name,valid in (("precision",("no","bf16","fp16")), ("fusion",FUSION), ("pooling",POOLING), ("decoder",DECODERS), ("cam_layer",("last","aux"))): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
+    for name,valid in (("precision",("no","bf16","fp16")), ("fusion",FUSION), ("pooling",POOLING), ("cam_layer",("last","aux")), ("infer_fit",("square","long"))): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
     if self.crf is not None: did_you_mean(self.crf, CRF_PRESETS, "CRF preset")
 
 # %% ../../nbs/82_methods.core.ipynb #3fd3b44c
@@ -166,14 +167,17 @@ class SingleStageMethod(SingleStageNet):
     def __init__(self,
         config:SingleStageConfig, # resolved settings
         classes:tuple[str,...],   # names, background first
+        **net,                    # more arguments of the network, where it is another one
     ):
-        try: encoder = create_backbone(config.backbone, config.pretrained and config.init is None, config.init, aux_layer=config.aux_layer)
+        try: encoder = create_backbone(config.backbone, config.pretrained and config.init is None, config.init, **self.encoder_options(config))
         except IndexError: raise UserError(f"setting aux_layer={config.aux_layer}: {config.backbone} has no such block") from None
         except OSError as e: raise UserError(f"setting pretrained=true: the weights of {config.backbone} cannot be fetched ({type(e).__name__}); check the network, or give a file with --init") from e
-        super().__init__(encoder, len(classes)-1, config.hidden, config.pooling, config.decoder)
+        super().__init__(encoder, len(classes)-1, config.hidden, config.pooling, **net)
         if config.zero_heads:
-            for head in (self.classifier, self.aux_classifier): torch.nn.init.zeros_(head.weight)
+            for layer in self.cam_layers: torch.nn.init.zeros_(self.head_of(layer).weight)
         self.config,self.classes = config,tuple(classes)
+    def encoder_options(self, config)->dict: # for `create_backbone`
+        return {"aux_layer":config.aux_layer}
     def param_groups(self)->list[dict]: # for the optimiser
         return encoder_head_groups(self, self.config.lr, self.config.head_mult, self.config.decoder_mult)
     def transform(self)->TrainTransform: # of training images
@@ -187,11 +191,12 @@ class SingleStageMethod(SingleStageNet):
 def cams(self:SingleStageMethod,
     images:Tensor,              # normalised, (B,3,H,W)
     image_labels:Tensor|dict|None=None, # (B,C), 0/1, or one per layer; classes that an image does not have are not computed and stay 0; None: all are
-    layers=("last","aux"),      # whose features the CAMs are made of; they lie on one grid
+    layers=None,                # whose features the CAMs are made of, of `cam_layers`; they lie on one grid. None: all
     scales=None,                # image sizes; None: as in the settings
     raw:dict|None=None,         # layer -> class maps of `images` themselves, where they are known already, (B,C,h,w)
 )->dict[str,Tensor]:            # layer -> (B,C,H,W) in [0,1)
     "Return the multi-scale CAMs of several layers, from one pass of the encoder per image size"
+    layers = self.cam_layers if layers is None else layers
     if not layers: return {}
     def side_by_side(maps): return torch.cat([maps(l) for l in layers], dim=1)
     def cam_fn(x):
@@ -224,12 +229,14 @@ def segmentation(self:SingleStageMethod,
     scales=None,    # image sizes; None: as in the settings
 )->Tensor:          # fused logits, (B,C+1,*size)
     "Return the logits of multi-scale inference: no image-level label takes part"
-    logits = multi_scale_logits(self.seg_logits, images, size, scales or self.config.infer_scales, fusion=self.config.fusion,
-                                base_size=(self.config.infer_size,)*2 if self.config.infer_size else None, direct=self.config.infer_direct)
+    c,side = self.config,self.config.infer_size
+    base_size = None if not side else (side,side) if c.infer_fit == "square" else tuple(int(n*(side/max(images.shape[-2:]))) for n in images.shape[-2:])
+    logits = multi_scale_logits(self.seg_logits, images, size, scales or c.infer_scales, fusion=c.fusion, base_size=base_size, direct=c.infer_direct)
     return sharpen(resize(denormalise(images)/255, logits.shape[-2:]), logits, self.config.infer_par) if self.config.infer_par else logits
 
 # %% ../../nbs/82_methods.core.ipynb #fe77ead1
-METHODS = {"baseline": "wsss_nb.methods.baseline", "toco": "wsss_nb.methods.toco", "tsd-cam": "wsss_nb.methods.tsd_cam", "cpdgl": "wsss_nb.methods.cpdgl"}  # name -> module with `Config`, `PRESETS` and `Method`
+METHODS = {"baseline": "wsss_nb.methods.baseline", "toco": "wsss_nb.methods.toco", "tsd-cam": "wsss_nb.methods.tsd_cam", "cpdgl": "wsss_nb.methods.cpdgl",
+           "tscd": "wsss_nb.methods.tscd"}  # name -> module with `Config`, `PRESETS` and `Method`
 
 def get_method(
     name:str, # a key of `METHODS`

@@ -26,6 +26,7 @@ from .core import SingleStageConfig,SingleStageMethod,must
 from ..pseudo_labels import make_pseudo_label
 from ..refine.affinity import pairwise_affinity_label
 from ..refine.par import DILATIONS,KERNELS
+from ..segment import DECODERS
 from ..tensors import enlarge,resize
 
 # %% ../../nbs/83_methods.terms.ipynb #5e0a1c06
@@ -56,12 +57,14 @@ class PseudoLabelConfig(SingleStageConfig):
 @dataclass(frozen=True)
 class PatchContrastConfig(PseudoLabelConfig):
     "Settings of methods that contrast patch tokens as well"
+    decoder:str = "largefov"         # "largefov" or "aspp"
     w_ptc:float = .2                 # weight of the contrast of patch tokens
     ptc_box:str = "fullres"          # how the image area is read on the patch grid: "fullres", pixels as if they were patches, as published, or "scaled"
     def check(self):
         "Raise `UserError` for a setting whose value cannot work"
         super().check()
         must(self, "w_ptc", self.w_ptc >= 0, "0 or more")
+        did_you_mean(self.decoder, DECODERS, "decoder")
         did_you_mean(self.ptc_box, ("fullres","scaled"), "box of PTC")
 
 # %% ../../nbs/83_methods.terms.ipynb #5e0a1c09
@@ -86,14 +89,31 @@ class PseudoLabelMethod(SingleStageMethod):
 
 # %% ../../nbs/83_methods.terms.ipynb #5e0a1c23
 def scaled_energy(
-    side:int, # of a training crop, pixels
-)->dict:      # `energy_sigma_xy`, `energy_weight`
-    "Return the settings of the energy that keep the published balance, which is for crops of 448 pixels"
-    return {"energy_sigma_xy": round(100*side/448), "energy_weight": float(f"{1e-7*(448/side)**4:.2g}")}
+    side:int,          # of a training crop, pixels
+    published:int=448, # of the crop that the published settings are for
+)->dict:               # `energy_sigma_xy`, `energy_weight`
+    "Return the settings of the energy that keep the published balance"
+    return {"energy_sigma_xy": round(100*side/published), "energy_weight": float(f"{1e-7*(published/side)**4:.2g}")}
+
+# %% ../../nbs/83_methods.terms.ipynb #5e0a1c31
+@patch
+def training_losses(self:PseudoLabelMethod,
+    batch:dict, # `input` (B,3,S,S) normalised, `box` (B,4) pixels, `image_labels` (B,C); other views as the method needs them
+    step:int,   # steps done so far
+)->dict:        # name -> (weight, value)
+    "Return the weighted losses of a batch; a term whose weight is 0 is not computed, nor what only it needs"
+    weights = {k:w for k,w in self.weights(step).items() if w}
+    terms = self.terms(batch, self.look(batch, weights, step), step)
+    return {name:(weights[name], terms[name]()) for name in self.loss_names if name in weights}
 
 # %% ../../nbs/83_methods.terms.ipynb #5e0a1c11
 class PatchContrastMethod(PseudoLabelMethod):
     "A method that contrasts patch tokens by what the auxiliary CAM says of them"
+    def __init__(self,
+        config:PatchContrastConfig, # resolved settings
+        classes:tuple[str,...],     # names, background first
+        **net,                      # more arguments of the network, where it is another one
+    ): super().__init__(config, classes, decoder=config.decoder, **net)
     def patch_labels(self,
         batch:dict,           # as for `pseudo_label`
         cam_aux:Tensor,       # auxiliary CAM, (B,C,S,S) in [0,1)
@@ -179,13 +199,3 @@ def terms(self:PatchContrastMethod,
             "ptc": lambda: self.patch_term(batch, seen["cams"]["aux"], seen["last"]),
             "seg": lambda: balanced_seg_loss(seen["logits"], seen["label"]),
             "reg": lambda: self.energy_term(batch, seen["logits"], seen["label"])}
-
-@patch
-def training_losses(self:PatchContrastMethod,
-    batch:dict, # `input` (B,3,S,S) normalised, `box` (B,4) pixels, `image_labels` (B,C); other views as the method needs them
-    step:int,   # steps done so far
-)->dict:        # name -> (weight, value)
-    "Return the weighted losses of a batch; a term whose weight is 0 is not computed, nor what only it needs"
-    weights = {k:w for k,w in self.weights(step).items() if w}
-    terms = self.terms(batch, self.look(batch, weights, step), step)
-    return {name:(weights[name], terms[name]()) for name in self.loss_names if name in weights}
