@@ -5,7 +5,7 @@
 Settings are the method's VOC preset: its crop, batch 4, 20 classes, all scales, the published projection heads; only the backbone is a small one, with random weights. A step is losses, backward and AdamW. `step-METHOD` is a
 step after the warm-up of the preset, with all terms on; `-warmup` one before, where ours does not compute what does not count yet. Both sides start from the same weights, see the same batch (photos of VOC under FOLDER, else toy
 scenes) and the same random draws; before anything is timed the losses are compared, which have to agree to 1e-5. Ours and the peer run in turn in this process; times are medians, ratio = peer/ours, and the goal is 1.43 (0.7
-times the time). `ours_parts` and `peer_parts` say where it goes, in ms of a mean step. Memory is the peak of a fresh process that does two steps, the interpreter and torch (about 300 MB) included.
+times the time). `ours_parts` and `peer_parts` say where it goes, in ms of a mean step. Memory is the peak of a fresh process that does one step, the interpreter and torch (about 300 MB) included.
 """
 import statistics
 import subprocess
@@ -20,6 +20,7 @@ import literal
 import torch
 from fastcore.script import call_parse
 from lattice import peer_library
+from literal_cpdgl import LiteralCPDGL
 
 from wsss_nb.core import peak_memory_mb, seed_everything, write_json
 from wsss_nb.data.core import Dataset
@@ -30,11 +31,11 @@ from wsss_nb.methods.core import get_method, resolve_config
 from wsss_nb.runs import machine
 
 HERE = Path(__file__).resolve().parent
-METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD)}
+METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD), "step-cpdgl": ("cpdgl", LiteralCPDGL)}
 CASES = [f"{case}{phase}" for case in METHODS for phase in ("", "-warmup")]
 PARTS = {"encode": "the network's passes with gradient", "cam-encode": "its passes for CAMs and teachers, without", "cam-maps": "resizing and joining the maps", "refine": "pseudo labels by PAR or APRM", "energy": "forward of the dense energy",
          "contrast": "other terms on tokens, crops, maps", "backward": "all of it", "optimiser": "AdamW", "other": "decoder, resizing, classification, cross entropy"}
-WRAPPED = {"cams": "cam-maps", "pseudo_label": "refine", "energy_term": "energy", "patch_term": "contrast", "class_term": "contrast", "correlation": "contrast", "crops": "contrast", "local_crops": "contrast"}
+WRAPPED = {"cams": "cam-maps", "pseudo_label": "refine", "energy_term": "energy"} | dict.fromkeys(("patch_term", "class_term", "correlation", "crops", "local_crops", "contrast", "reservoir"), "contrast")
 
 
 class Clock:
@@ -90,7 +91,7 @@ class Side:
             self.net, self.losses = owner.net, owner.losses
         self.optimizer = torch.optim.AdamW(self.net.param_groups(), weight_decay=config.weight_decay)
         for attribute in WRAPPED.keys() & set(dir(owner)): self.clock.wrap(owner, attribute, WRAPPED[attribute])
-        self.clock.wrap(self.net.encoder, "forward", lambda: "encode" if torch.is_grad_enabled() else "cam-encode")
+        for encoder in {self.net.encoder, getattr(self.net, "encoder_k", self.net.encoder)}: self.clock.wrap(encoder, "forward", lambda: "encode" if torch.is_grad_enabled() else "cam-encode")
     def step(self):
         torch.manual_seed(0)  # the same draws on both sides
         with self.clock.part("other"):
@@ -100,7 +101,7 @@ class Side:
             with self.clock.part("optimiser"):
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
-        return {k: float(v) for k, (w, v) in terms.items() if w} | {"total": float(total)}
+        return {k: float(v.detach()) for k, (w, v) in terms.items() if w} | {"total": float(total.detach())}
 
 
 def compare(case, ours, peer):
@@ -150,7 +151,7 @@ def main(
         args, rows = (backbone, voc, peer_library(tmp)), []
         if memory:
             side = Side(who, memory, *args)
-            for _ in range(2): side.step()
+            side.step()
             return print(peak_memory_mb())
         for case in (c for c in CASES if only in c):
             rows.append(measured(case, rounds, *args) | {f"{w}_mb": memory_of(case, w, backbone, voc) for w in ("ours", "peer")})

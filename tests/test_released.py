@@ -28,12 +28,12 @@ def saved(state, path, naming="weight_g"):
 def text(v): return ",".join(map(str, v.tolist())) if v.ndim else str(v.item())
 
 
-def opened(z, path, naming="weight_g", **settings):
-    "The method of a reference file, through a checkpoint; every tensor of the file is in it"
+def opened(z, path, naming="weight_g", method=None, unused=("encoder.head.",), missing=(), state=None, **settings):
+    "The method of a reference file, through a checkpoint; nothing else of the file is unused than what the method has no use for"
     if "opt/aux_layer" in z: settings["aux_layer"] = text(z["opt/aux_layer"])
-    method, report = load_released(saved(params(z), path, naming), heads=int(z["opt/heads"]), overrides=[f"{k}={v}" for k, v in settings.items()])
-    assert not report.missing and all(k.startswith("encoder.head.") for k in report.unused), report
-    return method
+    model, report = load_released(saved(state or params(z), path, naming), method, heads=int(z["opt/heads"]), overrides=[f"{k}={v}" for k, v in settings.items()])
+    assert all(k.startswith(tuple(missing)) for k in report.missing) and all(k.startswith(tuple(unused)) for k in report.unused), report
+    return model
 
 
 # %% The reference networks
@@ -61,17 +61,55 @@ def test_toco_inference(path, tmp_path):
         assert (logits.argmax(1) == z[f"out/{name}_pred"]).float().mean() >= .999
 
 
+@pytest.mark.parametrize("name", ["toco", "tsd-cam"])
 @pytest.mark.parametrize("path", golden("tsd_cam", "toco_step")+golden("tsd_cam", "tsd_step"))
-def test_toco_and_tsd_step(path, tmp_path):
-    "The network of a whole step: its segmentation and class maps"
+def test_toco_and_tsd_step(path, name, tmp_path):
+    "The network of a whole step, read as either method: its segmentation and class maps"
     z = load(path)
-    method = opened(z, tmp_path/"step.pth", cam_scales=text(z["opt/cam_scales"]))
+    method = opened(z, tmp_path/"step.pth", method=name, unused=("encoder.head.", "proj_head")[:1 if name == "toco" else 2], cam_scales=text(z["opt/cam_scales"]))
     out = method(z["in/inputs"])
     for k, name in {"cls": "cls_logits", "segs": "seg_logits", "cls_aux": "aux_cls_logits"}.items(): close(out[name], z[f"out/{k}"], 1e-4)
     for k, layer in (("cams", "last"), ("cams_aux", "aux")): close(method.cam(z["in/inputs"], layer=layer), z[f"out/{k}"], 1e-4)
 
 
-# %% The names of the real files (toco.md T11), at width 64
+SLOW = ("encoder_k.", "proj_head_t.", "prototypes", "queue")  # what CPDGL has beside its network
+
+
+@pytest.mark.parametrize("path", golden("cpdgl", "network_heads"))
+def test_cpdgl_network(path, tmp_path):
+    z = load(path)
+    method = opened(z, tmp_path/"cpdgl.pth", missing=("proj_head.", *SLOW))
+    out = method(z["in/x"])
+    def near(a, key): close(a, z[key], 1e-5*z[key].abs().max().item())
+    for k, name in {"cls": "cls_logits", "seg": "seg_logits", "x4": "last", "cls_aux": "aux_cls_logits"}.items(): near(out[name], f"out/{k}")
+    for k, layer in (("cam_only", "last"), ("cam_only_aux", "aux")): near(method.raw_cam(z["in/x"], layer), f"out/{k}")
+
+
+@pytest.mark.parametrize("path", golden("cpdgl", "seg_inference"))
+def test_cpdgl_inference(path, tmp_path):
+    "The published inference of both benchmarks; the file has neither classifiers nor anything else that a prediction does not need"
+    z, missing = load(path), ("classifier.", "aux_classifier.", "proj_head.", *SLOW)
+    scales = text(z["opt/scales"])
+    for name, settings in {"voc": {"infer_size": text(z["opt/voc_base"]), "infer_direct": "true"}, "coco": {"infer_size": 0, "infer_direct": "false"}}.items():
+        method = opened(z, tmp_path/f"{name}.pth", missing=missing, infer_scales=scales, **settings)
+        logits, expected = method.segmentation(z["in/x"], size=z[f"out/{name}_pred"].shape[-2:]), z[f"out/{name}_logits"]
+        close(logits, expected, 1e-4*expected.abs().max().item())
+        assert (logits.argmax(1)[0] == z[f"out/{name}_pred"]).float().mean() >= .995
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("path", golden("cpdgl", "train_step"))
+def test_cpdgl_step(path, naming, tmp_path):
+    "A whole checkpoint, buffers as well: everything but the last layer of the projection heads is used"
+    z = load(path)
+    state = params(z) | {k.removeprefix("state/"): v for k, v in z.items() if k.startswith("state/")}
+    method = opened(z, tmp_path/"step.pth", naming, unused=("encoder.head.", "encoder_k.head.", "proj_head.last_layer.", "proj_head_t.last_layer."), state=state, cam_scales=text(z["opt/cam_scales"]),
+                    queue_len=len(state["queue"]), batch_size=len(z["in/inputs"]), num_crops=int(z["opt/ncrops"])-2)
+    for k, v in method.state_dict().items(): assert torch.equal(v, state[k]), k
+    for k, layer in (("cams", "last"), ("cams_aux", "aux")): close(method.cam(z["in/inputs"], layer=layer), z[f"out/{k}"], 5e-5)
+
+
+# %% The names of the real files (toco.md T11, cpdgl.md 10), at width 64
 def encoder(name, dim, blocks=12):
     shapes = {"cls_token": (1, 1, dim), "pos_embed": (1, 197, dim), "patch_embed.proj.weight": (dim, 3, 16, 16), "patch_embed.proj.bias": (dim,), "norm.weight": (dim,), "norm.bias": (dim,),
               "head.weight": (1000, dim), "head.bias": (1000,)}
@@ -93,14 +131,24 @@ def toco_shapes(num_fg, dim=64):
     return shapes | {"classifier.weight": (num_fg, dim, 1, 1), "aux_classifier.weight": (num_fg, dim, 1, 1)}
 
 
+def cpdgl_shapes(num_fg, dim=64):
+    shapes = encoder("encoder", dim) | encoder("encoder_k", dim) | head("proj_head", dim, 48, dim, 40) | head("proj_head_t", dim, 48, dim, 40)
+    for i in range(4): shapes |= {f"decoder.c{i}.weight": (num_fg+1, dim, 3, 3), f"decoder.c{i}.bias": (num_fg+1,)}
+    shapes |= {"classifier.weight": (num_fg, dim, 1, 1), "aux_classifier.weight": (num_fg, dim, 1, 1)}
+    return shapes | {"prototypes": (num_fg, dim), "queue": (4608, dim), "queue_label_flag": (4608, 1), "queue_ptr": (1,)}
+
+
 def random_tensors(shapes):
     g = torch.Generator().manual_seed(0)
-    return {k: torch.ones(s) if k.endswith(("norm1.weight", "norm2.weight", "norm.weight", "weight_g")) else .3*torch.randn(s, generator=g)/max(1, int(np.prod(s[1:])))**.5 for k, s in shapes.items()}
+    return {k: torch.full(s, 48) if k == "queue_ptr" else torch.ones(s) if k.endswith(("norm1.weight", "norm2.weight", "norm.weight", "weight_g")) else .3*torch.randn(s, generator=g)/max(1, int(np.prod(s[1:])))**.5 for k, s in shapes.items()}
 
 
-FAMILIES = {"toco": toco_shapes}
-PUBLISHED = {("toco", "voc"): {"infer_scales": (1., 1.5, 1.25), "fusion": "sum-max", "infer_size": 0, "bg_thresh": .5, "crf": "toco"},
-             ("toco", "coco"): {"infer_scales": (1., 1.25, 1.5), "fusion": "max-sum", "infer_size": 448, "bg_thresh": .45, "crf": "toco"}}
+FAMILIES = {"toco": toco_shapes, "tsd-cam": toco_shapes, "cpdgl": cpdgl_shapes}
+UNUSED = {"toco": (".head.",), "tsd-cam": (".head.", "proj_head"), "cpdgl": (".head.", ".last_layer.")}
+OF_VOC, OF_COCO = {"infer_scales": (1., 1.5, 1.25), "fusion": "sum-max", "infer_size": 0, "bg_thresh": .5}, {"infer_scales": (1., 1.25, 1.5), "fusion": "max-sum", "infer_size": 448, "bg_thresh": .45}
+SECO = {"infer_scales": (1., 1.25, 1.5), "fusion": "sum-max", "crf": "cpdgl"}
+PUBLISHED = {("toco", "voc"): OF_VOC | {"crf": "toco"}, ("toco", "coco"): OF_COCO | {"crf": "toco"}, ("tsd-cam", "voc"): OF_VOC | {"crf": "tsd_cam_voc"}, ("tsd-cam", "coco"): OF_COCO | {"crf": "tsd_cam_coco"},
+             ("cpdgl", "voc"): SECO | {"infer_size": 448, "infer_direct": True, "bg_thresh": .5}, ("cpdgl", "coco"): SECO | {"infer_size": 0, "infer_direct": False, "bg_thresh": .45}}
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
@@ -108,14 +156,14 @@ PUBLISHED = {("toco", "voc"): {"infer_scales": (1., 1.5, 1.25), "fusion": "sum-m
 def test_real_layout(family, benchmark, naming, tmp_path):
     names = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}[benchmark]
     state = random_tensors(FAMILIES[family](len(names)-1))
-    method, report = load_released(saved(state, tmp_path/"w.pth", naming))
+    method, report = load_released(saved(state, tmp_path/"w.pth", naming), None if family != "tsd-cam" else family)  # not told apart from ToCo
     assert (report.method, report.preset, report.classes, method.classes) == (family, benchmark, names, names)
-    assert set(report.unused) == {k for k in state if ".head." in k} and not report.missing and set(report.loaded) == set(state)-set(report.unused)
+    assert set(report.unused) == {k for k in state if any(u in k for u in UNUSED[family])} and not report.missing and set(report.loaded) == set(state)-set(report.unused)
     for k in report.loaded: assert torch.equal(method.state_dict()[k], state[k]), k
     for k, v in PUBLISHED[family, benchmark].items(): assert getattr(method.config, k) == v, k
     assert method.encoder.aux_layer == 9 and method.encoder.blocks[0].attn.num_heads == 1 and not method.training
     shown = str(report)
-    for words in (f"read as {family}", f"preset {benchmark}", f"{len(names)-1}: {names[1]}", names[-1], "encoder.head 2", "missing  nothing"): assert words in shown, shown
+    for words in (f"read as {family}", f"preset {benchmark}", f"{len(names)-1}: {names[1]}", names[-1], "encoder.head 2 (", "missing  nothing"): assert words in shown, shown
 
 
 def test_what_is_missing_or_of_another_shape(tmp_path):
@@ -165,9 +213,10 @@ def test_nothing_is_executed(write, tmp_path, fails):
 
 @pytest.mark.parametrize("spoil,words", [
     (lambda s: [1, 2], "w.pth: holds list, not tensors by name"), (lambda s: {"epoch": 3}, "w.pth: holds no tensors by name"), (lambda s: torch.zeros(2), "w.pth: holds Tensor, not tensors by name"),
-    (lambda s: {"layer4.2.conv3.weight": torch.zeros(1)}, "are of no known checkpoint; known are those of ToCo or TSD-CAM"),
+    (lambda s: {"layer4.2.conv3.weight": torch.zeros(1)}, "are of no known checkpoint; known are those of ToCo or TSD-CAM; CPDGL or SeCo"),
     (lambda s: {k.removeprefix("encoder."): v for k, v in s.items() if k.startswith("encoder.")}, "holds a backbone alone"),
     (lambda s: {k: v for k, v in s.items() if not k.startswith("decoder.")}, "most like those of ToCo or TSD-CAM, but decoder.conv6.weight is missing"),
+    (lambda s: {k: v for k, v in random_tensors(cpdgl_shapes(20)).items() if not k.startswith("decoder.c3")}, "most like those of CPDGL or SeCo, but decoder.c3.weight is missing"),
     (lambda s: {k: v for k, v in s.items() if "blocks.5" not in k}, "w.pth: encoder.blocks.5.norm1.weight is missing"),
     (lambda s: s | {"decoder.conv7.weight": torch.zeros(24, 12, 3, 3)}, "w.pth: decoder.conv7.weight is (24, 12, 3, 3), needed is (24, 24, 3, 3)"),
     (lambda s: random_tensors(toco_shapes(20, 40)), "w.pth: its width of 40 is no multiple of 64"),
@@ -200,9 +249,9 @@ def photos(here):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_predict_with_a_released_file(family, call, photos, here):
     saved(random_tensors(FAMILIES[family](20)), here/"released.pth")
-    status, out, err = call("wsss-predict", "released.pth", "photos", "--out", "labels", "--overlay", "--crf")
+    status, out, err = call("wsss-predict", "released.pth", "photos", "--out", "labels", "--overlay", "--crf", *(["--method", family] if family == "tsd-cam" else []))
     assert (status, err) == (0, ""), err
-    assert f"read as {family}" in out and "20: aeroplane, bicycle" in out and "2 label maps in labels, refined by the dense CRF toco" in out
+    assert f"read as {family}" in out and "20: aeroplane, bicycle" in out and f"2 label maps in labels, refined by the dense CRF {PUBLISHED[family, 'voc']['crf']}" in out
     assert sorted(p.name for p in (here/"labels").iterdir()) == ["p0.png", "p0_overlay.png", "p1.png", "p1_overlay.png"]
     label = read_label(here/"labels"/"p0.png")
     assert label.shape == (60, 90) and label.max() <= 20 and Image.open(here/"labels"/"p0.png").mode == "P"
