@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/train.html.md"""
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'lr_factor', 'Schedule', 'encoder_head_groups', 'graceful_stop', 'save_checkpoint', 'disk_errors',
-           'load_checkpoint', 'save_weights', 'LossStep', 'check_finite', 'Trainer', 'split_batch']
+           'load_checkpoint', 'save_weights', 'LossStep', 'check_finite', 'check_divisible', 'Trainer', 'split_batch']
 
 # %% ../nbs/80_train.ipynb #869a3dcf
 import math,signal,threading,time
@@ -151,6 +151,16 @@ def check_finite(
         if not math.isfinite(value.item()):
             raise UserError(f"loss {name!r} is {value.item()} at step {step} (images {', '.join(ids)}); the weights before this step are saved: look at these images, or train with a lower rate (--set lr=...) into another --out")
 
+# %% ../nbs/80_train.ipynb #c4ec0d1b
+def check_divisible(
+    batch_size:int, # images per step
+    processes:int,  # that share them
+    accumulate:int, # parts that go through one after the other
+):
+    "Raise `UserError` if a batch cannot be divided evenly"
+    for parts,what in ((processes, f"the {processes} processes"), (processes*accumulate, f"{processes} processes times accumulate={accumulate}")):
+        if batch_size % parts: raise UserError(f"--set batch_size={batch_size}: must be divisible by {what}")
+
 # %% ../nbs/80_train.ipynb #6c35eb07
 class Trainer:
     "The training loop of one run"
@@ -174,12 +184,11 @@ class Trainer:
         accumulate:int=1,       # parts of a batch that go through one after the other before a step
     ):
         from accelerate import Accelerator
-        self.run,self.samples,self.validate = run,samples,validate
-        self.iters,self.batch_size,self.workers,self.accumulate = iters,batch_size,workers,accumulate
+        self.run,self.samples,self.validate,self.workers = run,samples,validate,workers
+        self.iters,self.batch_size,self.accumulate = iters,batch_size,accumulate
         self.every = {"val":val_every, "save":save_every, "log":log_every}
         self.accelerator = Accelerator(cpu=device=="cpu", mixed_precision=precision)
-        for parts,what in ((n := self.accelerator.num_processes, f"the {n} processes"), (n*accumulate, f"{n} processes times accumulate={accumulate}")):
-            if batch_size % parts: raise UserError(f"--set batch_size={batch_size}: must be divisible by {what}")
+        check_divisible(batch_size, self.accelerator.num_processes, accumulate)
         self.method = method.to(self.accelerator.device)
         self.model,self.optimizer = self.accelerator.prepare(LossStep(self.method), optimizer(method.param_groups(), weight_decay=weight_decay))
         self.schedule = Schedule(self.optimizer, factor=factor) if factor else Schedule(self.optimizer, iters, warmup_iter)
@@ -238,7 +247,7 @@ def next_batch(self:Trainer,
 )->dict|None:   # the next one; None if a signal ended the loader's processes
     "Return the next batch; a mistake that a loader process met is told without the traceback that comes with it from there"
     try: return next(batches)
-    except UserError as e: raise UserError(str(e).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
+    except UserError as e: raise UserError(str(e).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from None
     except Exception:
         if not stop.asked: raise
 
