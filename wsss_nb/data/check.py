@@ -136,7 +136,7 @@ def check_dataset(
     maps = {name:root/"Saliency"/f"{name}.png" for name in list_files(root/"Saliency", ".png")}
     jobs = (_Job(p, ds.mask_files.get(i), maps.get(i), labels.get(i), ds.classes, not ds.counts) for i,p in ds.images.items())
     digests = {}
-    for i,(found,digest) in zip(ds.images, progress(map_on_cores(_check_item, jobs, workers), "checking", total=len(ds.images), unit="image")):
+    for (found,digest),i in zip(progress(map_on_cores(_check_item, jobs, workers), "checking", total=len(ds.images), unit="image"), ds.images):
         for wrong,f in found: (check.problems if wrong else check.notes).append(f)
         if digest: digests[i] = digest
     for d in opened.values():

@@ -82,7 +82,7 @@ def _draw(job):
 def _draw_all(jobs, what, workers):
     "Draw masks; return the labels of each ID, and what is wrong with the others"
     labels,bad = {},[]
-    for job,(y,problem) in zip(jobs, progress(map_on_cores(_draw, jobs, workers), what, total=len(jobs), unit="mask")):
+    for (y,problem),job in zip(progress(map_on_cores(_draw, jobs, workers), what, total=len(jobs), unit="mask"), jobs):
         if problem: bad.append(problem)
         else: labels[job.id] = y
     return labels,bad
