@@ -11,7 +11,7 @@ __all__ = ['STAGES', 'open_scored', 'validation_data', 'default_preset', 'typed_
 
 # %% ../nbs/94_experiment.ipynb #635542a5
 import hashlib,os
-from collections.abc import Iterable,Sequence
+from collections.abc import Callable,Iterable,Sequence
 from dataclasses import asdict,replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .backbones.core import load_matching,read_weights
-from .core import BACKGROUND,UserError,atomic_path,did_you_mean,pick_device,progress,seed_everything,write_json
+from .core import BACKGROUND,UserError,atomic_path,did_you_mean,pick_device,progress,reset_peak_memory,seed_everything,write_json
 from .data.core import Dataset
 from .data.datasets import open_dataset
 from .data.folder import FolderDataset,find_images
@@ -221,14 +221,20 @@ def evaluate_run(
     module,settings,made_with = run_settings(run, tuple(overrides))
     check_asked(run, made_with, asked)
     several = hasattr(module, "STAGES")
+    if several: reset_peak_memory()
     done = read_result(run.result).get("seconds", {})
     final = Run(run.path, module.FINAL) if several else run
     method = load_run(run.path, device, tuple(overrides)) if not several or module.FINAL in done else None
     info = {k:made_with[k] for k in ("method","preset","seed")} | {"data":data, "backbone":settings.backbone, "supervision":settings.supervision, "config_hash":config_hash(made_with)}
     scored = open_scored(data, settings.val_split)
     if scored.classes != tuple(made_with["classes"]): raise UserError(f"{data}: its classes ({', '.join(scored.classes)}) are not those of {run.path} ({', '.join(made_with['classes'])}); evaluate on data with the same classes")
-    more = stage_products(module, run, data, settings, scored if method else None, done) if several else None
-    if method: return evaluate_stage(method, scored, final, device, info, more=more)
+    def predict(image): return predict_image(method, image, device).cpu().numpy()
+    more = stage_products(module, run, data, settings, scored if method else None, done, predict if method else None) if several else None
+    if method and not several: return evaluate_stage(method, scored, run, device, info)
+    if method:
+        result = evaluate_stage(method, scored, final, device, info, pictures=3, more=more)
+        memory = result["stage_memory_mb"] | {"evaluate":result["peak_memory_mb"]}
+        return update_result(run.result, {"stage_memory_mb":memory, "peak_memory_mb":max(memory.values())})
     if not more["matrices"]: raise UserError(f"{run.path}: there is nothing to score yet; run a stage first (--stages {','.join(stages_of(made_with['method']))})")
     more.pop("rows")
     return update_result(run.result, info | scores_of(more.pop("matrices"), scored.classes) | more | {"versions":versions()}, forget=SCORES)
@@ -241,14 +247,16 @@ def stage_products(
     settings,           # of the method
     val:Dataset|None,   # what the final network is scored on; None: it is not trained yet
     done:dict,          # seconds of the stages that have been finished
-    pictures:int=3,     # training images in the report's picture
+    predict:Callable|None=None, # image -> label map (H,W), of the final network
+    pictures:int=4,     # training images in the report's picture
 )->dict:                # `more` of `evaluate_stage`
     "Score what the stages made of the training images, where these have masks, and say what the scores mean"
     train = open_scored(data, settings.train_split)
     products = {k:read for k,(stage,read) in module.SCORED.items() if stage in done and train.has_masks}
     scores = {k:score_labels(train, lambda i: read(run, i, settings)) for k,read in products.items()}
     rows = [train[i] for i in np.linspace(0, len(train)-1, pictures).astype(int)] if products else []
-    rows = [{"id":i.id, "image":i.image, "mask":i.mask, "cam":read_cam(run.file("cams", i.id))[1]} | {k:read(run, i.id, settings) for k,read in products.items() if k != "seed"} for i in rows]
+    rows = [{"id":i.id, "image":i.image, "mask":i.mask, "cam":read_cam(run.file("cams", i.id))[1]} | {k:read(run, i.id, settings) for k,read in products.items() if k != "seed"}
+            | ({"prediction":predict(i.image)} if predict else {}) for i in rows]
     given = {k:{"split":train.split, "images":len(train), "image_labels":True} for k in products}
     if val: given |= {k:{"split":val.split, "images":len(val), "image_labels":False} for k in ("prediction", *(["prediction_crf"] if settings.crf else []))}
     return {"matrices":{k:m for k,(m,_) in scores.items()}, "coverage":{k:round(share, 4) for k,(_,share) in scores.items()}, "rows":rows, "scored":given} | module.describe(settings, train)

@@ -263,7 +263,7 @@ def evaluate_stage(
     for r in worst: r |= {k:getattr(data[data.ids.index(r["id"])], k) for k in ("image","mask")} | {"prediction":read_label(run.file("predictions", r["id"]))}
     seconds |= {"evaluate":time.perf_counter()-begin-sum(seconds.values())}
     before = {k:v for k,v in read_result(run.result).get("seconds", {}).items() if c.crf or k != "prediction_crf"}
-    matrices |= more.pop("matrices")
+    matrices = (made := more.pop("matrices")) | {k:m for k,m in matrices.items() if k not in made}
     scored = scores_of(matrices, data.classes) | more if any(m.counts.any() for m in matrices.values()) else {}
     result = update_result(run.result, {**(info or {}), "split":data.split, "classes":list(data.classes), **scored, "seconds":before | {k:round(v, 2) for k,v in seconds.items()}, "device":device,
                                         "images":{data.split:len(data)}, "peak_memory_mb":peak_memory_mb(), "versions":versions()},
