@@ -184,8 +184,7 @@ class Trainer:
         accumulate:int=1,       # parts of a batch that go through one after the other before a step
     ):
         from accelerate import Accelerator
-        self.run,self.samples,self.validate,self.workers = run,samples,validate,workers
-        self.iters,self.batch_size,self.accumulate = iters,batch_size,accumulate
+        self.run,self.samples,self.validate,self.iters,self.batch_size,self.workers,self.accumulate = run,samples,validate,iters,batch_size,workers,accumulate
         self.every = {"val":val_every, "save":save_every, "log":log_every}
         self.accelerator = Accelerator(cpu=device=="cpu", mixed_precision=precision)
         check_divisible(batch_size, self.accelerator.num_processes, accumulate)
