@@ -12,7 +12,8 @@ BIN = Path(sys.executable).parent
 TINY = ("--preset", "shapes", "--set", "pretrained=false", "iters=2", "batch_size=4", "crop_size=64", "hidden=16", "warmup_iter=1", "seg_start=0", "val_images=2", "workers=0",
         "cam_scales=1", "infer_scales=1", "infer_par=1")
 # what else makes a method small: its own settings
-SMALL = {"toco": ("contrast_start=0", "num_crops=2", "local_size=24", "proj_hidden=16", "proj_bottleneck=8", "proj_dim=16")}
+SMALL = {"toco": ("contrast_start=0", "num_crops=2", "local_size=24", "proj_hidden=16", "proj_bottleneck=8", "proj_dim=16"),
+         "tscd": ("radius=2", "corr_samples=6", "walk_start=4")}
 
 
 def started(*argv, **kw):

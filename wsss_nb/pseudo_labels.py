@@ -94,6 +94,7 @@ def refine_in_box(
         out[i][:,keep,y0:y1,x0:x1] = resize(refined, size)[0].unflatten(0, (T,-1))
     return out
 
+# %% ../nbs/50_pseudo_labels.ipynb #e7a10006
 @torch.no_grad()
 def walk_pseudo_label(
     images:Tensor,           # in [0,1], (B,3,H,W)
