@@ -14,7 +14,8 @@ TINY = ("--preset", "shapes", "--set", "pretrained=false", "iters=2", "batch_siz
 # what else makes a method small: its own settings
 SMALL = {"toco": ("contrast_start=0", "num_crops=2", "local_size=24", "proj_hidden=16", "proj_bottleneck=8", "proj_dim=16"),
          "tsd-cam": ("corr_start=0", "corr_samples=4"),
-         "cpdgl": ("ptc_start=0", "contrast_start=1", "proto_from=1", "final_from=3", "ramp_iters=4", "num_crops=2", "local_size=24", "proj_hidden=16", "queue_len=40")}
+         "cpdgl": ("ptc_start=0", "contrast_start=1", "proto_from=1", "final_from=3", "ramp_iters=4", "num_crops=2", "local_size=24", "proj_hidden=16", "queue_len=40"),
+         "tscd": ("radius=2", "corr_samples=6", "walk_start=4")}
 
 
 def started(*argv, **kw):
