@@ -108,7 +108,7 @@ def key_rows(self:MemoryNet,
     "Return the projections of the copy; whole views have the student's tokens"
     return self.proj_head_t(_rows(view_tokens, self.encoder_k(crops.flatten(0,1))["cls_token"]))
 
-# %% ../nbs/63_memory.ipynb #75052d8b
+# %% ../nbs/63_memory.ipynb #7ad33f0a
 @patch
 @torch.no_grad()
 def remember(self:MemoryNet,

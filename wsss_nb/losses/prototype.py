@@ -24,7 +24,7 @@ def noisy_rows(
     low = (positive < positive.mean(1, keepdim=True)).sum(1)
     return low/(positive.shape[1] - low + 1e-6) > ratio
 
-# %% ../../nbs/76_losses.prototype.ipynb #7bb23087
+# %% ../../nbs/76_losses.prototype.ipynb #933e4238
 def local_contrast_loss(
     queries:Tensor,         # rows of the student, unit vectors, (N,D)
     tags:Tensor,            # their tags, (N,): 1…C, BACKGROUND or -1
@@ -51,7 +51,7 @@ def local_contrast_loss(
         else: loss = torch.where(some := (positive != 0).any(1), rows, 0).sum()/some.sum().clamp(min=1)
     return -loss*(temperature/base_temperature if base_temperature else 1),torch.where(noisy, BACKGROUND, tags)
 
-# %% ../../nbs/76_losses.prototype.ipynb #0879973b
+# %% ../../nbs/76_losses.prototype.ipynb #d11d0319
 def _restricted(logits, own):
     "Return the cross entropy among classes that occur, a mean over the rows that have one"
     among = logits*own.any(0)
@@ -68,7 +68,7 @@ def _margin(logits, own, margin):
     hinge = (torch.where(own, 0, logits).amax(1) - margin).clamp(min=0)
     return mean((spread+1e-12).log() - torch.where(own, logits, 0).sum(1), tagged.sum()+1e-6) + mean(hinge, tagged.sum().clamp(min=1))
 
-# %% ../../nbs/76_losses.prototype.ipynb #1c034dc3
+# %% ../../nbs/76_losses.prototype.ipynb #0879973b
 PCL_FORMS = ("restricted","margin")
 
 def prototype_contrast_loss(
