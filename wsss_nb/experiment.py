@@ -10,13 +10,12 @@ __all__ = ['STAGES', 'open_scored', 'validation_data', 'default_preset', 'is_rel
            'predict_files', 'classes_found']
 
 # %% ../nbs/94_experiment.ipynb #635542a5
-import hashlib,os
+import hashlib
 from collections.abc import Callable,Iterable,Sequence
 from dataclasses import asdict,replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .backbones.core import load_matching,read_weights
 from .core import BACKGROUND,UserError,atomic_path,did_you_mean,pick_device,progress,reset_peak_memory,seed_everything,write_json
@@ -24,8 +23,9 @@ from .data.core import Dataset
 from .data.datasets import open_dataset
 from .data.folder import FolderDataset,find_images
 from .io import read_cam,read_image,read_label,write_image,write_label
-from .jobs import Job,processes
+from .jobs import Job
 from .methods.core import get_method,resolve_config,run_stage
+from .parallel import first_only,join
 from .refine.crf import CRF_PRESETS
 from .released import load_released
 from .runs import Run,changed_settings,config_hash,machine,read_result,source_commit,typed_settings,update_result,versions
@@ -159,14 +159,11 @@ def run_method(
 # %% ../nbs/94_experiment.ipynb #94aa0003
 def _begin(run, made_with, resume, module, config, stages, device, record):
     "Begin, or with `resume` go on with, a run of several stages"
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        from accelerate import PartialState
-        PartialState(cpu=device == "cpu")
-    rank,world = processes()
-    if rank == 0:
+    join(device)
+    def start():
         run.start(made_with, resume)
         update_result(run.result, {k:made_with[k] for k in ("method","data","preset","seed","classes")} | record)
-    if world > 1: torch.distributed.barrier()
+    first_only(start)
     return _go_on(run, made_with, module, config, stages, device)
 
 def _go_on(run, made_with, module, config, stages, device):

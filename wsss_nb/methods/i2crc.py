@@ -28,10 +28,11 @@ from ..data.saliency import PROVIDERS,make_saliency,resize_saliency,saliency_ori
 from ..data.segment_transforms import NORMS,SegmentTransform,SquareTransform,network_input,renormalise
 from ..deeplab import DeepLab,multi_scale_loss
 from ..io import read_cam,read_label,write_cam,write_label
-from ..jobs import FileDataset,Job,Stage,processes
+from ..jobs import FileDataset,Job,Stage
 from ..label_rules import cam_bytes,pseudo_label,refine_label
 from ..losses.relation import relation_losses
 from .core import must
+from ..parallel import processes
 from ..refine.crf import CRF_PRESETS,dense_crf
 from ..runs import Run
 from ..schedules import drop_factor,poly_factor
@@ -185,9 +186,8 @@ def training_images(
     job:Job, # of a stage
 )->Dataset:  # with the saliency that the settings ask for
     "Return the training images"
-    c,data = job.config,job.open(job.config.train_split)
-    if c.saliency == "dataset": return data
-    return FileDataset(data, saliency=lambda i: None if c.saliency == "none" else job.run.file("saliency", i))
+    kind,data = job.config.saliency,job.open(job.config.train_split)
+    return data if kind == "dataset" else FileDataset(data, saliency=lambda i: None if kind == "none" else job.run.file("saliency", i))
 
 def make_maps(
     job:Job, # of a stage
@@ -287,8 +287,7 @@ STAGES = {
     "segment": Stage(segment, ("labels",), ("checkpoints/segment",)),
     "predict-train": Stage(predict_train, ("checkpoints/segment",), ("predictions_train",)),
     "refine-labels": Stage(refine_labels, ("labels","predictions_train"), ("labels_refined",)),
-    "segment-again": Stage(partial(segment, stage="segment-again", labels="labels_refined"), ("labels_refined",), ("checkpoints/segment-again",)),
-}
+    "segment-again": Stage(partial(segment, stage="segment-again", labels="labels_refined"), ("labels_refined",), ("checkpoints/segment-again",))}
 FINAL = "segment-again"
 
 def label_of(
