@@ -186,6 +186,7 @@ class AffinityExplorer(VBox):
         wrap = {"flex_flow":"row wrap", "align_items":"flex-start"}  # on a narrow page the picture goes below the photo
         super().__init__([HBox([VBox([*self.controls.values(), self.photo]), self.picture], layout=wrap), self.caption])
 
+# %% ../nbs/98_widgets_affinity.ipynb #ec6c91cc
 @patch
 def draw(self:AffinityExplorer,
     change=None, # of a control, not used
