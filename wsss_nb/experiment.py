@@ -12,7 +12,7 @@ __all__ = ['STAGES', 'open_scored', 'validation_data', 'default_preset', 'is_rel
 # %% ../nbs/94_experiment.ipynb #635542a5
 import hashlib
 from collections.abc import Callable,Iterable,Sequence
-from dataclasses import asdict,replace
+from dataclasses import asdict,fields,replace
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ def run_settings(
         if not isinstance(config.get(key), kind): raise UserError(f"{run.config_file}: {key!r} is missing or no {kind.__name__}; this is not the settings file of a run")
     if len(config["classes"]) < 2 or not all(isinstance(c, str) for c in config["classes"]): raise UserError(f"{run.config_file}: 'classes' must be names, background first")
     module = get_method(config["method"])
-    none = {k:None for k,f in module.Config.__dataclass_fields__.items() if "None" in str(f.type)}  # TOML leaves them out
+    none = {f.name:None for f in fields(module.Config) if "None" in str(f.type)}  # TOML leaves them out
     settings = typed_settings(config["settings"], module.Config, run.config_file)
     return module,resolve_config(module.Config(**none | settings), {"run":{}}, "run", overrides),config
 
