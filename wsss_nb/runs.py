@@ -81,6 +81,7 @@ def start(self:Run,
 @patch
 def load_config(self:Run)->dict: # settings as they were resolved
     "Return the settings of this run; raise `UserError` if there are none"
+    if not self.path.exists(): raise UserError(f"{self.path}: no such run folder")
     if not self.config_file.is_file(): raise UserError(f"{self.path}: not a run folder (config.toml is missing)")
     try: return tomllib.loads(self.config_file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise UserError(f"{self.config_file}: not readable as TOML ({e})") from e
