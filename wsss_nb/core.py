@@ -9,7 +9,7 @@ __all__ = ['IGNORE_INDEX', 'BACKGROUND', 'UserError', 'did_you_mean', 'atomic_pa
            'num_cores', 'pick_device', 'progress', 'peak_memory_mb', 'reset_peak_memory', 'map_on_cores']
 
 # %% ../nbs/01_core.ipynb #b0c46ddd
-import json,os,random,resource,signal,sys,tempfile
+import json,os,random,re,resource,signal,sys,tempfile
 from collections import deque
 from collections.abc import Callable,Iterable,Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -134,6 +134,8 @@ def peak_memory_mb()->int: # MB of resident memory, or of CUDA memory where CUDA
     if "torch" in sys.modules:
         import torch
         if torch.cuda.is_available() and torch.cuda.max_memory_allocated(): return round(torch.cuda.max_memory_allocated()/2**20)
+    status = Path("/proc/self/status") # of this program only: what `getrusage` says, Linux passes on from the program that started this one
+    if status.exists(): return round(int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])/2**10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak/(2**20 if sys.platform=="darwin" else 2**10))
 
