@@ -135,7 +135,8 @@ def peak_memory_mb()->int: # MB of resident memory, or of CUDA memory where CUDA
         import torch
         if torch.cuda.is_available() and torch.cuda.max_memory_allocated(): return round(torch.cuda.max_memory_allocated()/2**20)
     status = Path("/proc/self/status") # of this program only: what `getrusage` says, Linux passes on from the program that started this one
-    if status.exists(): return round(int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])/2**10)
+    own = re.search(r"VmHWM:\s*(\d+)", status.read_text()) if status.exists() else None
+    if own: return round(int(own[1])/2**10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak/(2**20 if sys.platform=="darwin" else 2**10))
 
