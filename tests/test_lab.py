@@ -81,3 +81,17 @@ def test_explorer(lab, tmp_path):
     assert not complaints(page)
     panel.scroll_into_view_if_needed()
     shoot(page, "explorer", tmp_path)
+
+def test_affinity_explorer(lab, tmp_path):
+    "A click on the photo says which patch it is and changes the picture"
+    page = lab.open(EXPLORER.with_name("98_widgets_affinity.ipynb"))
+    run_all(page)
+    panel = page.locator(".jp-OutputArea", has=page.locator(".wsss-caption")).last
+    caption,picture,photo = panel.locator(".wsss-caption .widget-html-content"),panel.locator(".widget-image"),panel.locator("img.wsss-clickable")
+    pw.expect(caption).to_contain_text("patch 7,7 of 14×14", timeout=180_000)
+    before,box = [pixels(i) for i in (picture, photo)],photo.bounding_box()
+    photo.click(position={"x": .1*box["width"], "y": .9*box["height"]})
+    pw.expect(caption).to_contain_text("patch 12,1 of 14×14", timeout=180_000)
+    assert all(pixels(i) != b for i,b in zip((picture, photo), before))
+    assert not complaints(page)
+    shoot(page, "affinity", tmp_path)

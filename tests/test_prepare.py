@@ -39,7 +39,7 @@ def site(archives, monkeypatch):
     counts = {"VOCtrainval_11-May-2012.tar":{"JPEGImages/*.jpg":48, "Annotations/*.xml":48, "SegmentationClass/*.png":22}, "benchmark.tgz":{"cls/*.mat":29}, "train2014.zip":{"train2014/*.jpg":45},
               "val2014.zip":{"val2014/*.jpg":20}, "annotations_trainval2014.zip":{"instances_*2014.json":2}}
     for kind,known in download.ARCHIVES.items():
-        monkeypatch.setitem(download.ARCHIVES, kind, {name:a._replace(url=a.url and f"http://127.0.0.1:9/{name}", checksum=a.checksum and f"md5:{hashlib.md5(archives[name]).hexdigest()}", holds=counts.get(name)) for name,a in known.items()})
+        monkeypatch.setitem(download.ARCHIVES, kind, {name:a._replace(url=a.url and f"http://127.0.0.1:9/{name}", checksum=a.checksum and f"md5:{hashlib.md5(archives[name]).hexdigest()}", holds=counts.get(name), gigabytes=0) for name,a in known.items()})
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serving({f"/{name}":data for name,data in archives.items()}) as server: yield server
 
@@ -273,6 +273,13 @@ def test_interrupted_download_goes_on(site, call, here):
 def test_an_archive_of_something_else(site, fails, here, archives):
     site.files["/train2014.zip"] = archives["val2014.zip"]
     assert "train2014.zip: holds 0 files train2014/*.jpg, the published one 45" in fails("wsss-data", "get", "coco", "--out", "coco", "--mirror", site.url)
+
+
+def test_too_small_a_disk(site, fails, here, monkeypatch):
+    "Said before anything is downloaded"
+    monkeypatch.setitem(download.ARCHIVES, "voc", {n:a._replace(gigabytes=a.url and 10**6) for n,a in download.ARCHIVES["voc"].items()})
+    assert "GB left, VOCtrainval_11-May-2012.tar and what is in it need 2000000.0 more" in fails("wsss-data", "get", "voc", "--out", "data/voc", "--mirror", site.url)
+    assert site.asked == []
 
 
 def test_test_images_put_there_by_hand(site, call, here, archives):

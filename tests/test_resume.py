@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from commands import SMALL, TINY, run, started
+from commands import SMALL, STAGED, TINY, run, started
 from wsss_nb.methods.core import METHODS
 from wsss_nb.runs import Run, read_log
 from wsss_nb.train import Trainer, load_checkpoint
@@ -115,9 +115,9 @@ def test_a_finished_run_is_not_touched(call, scenes, undisturbed, tmp_path):
     assert finished(out) == before and Run(out).last.stat().st_mtime_ns == weights
 
 
-@pytest.mark.parametrize("name", [m for m in METHODS if m != "baseline"])
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "baseline" and m not in STAGED])
 def test_every_method_goes_on(call, scenes, tmp_path, name):
-    "Stopped before, at and after the steps where terms begin, a run ends with the weights of one that was not"
+    "Stopped before, at and after the steps where terms begin, a run ends with the weights of one that was not (of several stages: `test_stages_resume`)"
     settings = (*TINY, *SMALL.get(name, ()), "iters=6", "seg_start=2", "save_every=1", "log_every=1")
     def weights(out): return load_checkpoint(Run(out))["model"]
     def train(out, *more): assert call("wsss-run", name, *settings, "--data", scenes, "--out", out, "--stages", "train", *more)[::2] == (0, "")
@@ -134,4 +134,4 @@ def test_every_method_goes_on(call, scenes, tmp_path, name):
         train(out, "--resume")
         for tensor,v in weights(tmp_path/"whole").items(): assert torch.equal(v, weights(out)[tensor]), (k, tensor)
     losses = set(read_log(Run(tmp_path/"whole").log)[-1])
-    assert losses >= {"cls", "aux", "seg"}
+    assert losses >= {"cls", "seg"}

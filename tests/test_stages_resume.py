@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from commands import run
+from commands import STAGED, run
 from wsss_nb.io import read_cam, read_label
 from wsss_nb.methods.i2crc import STAGES
 from wsss_nb.runs import Run, read_log
 from wsss_nb.train import load_checkpoint
 
-SETTINGS = ("--preset", "shapes", "--set", "saliency=rbd", "cls_iters=4", "cls_batch=2", "iters=4", "batch_size=2", "crop_size=64", "cls_size=64", "saliency_size=64", "extra=8", "save_every=2",
-            "log_every=1", "cls_drops=2")
+SETTINGS = (*STAGED["i2crc"], "saliency=rbd")
 FOLDERS = {"saliency": "saliency", "seeds": "cams", "pseudo-labels": "labels", "predict-train": "predictions_train", "refine-labels": "labels_refined", "evaluate": "predictions"}
 TRAININGS = ("classify", "segment", "segment-again")
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from commands import SMALL, TINY
+from commands import SMALL, STAGED, TINY
 from wsss_nb.data.folder import FolderDataset
+from wsss_nb.experiment import stages_of
 from wsss_nb.io import write_label
 from wsss_nb.methods.core import METHODS, get_method
 from wsss_nb.runs import Run
@@ -45,11 +46,22 @@ def test_deleting_the_masks_changes_nothing(call, scenes, here):
         for p in (here/"out_with"/kind).iterdir(): assert p.read_bytes() == (here/"out_without"/kind/p.name).read_bytes()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [m for m in METHODS if m not in STAGED])
 def test_no_method_reads_a_mask_of_a_training_image(call, scenes, here, monkeypatch, name):
     seen = guarded(monkeypatch, allowed=("val",))
-    assert call("wsss-run", name, "--data", scenes, "--out", "out", *WEAK, *SMALL.get(name, ()))[0] == 0
+    assert call("wsss-run", name, "--data", scenes, "--out", "out", *WEAK, *SMALL.get(name, ()))[::2] == (0, "")
     assert seen == {"val"} and result("out")["supervision"] == "labels" and result("out")["method"] == name
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_no_stage_before_the_scores_reads_a_mask(call, scenes, here, monkeypatch, name):
+    "Labels that a stage made of training images are scored in the end, with their masks; nothing before that sees one"
+    *making,last = stages_of(name)
+    with monkeypatch.context() as m:
+        guarded(m, allowed=())
+        assert last == "evaluate" and call("wsss-run", name, "--data", scenes, "--out", "out", "--stages", ",".join(making), *STAGED[name])[::2] == (0, "")
+    assert call("wsss-run", name, "--data", scenes, "--out", "out", "--stages", "evaluate")[::2] == (0, "")
+    assert result("out")["supervision"] == "labels and saliency" and "refined_label" in result("out")["miou"]
 
 
 def test_the_weights_do_change(call, scenes, here):
@@ -78,7 +90,7 @@ def test_full_supervision_needs_masks(fails, scenes, here):
 def test_only_the_preset_full_opens_masks(call, scenes, here):
     for name in METHODS:
         module = get_method(name)
-        assert module.Config().supervision == "labels"
+        assert module.Config().supervision == ("labels and saliency" if name in STAGED else "labels")
         assert {p for p,changes in module.PRESETS.items() if changes.get("supervision", "labels") != "labels"} <= {"full"}
     assert call("wsss-run", "baseline", "--data", scenes, "--out", "out", "--stages", "train", *WEAK)[0] == 0
     assert tomllib.loads((here/"out"/"config.toml").read_text())["settings"]["supervision"] == "labels"

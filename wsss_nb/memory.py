@@ -100,23 +100,21 @@ def student_rows(self:MemoryNet,
     return self.proj_head(_rows(view_tokens, self.encoder(crops.flatten(0,1), maps=0)["cls_token"]))
 
 @patch
-@torch.no_grad()
 def key_rows(self:MemoryNet,
     view_tokens:Tensor, # class tokens of both whole views, (2·B,D), of the student
     crops:Tensor,       # of another view, normalised, (B,n,3,c,c)
 )->Tensor:              # as of `student_rows`, without gradient
     "Return the projections of the copy; whole views have the student's tokens"
-    return self.proj_head_t(_rows(view_tokens, self.encoder_k(crops.flatten(0,1), maps=0)["cls_token"]))
+    with torch.no_grad(): return self.proj_head_t(_rows(view_tokens, self.encoder_k(crops.flatten(0,1), maps=0)["cls_token"]))
 
 # %% ../nbs/63_memory.ipynb #7ad33f0a
 @patch
-@torch.no_grad()
 def remember(self:MemoryNet,
     keys:Tensor,         # of `key_rows`, (N,D)
     tags:Tensor,         # of the rows, (N,) int64
     gather:str="true",   # one of `GATHER`
 )->tuple[Tensor,Tensor]: # columns (world·N+L,D), float32: keys, then queue; their tags (world·N+L,)
     "Enqueue the keys of all processes and return what to contrast with: the new keys stand there twice, as published (CPDGL, section 4.9)"
-    keys,tags = gathered(keys.float(), gather),gathered(tags)
+    keys,tags = gathered(keys.detach().float(), gather),gathered(tags)
     enqueue(self.queue, self.queue_label_flag, self.queue_ptr, keys, tags if gather == "true" else torch.ones_like(tags))
     return torch.cat([keys, self.queue]),torch.cat([tags, self.queue_label_flag[:,0].to(tags.dtype)])

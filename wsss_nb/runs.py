@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/runs.html.md"""
 
 # %% auto #0
 __all__ = ['config_hash', 'without_none', 'changed_settings', 'Run', 'append_log', 'read_log', 'rewind_log', 'versions',
-           'source_commit', 'machine', 'read_result', 'update_result']
+           'source_commit', 'machine', 'read_result', 'update_result', 'typed_settings']
 
 # %% ../nbs/79_runs.ipynb #37207d74
 import csv,hashlib,json,os,platform,subprocess,tomllib
@@ -17,7 +17,7 @@ import tomli_w
 from fastcore.basics import patch
 
 import wsss_nb
-from .core import UserError,atomic_path,write_json
+from .core import UserError,atomic_path,did_you_mean,write_json
 
 # %% ../nbs/79_runs.ipynb #2b287e73
 def config_hash(
@@ -81,6 +81,7 @@ def start(self:Run,
 @patch
 def load_config(self:Run)->dict: # settings as they were resolved
     "Return the settings of this run; raise `UserError` if there are none"
+    if not self.path.exists(): raise UserError(f"{self.path}: no such run folder")
     if not self.config_file.is_file(): raise UserError(f"{self.path}: not a run folder (config.toml is missing)")
     try: return tomllib.loads(self.config_file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise UserError(f"{self.config_file}: not readable as TOML ({e})") from e
@@ -169,3 +170,20 @@ def update_result(
         elif v is not None: result[k] = v
     write_json(path, result)
     return result
+
+# %% ../nbs/79_runs.ipynb #7a11edd0
+def typed_settings(
+    found:dict,       # settings as a file has them
+    config_class,     # dataclass of a method
+    file:str|Path,    # where they are from, for the message
+)->dict:              # lists as tuples
+    "Return settings of a file; raise `UserError` for one that the method does not have or that has another type"
+    def fits(v, f):
+        if isinstance(f.default, tuple): return isinstance(v, tuple) and len(v) > 0 and all(type(x) in (int,float) for x in v)
+        if f.default is None: return type(v) is (int if "int" in str(f.type) else str)
+        return type(v) is type(f.default) or type(f.default) is float and type(v) is int
+    settings = {did_you_mean(k, config_class.__dataclass_fields__, f"setting in {file}"):tuple(v) if isinstance(v, list) else v for k,v in found.items()}
+    for k,v in settings.items():
+        f = config_class.__dataclass_fields__[k]
+        if not fits(v, f): raise UserError(f"{file}: {k} = {v!r} is not of the kind of {k} = {f.default!r}; mend it, or train again")
+    return settings

@@ -7,7 +7,7 @@ Docs: https://example.github.io/wsss_nb/stages.html.md"""
 # %% auto #0
 __all__ = ['PRODUCTS', 'SCORES', 'has_walk', 'label_image', 'segment_image', 'crf_prediction', 'predict_image',
            'quick_validation', 'train_stage', 'seed_of_cam', 'timed', 'note_evaluation', 'evaluate_image',
-           'products_of', 'scores_of', 'picture_row', 'described', 'evaluate_stage', 'score_labels']
+           'products_of', 'scores_of', 'picture_row', 'described', 'score_image', 'evaluate_stage', 'score_labels']
 
 # %% ../nbs/81_stages.ipynb #78cebea3
 import time
@@ -236,6 +236,17 @@ def described(
                             f"Seed{', random-walk seed' if 'random_walk_seed' in products else ''} and pseudo label were given the true image-level labels; the prediction was not.",
                             f"The prediction was {f'refined by {config.infer_par} rounds of PAR on the image' if config.infer_par else 'not refined'}; {crf}."]}
 
+# %% ../nbs/81_stages.ipynb #6e40f593
+def score_image(
+    item:Item,                          # with mask
+    maps:dict[str,np.ndarray],          # of `evaluate_image`
+    matrices:dict[str,ConfusionMatrix], # per product, added to
+    data:Dataset,                       # what the image is from
+)->dict:                                # of the prediction, as `image_record` gives it
+    "Count the pixels of one image for each product, and return how good its prediction is"
+    for k in matrices.keys() & maps.keys(): matrices[k].add(maps[k], item.mask)
+    return image_record(item.id, ConfusionMatrix(data.num_classes).add(maps["prediction"], item.mask), data.classes)
+
 # %% ../nbs/81_stages.ipynb #2226ded7
 def evaluate_stage(
     method,                 # trained
@@ -253,12 +264,9 @@ def evaluate_stage(
     begin,seconds,rows,records = time.perf_counter(),{},more.pop("rows"),[]
     matrices,shown = {k:ConfusionMatrix(data.num_classes) for k in products_of(method)},set(np.linspace(0, len(data)-1, pictures).astype(int).tolist())
     for i in progress(range(len(data)), "evaluate", unit="img"):
-        item = data[i]
-        maps = evaluate_image(method, item, run, seconds, device)
+        maps = evaluate_image(method, item := data[i], run, seconds, device)
         if i in shown: rows.append(picture_row(item, maps, c.bg_thresh))
-        if item.mask is None: continue
-        for k in matrices.keys() & maps.keys(): matrices[k].add(maps[k], item.mask)
-        records.append(image_record(item.id, ConfusionMatrix(data.num_classes).add(maps["prediction"], item.mask), data.classes))
+        if item.mask is not None: records.append(score_image(item, maps, matrices, data))
     worst = worst_images(records)
     for r in worst: r |= {k:getattr(data[data.ids.index(r["id"])], k) for k in ("image","mask")} | {"prediction":read_label(run.file("predictions", r["id"]))}
     seconds |= {"evaluate":time.perf_counter()-begin-sum(seconds.values())}

@@ -13,7 +13,6 @@ import math,signal,threading,time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from fastcore.basics import patch
@@ -179,13 +178,12 @@ class Trainer:
         workers:int=0,          # loader processes
         device:str="cpu",       # or "cuda"
         precision:str="no",     # of Accelerate: "no", "bf16", "fp16"
-        optimizer:Callable=partial(torch.optim.AdamW, betas=(.9,.999), eps=1e-8), # makes one of groups and `weight_decay`
+        optimizer:Callable=torch.optim.AdamW, # makes one of groups and `weight_decay`; the betas and eps of AdamW are those of ToCo T7
         factor:Callable|None=None, # of the rate, by steps done; None: `lr_factor`
         accumulate:int=1,       # parts of a batch that go through one after the other before a step
     ):
         from accelerate import Accelerator
-        self.run,self.samples,self.validate,self.workers = run,samples,validate,workers
-        self.iters,self.batch_size,self.accumulate = iters,batch_size,accumulate
+        self.run,self.samples,self.validate,self.iters,self.batch_size,self.workers,self.accumulate = run,samples,validate,iters,batch_size,workers,accumulate
         self.every = {"val":val_every, "save":save_every, "log":log_every}
         self.accelerator = Accelerator(cpu=device=="cpu", mixed_precision=precision)
         check_divisible(batch_size, self.accelerator.num_processes, accumulate)

@@ -223,7 +223,9 @@ def unpack(
                 if not wanted(m.name) or m.kind == "folder": continue
                 if m.kind == "device": raise UserError(f"member {m.name!r} is a device; do not trust this archive")
                 if m.kind == "link": links[m.name] = posixpath.normpath(m.link)
-                else: _write_member(m, path); files[posixpath.normpath(m.name)] = path
+                else:
+                    _write_member(m, path)
+                    files[posixpath.normpath(m.name)] = path
         for name,target in links.items():
             if target not in files: raise UserError(f"member {name!r} is a link to {target!r}, which is no file of this archive; do not trust it")
             with atomic_path(inside(folder, name)) as tmp: shutil.copyfile(files[target], tmp)
@@ -239,7 +241,7 @@ class Archive(NamedTuple):
     checksum:str|None=None  # "md5:..." or "sha256:..."
     holds:dict|None=None    # how many files end how, such as {"JPEGImages/*.jpg": 17_125}
     only:str=""             # regular expression of the names that are needed; "": all
-    gigabytes:float=0       # to download
+    gigabytes:float=0       # to download, and about as much again to unpack all
 
 ARCHIVES = {
     "voc": {"VOCtrainval_11-May-2012.tar": Archive("http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar", "md5:6cd6e144f989b92b3379bac3b3de84fd",
@@ -258,6 +260,14 @@ def _still_there(record, out):
     try: return all((out/f).is_dir() for f in json.loads(record.read_text())["folders"])
     except (OSError, ValueError, KeyError): return False
 
+def _check_room(archive, path, out):
+    "Raise `UserError` if the disk has no room for an archive and what is in it"
+    here = max((p.stat().st_size for p in (path, path.with_name(path.name+".part")) if p.exists()), default=0)
+    disk = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    need,free = archive.gigabytes*(1 if archive.only else 2)-here/1e9,shutil.disk_usage(disk).free/1e9
+    if free < need: raise UserError(f"{out}: the disk has {free:.1f} GB left, {path.name} and what is in it need {need:.1f} more; make room, or choose another folder")
+
+# %% ../../nbs/19_data.download.ipynb #9dd57924
 def get_archive(
     name:str,                # file name, a key of `ARCHIVES[...]`
     archive:Archive,         # what is known about it
@@ -271,6 +281,7 @@ def get_archive(
     path,record = out/"archives"/name,out/"archives"/f"{name}.unpacked.json"
     if not _still_there(record, out):
         if archive.url is None and not path.exists(): return None
+        _check_room(archive, path, out)
         urls = [f"{m.rstrip('/')}/{name}" for m in mirrors] or [archive.url] if archive.url else []
         download(urls, path, archive.checksum, **options)
         names = unpack(path, out, lambda n: not archive.only or re.fullmatch(archive.only, n) is not None)

@@ -30,14 +30,16 @@ def _record(root):
     try: found = json.loads((root/"prepared.json").read_text(encoding="utf-8"))
     except FileNotFoundError: found = {}
     except (OSError, ValueError) as e: raise UserError(f"{root/'prepared.json'}: cannot be read ({e}); remove it") from e
-    return {"options":{}, "written":{}} | (found if isinstance(found, dict) else {})
+    return {"options":{}, "written":{}} | ({k:v for k,v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {})
+
+def _words(options): return " ".join(f"{k}={v}" for k,v in options.items()) if isinstance(options, dict) else str(options)
 
 def _settle(root, folder, options):
     "Remember how the files in `folder` are made; raise `UserError` if those that are there were made otherwise"
     record = _record(root)
     made = record["options"].get(folder, options)
     if made != options and list_files(root/folder, ".png"):
-        raise UserError(f"{root/folder}: holds files made with {' '.join(f'{k}={v}' for k,v in made.items())}, not {' '.join(f'{k}={v}' for k,v in options.items())}; remove this folder to make them anew")
+        raise UserError(f"{root/folder}: holds files made with {_words(made)}, not {_words(options)}; remove this folder to make them anew")
     record["options"][folder] = options
     write_json(root/"prepared.json", record)
 

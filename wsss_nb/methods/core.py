@@ -24,8 +24,9 @@ from ..cam.multiscale import multi_scale_cam
 from ..core import UserError,did_you_mean,peak_memory_mb,reset_peak_memory
 from ..data.loader import TrainingSet
 from ..data.transforms import TrainTransform,denormalise
-from ..jobs import Job,Stage,processes
+from ..jobs import Job,Stage
 from ..network import POOLING,SingleStageNet
+from ..parallel import processes
 from ..refine.crf import CRF_PRESETS
 from ..runs import Run,read_result,update_result
 from ..segment import FUSION,multi_scale_logits,sharpen

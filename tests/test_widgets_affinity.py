@@ -1,0 +1,68 @@
+"The affinity explorer without a browser: `set_state` is what a click or a control sends."
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wsss_nb.core import UserError
+from wsss_nb.experiment import load_run, run_method
+from wsss_nb.stages import label_image
+from wsss_nb.widgets_affinity import AffinityExplorer, AffinityMaps, affinity_caption, affinity_picture, partners
+
+BRIEF = ["iters=3", "batch_size=2", "warmup_iter=1", "seg_start=1", "save_every=3", "val_images=0", "crop_size=64"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "A run folder with a method that has hardly learnt anything"
+    path = tmp_path_factory.mktemp("affinity")/"run"
+    run_method("tscd", "shapes:n=50", path, "shapes", stages=["train"], device="cpu", overrides=BRIEF)
+    return path
+
+
+@pytest.fixture
+def panel(run): return AffinityExplorer(run)
+
+
+def shown(panel): return np.asarray(Image.open(io.BytesIO(panel.picture.value)))
+def settings(panel): return {k: w.value for k, w in panel.controls.items()} | {"place": tuple(panel.photo.place)}
+
+
+@pytest.mark.parametrize("what,state,says", [("photo", {"place": [.1, .9]}, "patch 12,1 of 14×14"), ("image", {"index": 3}, "val_00003"), ("near", {"value": False}, "all patches")])
+def test_clicks_and_controls_move_everything(panel, what, state, says):
+    before = panel.caption.value, panel.picture.value, panel.photo.png
+    (panel.photo if what == "photo" else panel.controls[what]).set_state(state)
+    assert says in panel.caption.value and panel.picture.value != before[1]
+    assert (panel.photo.png != before[2]) == (what != "near")
+    assert "wsss-caption" in panel.caption._dom_classes
+
+
+def test_what_is_shown_is_the_plain_picture(panel, run):
+    for place in ([.3, .3], [0., 1.]): panel.photo.set_state({"place": place})
+    panel.controls["image"].set_state({"index": 5})
+    fresh = AffinityMaps(run)
+    assert np.array_equal(shown(panel), affinity_picture(fresh, **settings(panel))) and panel.caption.value == affinity_caption(fresh, **settings(panel))
+
+
+def test_nothing_is_computed_twice(panel):
+    passes = []
+    panel.maps.method.encoder.register_forward_hook(lambda *_: passes.append(1))
+    for place in ([.3, .3], [.7, .2]): panel.photo.set_state({"place": place})
+    panel.controls["near"].set_state({"value": False})
+    assert not passes
+
+
+def test_maps_are_those_that_are_scored(panel, run):
+    maps, image = panel.maps, panel.controls["image"].value
+    item, method = maps.item(image), load_run(run)
+    assert torch.equal(maps.walked(image), label_image(method, item.image, item.image_labels)["random_walk_seed"])
+    affinity, grid = maps.affinity(image)
+    near = partners(affinity, grid, (0, 0), method.config.radius)
+    assert (near["gives"] > 0).sum() == (method.config.radius+1)**2 and torch.equal(near["takes"][:2, 0], affinity[[0, grid[1]], 0])
+
+
+def test_a_method_without_affinity_is_told(tmp_path):
+    run_method("baseline", "shapes:n=50", tmp_path/"run", "shapes", stages=["train"], device="cpu", overrides=[b for b in BRIEF if not b.startswith("crop")])
+    with pytest.raises(UserError, match="baseline learns no affinity; choose a run of tscd"): AffinityExplorer(tmp_path/"run")
