@@ -97,7 +97,7 @@ def student_rows(self:MemoryNet,
     crops:Tensor,       # normalised, (B,n,3,c,c)
 )->Tensor:              # unit vectors, (B·(2+n),D), image by image: two whole views, then crops
     "Return the projections of the student"
-    return self.proj_head(_rows(view_tokens, self.encoder(crops.flatten(0,1))["cls_token"]))
+    return self.proj_head(_rows(view_tokens, self.encoder(crops.flatten(0,1), maps=0)["cls_token"]))
 
 @patch
 def key_rows(self:MemoryNet,
@@ -105,7 +105,7 @@ def key_rows(self:MemoryNet,
     crops:Tensor,       # of another view, normalised, (B,n,3,c,c)
 )->Tensor:              # as of `student_rows`, without gradient
     "Return the projections of the copy; whole views have the student's tokens"
-    with torch.no_grad(): return self.proj_head_t(_rows(view_tokens, self.encoder_k(crops.flatten(0,1))["cls_token"]))
+    with torch.no_grad(): return self.proj_head_t(_rows(view_tokens, self.encoder_k(crops.flatten(0,1), maps=0)["cls_token"]))
 
 # %% ../nbs/63_memory.ipynb #7ad33f0a
 @patch

@@ -88,8 +88,8 @@ class ProjectionNet(SingleStageNet):
         view2:Tensor|None=None,  # second view of the same images, (B,3,H,W)
         crops:Tensor|None=None,  # crops of them, (n,B,3,c,c); needs `view2`
     )->dict[str,Tensor]:         # as of `SingleStageNet`; with `view2` `view_tokens` (2·B,D), input first; with crops those of `project`
-        features = self.encoder(images if view2 is None else torch.cat([images, view2]))
-        out = self.read_out({k:v[:len(images)] for k,v in features.items()}, segment)
+        features = self.encoder(images) if view2 is None else self.encoder(torch.cat([images, view2]), maps=len(images))
+        out = self.read_out(features | {"cls_token":features["cls_token"][:len(images)]}, segment)
         if view2 is not None: out["view_tokens"] = features["cls_token"]
         return out if crops is None else out | self.project(out["view_tokens"], crops)
 
@@ -101,5 +101,5 @@ def project(self:ProjectionNet,
 )->dict[str,Tensor]:    # `teacher` (2·B,K), without gradient; `student` ((2+n)·B,K): views, then crops, crop-major
     "Let the teacher follow the student, then project whole views by both and crops by the student"
     follow(self.proj_head_t, self.proj_head, self.momentum)
-    crop_tokens = self.encoder(crops.flatten(0,1))["cls_token"]
+    crop_tokens = self.encoder(crops.flatten(0,1), maps=0)["cls_token"]
     return {"teacher": self.proj_head_t(view_tokens.detach()), "student": self.proj_head(torch.cat([view_tokens, crop_tokens]))}
