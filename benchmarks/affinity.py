@@ -6,7 +6,7 @@ ours and peer, in turn, medians; `ratio` = peer/ours. Memory is what one call ta
 `walk-G-K`: G×G patches, K classes, radius 8, from an affinity that is there already. Peer: dense.
 `attention-walk-G-K`: the same from queries and keys of two blocks, so that the affinity has to be made. Peer: dense.
 `head-G`: affinity of all pairs and its gradients, two images. Peer: sixteen matrices of logits and a 1×1 convolution, as published.
-`decoder-S`: SegFormer's decoder for a crop of S pixels, widths of mit_b1, two images, with gradients. Peer: enlarge, stack, convolve, as published.
+`decoder-S`: SegFormer's decoder for a crop of S pixels, widths of mit_b1, two images, with gradients; without ReLU, which one rounding can switch. Peer: enlarge, stack, convolve, as published.
 """
 import subprocess
 import sys
@@ -65,8 +65,8 @@ def decoders(side):
     stages = [torch.randn(2, w, side//s, side//s, requires_grad=True) for w, s in zip(WIDTHS, (4, 8, 16, 16))]
     def published():
         up = [resize(getattr(decoder, f"linear_c{s}").proj(stages[s-1].flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, stages[s-1].shape[-2:]), stages[0].shape[-2:]) for s in (4, 3, 2, 1)]
-        return decoder.linear_pred(F.relu(decoder.linear_fuse(torch.cat(up, 1))))
-    def ours(): return decoder.linear_pred(F.relu(decoder.fuse(stages)))
+        return decoder.linear_pred(decoder.linear_fuse(torch.cat(up, 1)))
+    def ours(): return decoder.linear_pred(decoder.fuse(stages))
     weight = torch.randn(2, 21, side//4, side//4)
     def run(f):
         for x in (*decoder.parameters(), *stages): x.grad = None
