@@ -9,7 +9,7 @@ from golden_files import GOLDEN,cases,golden,of_family
 PLANNED = {"tsd_cam": {
     "tsd_aprm": "TSD-CAM: APRM", "tsd_step": "a whole TSD-CAM step"}}
 # Methods of which only parts are built (energy loss, CRF): what else their folders hold is planned. The repository's copy has the files that are tested, and no others.
-PLANNED_AREAS = {"beco": "BECO", "cpdgl": "CPDGL", "i2crc": "I2CRC", "irn": "IRN", "ktse": "KTSE", "tscd": "TSCD"}
+PLANNED_AREAS = {"beco": "BECO", "cpdgl": "CPDGL", "i2crc": "I2CRC", "irn": "IRN", "ktse": "KTSE"}
 
 def asked_for():
     "Return the (area, family) pairs that the other test modules ask for"
