@@ -160,13 +160,14 @@ class ClickableImage(anywidget.AnyWidget):
     png = traitlets.Bytes().tag(sync=True)
     place = traitlets.List(traitlets.Float(), [.5,.5]).tag(sync=True)
 
-# %% ../nbs/98_widgets_affinity.ipynb #ffb4e065
+# %% ../nbs/98_widgets_affinity.ipynb #ee5a880b
 def _png(picture):
     "Return a picture packed quickly, not tightly"
     out = io.BytesIO()
     picture.save(out, format="PNG", compress_level=1)
     return out.getvalue()
 
+# %% ../nbs/98_widgets_affinity.ipynb #e502f5a3
 class AffinityExplorer(VBox):
     "A panel on a trained run: a photo to click, image and reach as `controls`, and `picture` and `caption` that follow"
     def __init__(self,

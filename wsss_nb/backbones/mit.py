@@ -8,10 +8,11 @@ Docs: https://example.github.io/wsss_nb/backbones.mit.html.md"""
 __all__ = ['SIZES', 'HUGGING_FACE', 'as_map', 'as_tokens', 'OverlapPatch', 'Attention', 'on_grid_of_keys', 'attention_logits',
            'MLP', 'drop_path', 'Block', 'MiT', 'backbone_names', 'build_backbone', 'translate_names']
 
-# %% ../../nbs/23_backbones.mit.ipynb #6b483099
+# %% ../../nbs/23_backbones.mit.ipynb #6124fb00
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from fastcore.basics import patch
@@ -157,14 +158,14 @@ def _init(m):
     elif isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, std=(2*m.groups/(m.out_channels*m.kernel_size[0]*m.kernel_size[1]))**.5)
     if isinstance(m, (nn.Linear,nn.Conv2d)): nn.init.zeros_(m.bias)
 
-# %% ../../nbs/23_backbones.mit.ipynb #5f0ec13e
+# %% ../../nbs/23_backbones.mit.ipynb #5c6c5596
 @patch
 def note_features(self:MiT,
     widths:Sequence[int], # channels per stage
     stride:Sequence[int], # from stage to stage
 ):
     "Write down what the features are, and the smallest image; raise `UserError` if `aux_layer` lies on another grid than the last stage"
-    total = [int(torch.tensor(stride[:s+1]).prod()) for s in range(4)]
+    total = [prod(stride[:s+1]) for s in range(4)]
     aux = next(s for s in range(4) if self.aux_layer < sum(self.depths[:s+1]))
     if total[aux] != total[3]: raise UserError(f"aux_layer={self.aux_layer}: this block is of stage {aux+1} with stride {total[aux]}, the last stage has {total[3]}; blocks {sum(self.depths[:total.index(total[3])])}…{sum(self.depths)-1} fit")
     self.channels = {f"stage{s+1}":w for s,w in enumerate(widths)} | {"last":widths[3], "aux":widths[aux]}
