@@ -1,6 +1,7 @@
 "A method with several stages: killed by SIGKILL in the middle of every one of them and resumed, it leaves the same files and numbers as undisturbed; each stage runs alone."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,7 +153,6 @@ def test_predict(call, scenes, undisturbed, tmp_path):
 
 def test_without_saliency(call, scenes, fails, tmp_path):
     "A dataset without maps is refused before anything is written; without saliency all stages run, and the result says so"
-    import shutil
     bare = tmp_path/"bare"
     shutil.copytree(scenes, bare, ignore=shutil.ignore_patterns("Saliency"))
     settings = [s.replace("saliency=rbd", "saliency=dataset") for s in SETTINGS]
@@ -166,7 +166,6 @@ def test_without_saliency(call, scenes, fails, tmp_path):
 
 def test_saliency_command(fails, scenes, tmp_path):
     "The maps of a folder by the installed command, on all cores; called again there is nothing to do"
-    import shutil
     bare = tmp_path/"bare"
     shutil.copytree(scenes, bare, ignore=shutil.ignore_patterns("Saliency"))
     status, printed, err = run("wsss-data", "saliency", bare)
@@ -175,3 +174,16 @@ def test_saliency_command(fails, scenes, tmp_path):
     assert (status, err) == (0, "") and " 0 maps made with rbd" in printed
     assert "did you mean rbd?" in fails("wsss-data", "saliency", bare, "--provider", "rdb")
     assert "unknown origin" in fails("wsss-data", "saliency", scenes)
+
+
+def test_two_processes_share_the_work(scenes, undisturbed, tmp_path):
+    "Launched by torchrun, each makes a part of the files of every stage; together they are those of one process, and the result is written once"
+    out = tmp_path/"out"
+    shutil.copytree(undisturbed, out)
+    again = [s for s in STAGES if s in FOLDERS and s != "saliency"]+["evaluate"]
+    for stage in again: shutil.rmtree(out/FOLDERS[stage])
+    shutil.rmtree(out/"predictions_crf")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wsss_nb.cli", "i2crc", "--data", str(scenes), "--out", str(out), "--stages", ",".join(again)],
+                          capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(out, undisturbed)

@@ -29,7 +29,7 @@ from .parallel import first_only,join
 from .refine.crf import CRF_PRESETS
 from .released import load_released
 from .runs import Run,changed_settings,config_hash,machine,read_result,source_commit,typed_settings,update_result,versions
-from .stages import SCORES,evaluate_stage,predict_image,score_labels,scores_of,train_stage
+from .stages import SCORES,evaluate_stage,predict_image,score_labels,scores_of,share_predictions,train_stage
 from .train import load_checkpoint
 from .viz import overlay
 
@@ -176,6 +176,7 @@ def _go_on(run, made_with, module, config, stages, device):
 
 def _continue(run, data, stages, device, overrides, asked):
     "Run stages of a run without its first"
+    join(device)
     if stages == ["evaluate"]: return evaluate_run(run, data, device, overrides, **asked)
     module,config,made_with = run_settings(run)
     check_asked(run, made_with, asked | {"data":data})
@@ -213,14 +214,20 @@ def evaluate_run(
     info = {k:made_with[k] for k in ("method","preset","seed")} | {"data":data, "backbone":settings.backbone, "supervision":settings.supervision, "config_hash":config_hash(made_with)}
     scored = open_scored(data, settings.val_split)
     if scored.classes != tuple(made_with["classes"]): raise UserError(f"{data}: its classes ({', '.join(scored.classes)}) are not those of {run.path} ({', '.join(made_with['classes'])}); evaluate on data with the same classes")
-    def predict(image): return predict_image(method, image, device).cpu().numpy()
-    more = stage_products(module, run, data, settings, scored if method else None, done, predict if method else None) if several else None
-    if method and not several: return evaluate_stage(method, scored, run, device, info)
+    if method: share_predictions(method, scored, final, device)
+    return first_only(lambda: _score(module if several else None, run, data, settings, info, method, scored, final, device, done))
+
+# %% ../nbs/94_experiment.ipynb #94aa0007
+def _score(module, run, data, settings, info, method, scored, final, device, done):
+    "Score a run; `module` is that of a method with several stages, or None"
+    if module is None: return evaluate_stage(method, scored, run, device, info)
+    predict = (lambda image: predict_image(method, image, device).cpu().numpy()) if method else None
+    more = stage_products(module, run, data, settings, scored if method else None, done, predict)
     if method:
         result = evaluate_stage(method, scored, final, device, info, pictures=3, more=more)
         memory = result["stage_memory_mb"] | {"evaluate":result["peak_memory_mb"]}
         return update_result(run.result, {"stage_memory_mb":memory, "peak_memory_mb":max(memory.values())})
-    if not more["matrices"]: raise UserError(f"{run.path}: there is nothing to score yet; run a stage first (--stages {','.join(stages_of(made_with['method']))})")
+    if not more["matrices"]: raise UserError(f"{run.path}: there is nothing to score yet; run a stage first (--stages {','.join(stages_of(info['method']))})")
     more.pop("rows")
     return update_result(run.result, info | scores_of(more.pop("matrices"), scored.classes) | more | {"versions":versions()}, forget=SCORES)
 

@@ -10,7 +10,7 @@ __all__ = ['read_image', 'image_size', 'write_image', 'voc_colormap', 'read_labe
 # %% ../nbs/02_io.ipynb #170d75fc
 import struct,zlib
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile,ZIP_DEFLATED,ZipFile
 
 import numpy as np
 from PIL import Image
@@ -116,7 +116,9 @@ def write_cam(
     "Write the CAMs of the present classes (float16) with their channel numbers, atomically"
     keys = np.asarray(keys, dtype=np.int64).reshape(-1)
     if len(keys) != len(cam): raise ValueError(f"{len(keys)} keys for {len(cam)} maps")
-    with atomic_path(path) as tmp: np.savez_compressed(tmp, keys=keys, cam=np.asarray(cam).astype(np.float16))
+    with atomic_path(path) as tmp, ZipFile(tmp, "w", ZIP_DEFLATED, compresslevel=1) as z:  # level 1: up to three times as fast as NumPy's 6, hardly larger
+        for name,array in (("keys",keys), ("cam",np.asarray(cam).astype(np.float16))):
+            with z.open(f"{name}.npy", "w") as f: np.lib.format.write_array(f, array, allow_pickle=False)
 
 def read_cam(
     path:str|Path,               # a .npz written by `write_cam`

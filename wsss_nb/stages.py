@@ -7,7 +7,8 @@ Docs: https://example.github.io/wsss_nb/stages.html.md"""
 # %% auto #0
 __all__ = ['PRODUCTS', 'SCORES', 'has_walk', 'label_image', 'segment_image', 'crf_prediction', 'predict_image',
            'quick_validation', 'train_stage', 'seed_of_cam', 'timed', 'note_evaluation', 'evaluate_image',
-           'products_of', 'scores_of', 'picture_row', 'described', 'score_image', 'evaluate_stage', 'score_labels']
+           'products_of', 'scores_of', 'picture_row', 'described', 'score_image', 'share_predictions', 'evaluate_stage',
+           'score_labels']
 
 # %% ../nbs/81_stages.ipynb #78cebea3
 import time
@@ -27,6 +28,7 @@ from .data.loader import TrainingSet
 from .data.transforms import denormalise,normalise
 from .evaluate import ConfusionMatrix,image_f1,image_record,worst_images
 from .io import read_cam,read_label,write_cam,write_label
+from .parallel import first_only,processes,share
 from .pseudo_labels import make_pseudo_label,refine_cam
 from .refine.crf import CRF_PRESETS,dense_crf,map_in_order
 from .report import write_report
@@ -246,6 +248,19 @@ def score_image(
     "Count the pixels of one image for each product, and return how good its prediction is"
     for k in matrices.keys() & maps.keys(): matrices[k].add(maps[k], item.mask)
     return image_record(item.id, ConfusionMatrix(data.num_classes).add(maps["prediction"], item.mask), data.classes)
+
+# %% ../nbs/81_stages.ipynb #22aa0001
+def share_predictions(
+    method,           # trained, on its device, in evaluation mode
+    data:Dataset,     # images to score
+    run:Run,          # where to
+    device:str="cpu", # or "cuda"
+):
+    "Where there are several processes, let each make its share of the files of an evaluation, which the first one then only counts"
+    if processes()[1] == 1: return
+    first_only(lambda: note_evaluation(run, data, method.config))
+    for i in share(range(len(data))): evaluate_image(method, data[i], run, {}, device)
+    first_only(lambda: None)  # all are done
 
 # %% ../nbs/81_stages.ipynb #2226ded7
 def evaluate_stage(
