@@ -6,8 +6,7 @@ Docs: https://example.github.io/wsss_nb/experiment.html.md"""
 
 # %% auto #0
 __all__ = ['STAGES', 'open_scored', 'validation_data', 'default_preset', 'is_released', 'run_settings', 'load_run', 'stages_of',
-           'run_method', 'check_asked', 'evaluate_run', 'stage_products', 'save_encoder', 'list_images',
-           'predict_files', 'classes_found']
+           'run_method', 'check_asked', 'evaluate_run', 'save_encoder', 'list_images', 'predict_files', 'classes_found']
 
 # %% ../nbs/94_experiment.ipynb #635542a5
 import hashlib
@@ -222,7 +221,7 @@ def _score(module, run, data, settings, info, method, scored, final, device, don
     "Score a run; `module` is that of a method with several stages, or None"
     if module is None: return evaluate_stage(method, scored, run, device, info)
     predict = (lambda image: predict_image(method, image, device).cpu().numpy()) if method else None
-    more = stage_products(module, run, data, settings, scored if method else None, done, predict)
+    more = _stage_products(module, run, data, settings, scored if method else None, done, predict)
     if method:
         result = evaluate_stage(method, scored, final, device, info, pictures=3, more=more)
         memory = result["stage_memory_mb"] | {"evaluate":result["peak_memory_mb"]}
@@ -232,7 +231,7 @@ def _score(module, run, data, settings, info, method, scored, final, device, don
     return update_result(run.result, info | scores_of(more.pop("matrices"), scored.classes) | more | {"versions":versions()}, forget=SCORES)
 
 # %% ../nbs/94_experiment.ipynb #94aa0004
-def stage_products(
+def _stage_products(
     module,             # of a method with several stages
     run:Run,            # with what they made
     data:str,           # of `open_dataset`
