@@ -20,20 +20,20 @@ def statistics_of(images):
 # %% CAMs and labels
 @torch.no_grad()
 def multi_scale_cam(cam_only, images, scales):
-    "T4.1: (cam, cam_aux), each (B,K,H,W); `cam_only` gives (cam_aux, cam)"
+    "T4.1: [cam, cam_aux], each (B,K,H,W), of a `cam_only` that gives cam_aux, cam; of one that gives cam alone [cam]"
     h, w = images.shape[-2:]
-    sums = [0, 0]
+    sums = {}
     for s in [1.] + [s for s in scales if s != 1.]:
         x = images if s == 1. else F.interpolate(images, size=(int(s*h), int(s*w)), mode="bilinear", align_corners=False)
         for i, cam in enumerate(cam_only(torch.cat([x, x.flip(-1)], dim=0))):
             cam = F.interpolate(cam, size=(h, w), mode="bilinear", align_corners=False)
             a, b = cam.chunk(2, dim=0)
-            sums[i] = sums[i]+F.relu(torch.max(a, b.flip(-1)))
+            sums[i] = sums.get(i, 0)+F.relu(torch.max(a, b.flip(-1)))
     cams = []
-    for cam in sums:
+    for cam in sums.values():
         cam = cam-cam.amin(dim=(-2, -1), keepdim=True)
         cams.append(cam/(cam.amax(dim=(-2, -1), keepdim=True)+1e-5))
-    return cams[1], cams[0]
+    return cams[::-1]
 
 
 def cam_to_label(cam, y, box, high, low, middle=IGNORE):

@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py --json FILE [--backbone deit_tiny_patch16_224] [--voc FOLDER] [--rounds 5] [--only SUBSTRING] [--threads 1 --cpu]
 
-Settings are the method's VOC preset: its crop, batch 4, 20 classes, all scales, the published projection heads; only the backbone is a small one, with random weights. A step is losses, backward and AdamW. `step-METHOD` is a
+Settings are the method's VOC preset: its crop, batch 4, 20 classes, all scales, the published projection heads; only the backbone is a small one, with random weights (mit_b0 for TSCD). A step is losses, backward and AdamW. `step-METHOD` is a
 step after the warm-up of the preset, with all terms on; `-warmup` one before, where ours does not compute what does not count yet. Both sides start from the same weights, see the same batch (photos of VOC under FOLDER, else toy
 scenes) and the same random draws; before anything is timed the losses are compared, which have to agree to 1e-5. Ours and the peer run in turn in this process; times are medians, ratio = peer/ours, and the goal is 1.43 (0.7
 times the time). `ours_parts` and `peer_parts` say where it goes, in ms of a mean step. Memory is what the first step of a fresh process takes above what it held before: network, batch, interpreter. `--cpu` counts processor time of all threads
@@ -22,6 +22,7 @@ import torch
 from fastcore.script import call_parse
 from lattice import peak_mb, peer_library
 from literal_cpdgl import LiteralCPDGL
+from literal_tscd import LiteralTSCD
 
 from wsss_nb.core import seed_everything, write_json
 from wsss_nb.data.core import Dataset
@@ -32,11 +33,12 @@ from wsss_nb.methods.core import get_method, resolve_config
 from wsss_nb.runs import machine
 
 HERE = Path(__file__).resolve().parent
-METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD), "step-cpdgl": ("cpdgl", LiteralCPDGL)}
+METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD), "step-cpdgl": ("cpdgl", LiteralCPDGL), "step-tscd": ("tscd", LiteralTSCD)}
+SETTINGS = {"step-tscd": {"backbone": "mit_b0", "drop_path": 0.}}  # noise in the encoder would not be the same on both sides
 CASES = [f"{case}{phase}" for case in METHODS for phase in ("", "-warmup")]
 PARTS = {"encode": "the network's passes with gradient", "cam-encode": "its passes for CAMs and teachers, without", "cam-maps": "resizing and joining the maps", "refine": "pseudo labels by PAR or APRM", "energy": "forward of the dense energy",
          "contrast": "other terms on tokens, crops, maps", "backward": "all of it", "optimiser": "AdamW", "other": "decoder, resizing, classification, cross entropy"}
-WRAPPED = {"cams": "cam-maps", "pseudo_label": "refine", "energy_term": "energy"} | dict.fromkeys(("patch_term", "class_term", "correlation", "crops", "local_crops", "contrast", "reservoir"), "contrast")
+WRAPPED = {"cams": "cam-maps", "training_cams": "cam-maps", "pseudo_label": "refine", "energy_term": "energy"} | dict.fromkeys(("patch_term", "class_term", "affinity_term", "correlation", "crops", "local_crops", "contrast", "reservoir"), "contrast")
 
 
 class Clock:
@@ -80,9 +82,10 @@ def batch_for(method, voc):
 class Side:
     "One contestant: `step()` does a step and returns the value of each term that counts"
     def __init__(self, who, case, backbone, voc, filter):
-        name, peer = METHODS[case.removesuffix("-warmup")]
+        row = case.removesuffix("-warmup")
+        name, peer = METHODS[row]
         module = get_method(name)
-        config = resolve_config(module.Config(), module.PRESETS, "voc", backbone=backbone)
+        config = resolve_config(module.Config(), module.PRESETS, "voc", **{"backbone": backbone} | SETTINGS.get(row, {}))
         seed_everything(0)
         method = module.Method(config, VOC_CLASSES).train()
         self.batch, self.at = batch_for(method, voc), config.seg_start+(0 if case.endswith("-warmup") else 1)
