@@ -195,6 +195,39 @@ def test_another_position_grid(tmp_path):
     with pytest.raises(UserError, match="w.pth: encoder.pos_embed has 198 positions"): load_released(saved(state, tmp_path/"w.pth"))
 
 
+# %% Families with other stems, by the names and shapes that the references recorded
+def in_layout(path, names, shapes):
+    "Random tensors, positive where a batch norm needs it, under recorded names"
+    z = np.load(path)
+    sizes = [tuple(int(n) for n in (s.split("x") if isinstance(s, str) else s) if n != "" and int(n) >= 0) for s in z[shapes].tolist()]
+    g = torch.Generator().manual_seed(0)
+    return {k: torch.zeros(s, dtype=torch.long) if k.endswith("num_batches_tracked") else torch.rand(s, generator=g)*.1 for k, s in zip(z[names].tolist(), sizes, strict=True)}
+
+
+@pytest.mark.parametrize("path", golden("tscd", "checkpoint_layout"))
+def test_tscd_layout(path, tmp_path):
+    state = in_layout(path, "out/names", "out/shapes")
+    method, report = load_released(saved(state, tmp_path/"w.pth"))
+    assert (report.method, report.config.backbone, len(report.classes), report.missing, report.unused) == ("tscd", str(np.load(path)["opt/backbone"]), np.load(path)["opt/num_classes"], (), ())
+    for k, v in state.items(): assert torch.equal(method.state_dict()[k], v), k
+    with torch.no_grad(): assert method.segmentation(torch.randn(1, 3, 64, 96)).shape == (1, len(report.classes), 64, 96)
+
+
+@pytest.mark.parametrize("path", golden("i2crc", "checkpoint_layout"))
+def test_i2crc_layout(path, tmp_path):
+    "The file as published, a bare list of tensors; and the classifier's, which is no segmenter"
+    state = in_layout(path, "out/segmentation_names", "out/segmentation_shapes")
+    torch.save(state, tmp_path/"checkpoint_69.3.pth")
+    method, report = load_released(tmp_path/"checkpoint_69.3.pth")
+    assert (report.method, report.config.backbone, report.missing, report.unused, len(report.loaded)) == ("i2crc", "resnet101", (), (), len(state))
+    own = {k.replace("encoder.", "base.features.").replace("decoder.convs.", "base.classifier.conv2d_list."): v for k, v in method.state_dict().items()}
+    for k, v in state.items(): assert torch.equal(own[k], v), k
+    assert "scales=0.5,0.75 norm=bgr crf=i2crc" in str(report)
+    with torch.no_grad(): assert method.segmentation(torch.randn(1, 3, 64, 96)).shape == (1, len(report.classes), 64, 96)
+    torch.save({"epoch": 3, "state_dict": in_layout(path, "out/classification_names", "out/classification_shapes")}, tmp_path/"classifier.pth")
+    with pytest.raises(UserError, match="classifier.pth: holds I2CRC's classifier"): load_released(tmp_path/"classifier.pth")
+
+
 # %% What is refused
 class Evil:
     def __init__(self, mark): self.mark = mark

@@ -6,7 +6,8 @@ Docs: https://example.github.io/wsss_nb/released.html.md"""
 
 # %% auto #0
 __all__ = ['HEAD_WIDTH', 'SIZES', 'LAYOUTS', 'BENCHMARKS', 'PARTS', 'vit_name', 'Layout', 'toco_settings', 'cpdgl_settings',
-           'find_layout', 'class_names', 'by_part', 'Report', 'fill', 'load_released']
+           'known_size', 'tscd_settings', 'i2crc_settings', 'our_name', 'find_layout', 'class_names', 'by_part',
+           'Report', 'fill', 'load_released']
 
 # %% ../nbs/93_released.ipynb #9e1ea502
 import re
@@ -17,10 +18,12 @@ from pathlib import Path
 from torch import Tensor,nn
 
 from .backbones.core import read_weights
+from .backbones.mit import SIZES as MIT_SIZES
+from .backbones.resnet import SIZES as RESNET_SIZES
 from .backbones.vit import backbone_names
 from .core import UserError,did_you_mean
 from .data.voc import COCO_CLASSES,VOC_CLASSES
-from .methods.core import SingleStageConfig,get_method,resolve_config,setting_text
+from .methods.core import get_method,resolve_config,setting_text
 from .projection import older_name
 
 # %% ../nbs/93_released.ipynb #9e1ea505
@@ -49,10 +52,11 @@ class Layout:
     "The files of a family of methods: how to tell them, and what their shapes mean"
     title:str              # of the family
     methods:tuple[str,...] # whose files these are, keys of `METHODS`; the first is assumed
-    signs:tuple[str,...]   # tensors that all these files have, and no others
+    signs:tuple[str,...]   # tensors that all these files have, and no others; like the two below by our names
     needed:tuple[str,...]  # how the names of those begin that a prediction needs
     scores:str             # the tensor with one row per class and one for the background
     settings:Callable      # (tensors, heads) -> settings that shapes tell
+    names:tuple=()         # (beginning of a name in the file, beginning of ours)
 
 # %% ../nbs/93_released.ipynb #9e1ea522
 def toco_settings(
@@ -71,11 +75,55 @@ def cpdgl_settings(
     "Return the settings that the shapes of a CPDGL or SeCo checkpoint tell (cpdgl.md 10)"
     return {"backbone":vit_name(state, heads)} | ({"proj_hidden":state["proj_head.mlp.0.weight"].shape[0]} if "proj_head.mlp.0.weight" in state else {})
 
+
+# %% ../nbs/93_released.ipynb #9e1ea524
+def known_size(
+    sizes:dict[str,dict], # name -> sizes, of a family of backbones
+    seen:dict,            # sizes that the tensors have
+    usual:dict,           # what a family member has that says nothing
+)->str:                   # a name
+    "Return the backbone with these sizes; raise `UserError` if there is none"
+    found = [name for name,made in sizes.items() if {k:(usual | made)[k] for k in seen} == seen]
+    if not found: raise UserError(f"its backbone has {', '.join(f'{k} {v}' for k,v in seen.items())}, which is none of {', '.join(sizes)}")
+    return found[0]
+
+def tscd_settings(
+    state:dict[str,Tensor], # tensors by name
+    heads:int|None,         # of no use here: every size has its own
+)->dict:                    # `backbone`, `hidden`
+    "Return the settings that the shapes of a TSCD or AFA checkpoint tell (tscd.md 7)"
+    def depth(s): return 1+max(int(k.split(".")[2]) for k in state if k.startswith(f"encoder.block{s}."))
+    seen = {"widths":tuple(len(state[f"encoder.patch_embed{s}.proj.weight"]) for s in (1,2,3,4)), "depths":tuple(depth(s) for s in (1,2,3,4))}
+    return {"backbone":known_size(MIT_SIZES, seen, {"widths":(64,128,320,512), "depths":(2,2,2,2)}), "hidden":state["decoder.linear_pred.weight"].shape[1]}
+
+def i2crc_settings(
+    state:dict[str,Tensor], # tensors by name
+    heads:int|None,         # of no use here
+)->dict:                    # `backbone`
+    "Return the settings that the shapes of a segmenter of I2CRC tell (i2crc.md 7)"
+    def depth(i): return 1+max(int(k.split(".")[2]) for k in state if k.startswith(f"encoder.layer{i}."))
+    seen = {"blocks":tuple(depth(i) for i in (1,2,3,4)), "widths":tuple(len(state[f"encoder.layer{i}.0.conv1.weight"]) for i in (1,2,3,4))}
+    return {"backbone":known_size(RESNET_SIZES, seen, {"blocks":(3,4,6,3), "widths":(64,128,256,512)})}
+
+
+# %% ../nbs/93_released.ipynb #9e1ea526
 _STEM = ("encoder.patch_embed.proj.weight","encoder.pos_embed","encoder.blocks.0.mlp.fc1.weight")
 LAYOUTS = (
     Layout("ToCo or TSD-CAM", ("toco","tsd-cam"), (*_STEM,"decoder.conv6.weight","decoder.conv8.weight"), ("encoder.","decoder."), "decoder.conv8.weight", toco_settings),
     Layout("CPDGL or SeCo", ("cpdgl",), (*_STEM,"decoder.c0.weight","decoder.c3.weight"), ("encoder.","decoder."), "decoder.c0.weight", cpdgl_settings),
+    Layout("TSCD or AFA", ("tscd",), (*(f"encoder.patch_embed{s}.proj.weight" for s in (1,2,3,4)), "decoder.linear_fuse.conv.weight", "decoder.linear_pred.weight"), ("encoder.","decoder."), "decoder.linear_pred.weight", tscd_settings),
+    Layout("I2CRC", ("i2crc",), (*(f"encoder.layer{i}.0.conv1.weight" for i in (1,2,3,4)), "decoder.convs.3.weight"), ("encoder.","decoder."), "decoder.convs.0.weight", i2crc_settings,
+           (("base.features.","encoder."), ("base.classifier.conv2d_list.","decoder.convs."))),
 )
+
+def our_name(
+    name:str, # of a tensor in a file
+)->str:       # as the methods here call it
+    "Return the name of a tensor under either spelling of weight normalisation, and of I2CRC's parts"
+    for theirs,ours in (pair for l in LAYOUTS for pair in l.names):
+        if name.startswith(theirs): name = ours+name.removeprefix(theirs)
+    return older_name(name)
+
 
 # %% ../nbs/93_released.ipynb #9e1ea50b
 def find_layout(
@@ -84,6 +132,7 @@ def find_layout(
     "Return the family that these names belong to; raise `UserError` with the nearest one and what it lacks"
     if not state: raise UserError("holds no tensors by name")
     if "blocks.0.attn.qkv.weight" in state: raise UserError("holds a backbone alone, which can start a training (--init) but has no segmenter")
+    if "extra_convs.6.weight" in state: raise UserError("holds I2CRC's classifier, which makes its seeds but has no segmenter")
     nearest = max(LAYOUTS, key=lambda l: sum(s in state for s in l.signs))
     lacks = [s for s in nearest.signs if s not in state]
     if not lacks: return nearest
@@ -124,14 +173,14 @@ class Report:
     family:str             # title of its layout
     method:str             # which it was read as
     preset:str             # the one that its settings are from
-    config:SingleStageConfig # all settings
+    config:object          # all settings
     classes:tuple[str,...] # names, background first
     loaded:tuple[str,...]  # tensors that were loaded
     missing:tuple[str,...] # tensors of the method that are not in the file in this shape, left as they start
     unused:tuple[str,...]  # tensors of the file that the method does not have in this shape
     def __str__(self):
         shown = self.classes[1:4] if len(self.classes) > 7 else self.classes[1:]
-        told = " ".join(f"{k}={setting_text(getattr(self.config, k))}" for k in ("infer_size","infer_scales","fusion","crf"))
+        told = " ".join(f"{k}={setting_text(getattr(self.config, k))}" for k in ("infer_size","infer_scales","fusion","scales","norm","crf") if hasattr(self.config, k))
         rows = {"file":f"{self.file}: {self.family}, read as {self.method}", "backbone":self.config.backbone, "settings":f"preset {self.preset}: {told}",
                 "classes":f"{len(self.classes)-1}: {', '.join(shown)}" + (f" ... {self.classes[-1]}" if len(shown) < len(self.classes)-1 else "")}
         rows |= {k:by_part(getattr(self, k), k != "loaded") for k in ("loaded","missing","unused")}
@@ -160,13 +209,14 @@ def load_released(
     heads:int|None=None,             # attention heads; None: of 64 channels each
     overrides:Sequence[str]=(),      # settings to change, "key=value"
 )->tuple:                            # the method in evaluation mode, and a `Report`
-    "Return the method of a published checkpoint; raise `UserError` in one line naming the file if it is none (toco.md T11, tsd_cam.md S9, cpdgl.md 10)"
-    state = {older_name(k):v for k,v in read_weights(path).items()}
+    "Return the method of a published checkpoint; raise `UserError` in one line naming the file if it is none (toco.md T11, tsd_cam.md S9, cpdgl.md 10, tscd.md 7, i2crc.md 7)"
+    state = {our_name(k):v for k,v in read_weights(path).items()}
     try:
         layout = find_layout(state)
         name = did_you_mean(method or layout.methods[0], layout.methods, "method for this file")
         names = class_names(len(state[layout.scores]), classes)
-        preset,module = BENCHMARKS.get(len(names), ("voc",))[0],get_method(name)
+        module = get_method(name)
+        preset = next(p for p in (BENCHMARKS.get(len(names), ("voc",))[0], "voc") if p in module.PRESETS)
         told = {k:v for k,v in layout.settings(state, heads).items() if k in module.Config.__dataclass_fields__}   # TSD-CAM has no use for projection heads
         config = resolve_config(module.Config(), module.PRESETS, preset, overrides, **told)
         made = module.Method(config, names)
