@@ -6,14 +6,14 @@ RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
 DECLARED = pyproject.toml settings.ini setup.py $(wildcard ext/*)
 
 .NOTPARALLEL:
-.PHONY: help demo test docs sync vit_toy clean
+.PHONY: help demo test docs sync vit_toy mit_toy clean
 
 help:
 	@echo 'make demo   train and score the baseline on toy scenes (installs into $(VENV) first if needed)'
 	@echo 'make test   all that CI runs: sync check, site, tests'
 	@echo 'make docs   build the site into _build/html'
 	@echo 'make sync   bring the package and README.md up to date with the notebooks; fails if they lagged'
-	@echo 'make vit_toy train the weights of vit_toy that come with the package anew (some 10 minutes)'
+	@echo 'make vit_toy train the weights of vit_toy that come with the package anew (some 10 minutes); make mit_toy those of mit_toy'
 	@echo 'make clean  remove what was built, $(VENV) excepted'
 
 demo: $(VENV)/.installed-run
@@ -30,9 +30,9 @@ docs: $(VENV)/.installed-dev
 sync: $(VENV)/.installed-dev
 	$(RUN) sh docs/sync.sh
 
-vit_toy: $(VENV)/.installed-run
-	$(RUN) wsss-run baseline --data shapes:n=8000,seed=7 --preset vit_toy --out runs/vit_toy --stages train --resume
-	$(RUN) python -c "from wsss_nb.experiment import save_encoder; print(save_encoder('runs/vit_toy', 'wsss_nb/assets/vit_toy.safetensors'))"
+vit_toy mit_toy: $(VENV)/.installed-run
+	$(RUN) wsss-run baseline --data shapes:n=8000,seed=7 --preset vit_toy --backbone $@ --out runs/$@ --stages train --resume
+	$(RUN) python -c "from wsss_nb.experiment import save_encoder; print(save_encoder('runs/$@', 'wsss_nb/assets/$@.safetensors'))"
 
 clean:
 	rm -rf _build _proc _docs build dist .pytest_cache

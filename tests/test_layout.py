@@ -122,6 +122,13 @@ def test_no_star_imports(module):
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*"), f"line {node.lineno}: import what is used, by name"
 
+@each_module
+def test_imports_are_used(module):
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    brought = {(a.asname or a.name).partition(".")[0] for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+    unused = brought-{n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    assert not unused, f"{module.name}: imported and not used: {', '.join(sorted(unused))}; what only the pages' own cells need is imported in a hidden cell"
+
 @cache
 def hooks():
     "Return the names of methods that some class of the package has: who overrides one need not document it again"

@@ -8,7 +8,6 @@ Docs: https://example.github.io/wsss_nb/network.html.md"""
 __all__ = ['POOLING', 'HEADS', 'SingleStageNet']
 
 # %% ../nbs/61_network.ipynb #732f7350
-import torch
 from fastcore.basics import patch
 from torch import Tensor,nn
 

@@ -10,7 +10,6 @@ __all__ = ['HEAD_WIDTH', 'SIZES', 'LAYOUTS', 'BENCHMARKS', 'PARTS', 'vit_name', 
            'Report', 'fill', 'load_released']
 
 # %% ../nbs/93_released.ipynb #9e1ea502
-import re
 from collections.abc import Callable,Sequence
 from dataclasses import dataclass
 from pathlib import Path

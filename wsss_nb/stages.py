@@ -13,7 +13,7 @@ __all__ = ['PRODUCTS', 'SCORES', 'has_walk', 'label_image', 'segment_image', 'cr
 # %% ../nbs/81_stages.ipynb #78cebea3
 import time
 from collections.abc import Callable
-from dataclasses import asdict,dataclass
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
@@ -26,7 +26,7 @@ from .core import BACKGROUND,IGNORE_INDEX,peak_memory_mb,progress,write_json
 from .data.core import Dataset,Item
 from .data.loader import TrainingSet
 from .data.transforms import denormalise,normalise
-from .evaluate import ConfusionMatrix,image_f1,image_record,worst_images
+from .evaluate import ConfusionMatrix,image_record,worst_images
 from .io import read_cam,read_label,write_cam,write_label
 from .parallel import first_only,processes,share
 from .pseudo_labels import make_pseudo_label,refine_cam

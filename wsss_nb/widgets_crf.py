@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .core import IGNORE_INDEX,child_rng,did_you_mean
+from .core import child_rng,did_you_mean
 from .data.core import Dataset
 from .data.datasets import open_dataset
 from .evaluate import ConfusionMatrix

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor,nn
 from torch.nn import functional as F
 
-from .core import Backbone,check_contract,load_matching
+from .core import Backbone,load_matching,read_weights,shipped_weights
 from ..core import UserError
 
 # %% ../../nbs/23_backbones.mit.ipynb #9dc8ef78
@@ -204,12 +204,14 @@ def backbone_names()->tuple[str,...]: # names that `build_backbone` knows
 
 def build_backbone(
     name:str,              # one of `backbone_names()`
-    pretrained:bool=False, # there are none to fetch
+    pretrained:bool=False, # the weights of mit_toy, which come with the package; there are none to fetch
     **options,             # `stride`, `drop_path`, `aux_layer` of `MiT`
 )->MiT:
     "Return the named Mix Transformer; the entry of this family in `create_backbone`. Raise `UserError` if weights are to be fetched"
-    if pretrained: raise UserError(f"setting pretrained=true: there are no weights of {name} to fetch" + ("" if name == "mit_toy" else f"; download {name}.pth of SegFormer's release or the file of nvidia/{name.replace('_', '-')} at Hugging Face, and give it with --init"))
-    return MiT(**SIZES[name] | options)
+    if pretrained and name != "mit_toy": raise UserError(f"setting pretrained=true: there are no weights of {name} to fetch; download {name}.pth of SegFormer's release or the file of nvidia/{name.replace('_', '-')} at Hugging Face, and give it with --init")
+    mit = MiT(**SIZES[name] | options)
+    if pretrained: mit.load_init(read_weights(shipped_weights(name)))
+    return mit
 
 # %% ../../nbs/23_backbones.mit.ipynb #46a55ea3
 HUGGING_FACE = (  # pattern -> our name

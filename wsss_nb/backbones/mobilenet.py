@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor,nn
 
-from .core import Backbone,check_contract,load_matching
+from .core import Backbone,load_matching
 from ..core import UserError
 from ..data.transforms import IMAGENET_MEAN,IMAGENET_STD
 

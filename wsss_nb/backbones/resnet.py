@@ -10,11 +10,10 @@ __all__ = ['DILATIONS', 'SIZES', 'dilation_plan', 'ResNet', 'residual_layer', 'b
 # %% ../../nbs/24_backbones.resnet.ipynb #87b73c49
 from itertools import repeat
 
-import torch
 from fastcore.basics import patch
 from torch import Tensor,nn
 
-from .core import Backbone,check_contract,load_matching
+from .core import Backbone,load_matching
 from ..core import UserError,did_you_mean
 
 # %% ../../nbs/24_backbones.resnet.ipynb #741de60f

@@ -11,7 +11,7 @@ __all__ = ['SIZES', 'VGG', 'plain_init', 'backbone_names', 'build_backbone']
 from fastcore.basics import patch
 from torch import Tensor,nn
 
-from .core import Backbone,check_contract
+from .core import Backbone
 from ..core import UserError
 
 # %% ../../nbs/25_backbones.vgg.ipynb #ffc49840

@@ -8,8 +8,8 @@ Docs: https://example.github.io/wsss_nb/data.download.html.md"""
 __all__ = ['ARCHIVES', 'has_checksum', 'download', 'inside', 'unpack', 'Archive', 'get_archive']
 
 # %% ../../nbs/19_data.download.ipynb #e94ae9bd
-import fcntl,hashlib,json,os,posixpath,re,shutil,stat,tarfile,time,urllib.error,urllib.request,zipfile,zlib
-from collections.abc import Callable,Iterator,Sequence
+import fcntl,hashlib,json,posixpath,re,shutil,stat,tarfile,time,urllib.error,urllib.request,zipfile,zlib
+from collections.abc import Callable,Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path

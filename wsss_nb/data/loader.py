@@ -66,7 +66,7 @@ class TrainingSet(TorchDataset):
         epoch,index = key
         item = self.data[index]
         sample = self.transform(item.image, child_rng(self.seed, epoch, index), **{k:getattr(item, k) for k in self.parts})
-        return sample | {"image_labels": torch.as_tensor(item.image_labels), "id": item.id}
+        return sample | {"image_labels": torch.tensor(item.image_labels), "id": item.id}
 
 # %% ../../nbs/16_data.loader.ipynb #05218d52
 def training_batches(

@@ -19,7 +19,7 @@ from PIL import Image,ImageFilter,ImageOps
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import IGNORE_INDEX,child_rng,did_you_mean
+from ..core import IGNORE_INDEX,did_you_mean
 
 # %% ../../nbs/15_data.transforms.ipynb #230c1cfa
 def resize_to(

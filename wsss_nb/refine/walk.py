@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .affinity import near_pairs
-
 # %% ../../nbs/46_refine.walk.ipynb #1736ffbf
 def transition(
     affinity:Tensor,       # of pairs, (B,N,N) in [0,1], row gives to column; or of neighbourhoods, (B,(2r+1)²,h,w), as of `near_affinity`
