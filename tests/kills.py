@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ[name] = "1"
@@ -42,7 +43,11 @@ def attempt(argv, after=None):
     begin, child = time.monotonic(), os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os._exit(command(list(argv)))
+        try: status = command(list(argv))
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        os._exit(status)
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done: return os.waitstatus_to_exitcode(status), time.monotonic()-begin

@@ -177,6 +177,7 @@ def _go_on(run, made_with, module, config, stages, device):
 def _continue(run, data, stages, device, overrides, asked):
     "Run stages of a run without its first"
     join(device)
+    if run.config_file.exists(): first_only(lambda: run.lock())
     if stages == ["evaluate"]: return evaluate_run(run, data, device, overrides, **asked)
     module,config,made_with = run_settings(run)
     check_asked(run, made_with, asked | {"data":data})
