@@ -9,7 +9,7 @@ __all__ = ['SMALLER', 'FolderLock', 'lock_folder', 'out_of_memory', 'told_plainl
 
 # %% ../nbs/06_failures.ipynb #6fa10003
 import errno,fcntl,os,re,socket,weakref
-from collections.abc import Callable,Iterable
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,9 +59,10 @@ def out_of_memory(
 @contextmanager
 def told_plainly(
     where:Callable,          # says what was being done, when it is asked
-    settings:Iterable[str]=SMALLER, # names of the settings that there are
+    method=None,             # what trains; its `config` tells which settings there are
 ):
     "Raise `UserError` that says what to do where the block raises because memory was short or a process of the loader died"
+    settings = getattr(getattr(method, "config", None), "__dataclass_fields__", SMALLER)
     try: yield
     except UserError: raise
     except Exception as e:
