@@ -120,7 +120,8 @@ def _train(run, made_with, resume, method_class, config, train_data, val_data, d
     "Make a method of one network and train it; the run folder begins when nothing can be wrong with the settings any more"
     seed_everything(made_with["seed"])
     model = method_class(config, train_data.classes)
-    run.start(made_with, resume)
+    join(device)
+    first_only(lambda: run.start(made_with, resume) and None)
     return train_stage(model, train_data, run, val_data if val_data and val_data.has_masks else None, made_with["seed"], device, resume, record)
 
 # %% ../nbs/94_experiment.ipynb #cf8fb340
@@ -176,6 +177,7 @@ def _go_on(run, made_with, module, config, stages, device):
 def _continue(run, data, stages, device, overrides, asked):
     "Run stages of a run without its first"
     join(device)
+    if run.config_file.exists(): first_only(run.lock)
     if stages == ["evaluate"]: return evaluate_run(run, data, device, overrides, **asked)
     module,config,made_with = run_settings(run)
     check_asked(run, made_with, asked | {"data":data})

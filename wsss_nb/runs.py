@@ -18,6 +18,7 @@ from fastcore.basics import patch
 
 import wsss_nb
 from .core import UserError,atomic_path,did_you_mean,write_json
+from .failures import lock_folder
 
 # %% ../nbs/79_runs.ipynb #2b287e73
 def config_hash(
@@ -37,11 +38,11 @@ def changed_settings(
     old:dict,  # settings as they were
     new:dict,  # settings as they are asked for now
 )->list[str]:  # "name: old -> new"
-    "Return what differs between two sets of settings"
+    "Return what differs between two sets of settings; not how many processes load images, which changes nothing that comes out"
     def flat(c, prefix=""):
         return {name:v for k,x in c.items() for name,v in (flat(x, f"{prefix}{k}.").items() if isinstance(x, dict) else [(prefix+k, x)])}
     a,b = flat(without_none(old)),flat(without_none(new))
-    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted(a.keys()|b.keys()) if a.get(k) != b.get(k)]
+    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted(a.keys()|b.keys()) if a.get(k) != b.get(k) and k.split(".")[-1] != "workers"]
 
 # %% ../nbs/79_runs.ipynb #0f6bfda7
 class Run:
@@ -50,7 +51,7 @@ class Run:
         path:str|Path,       # the folder
         stage:str|None=None, # which training of it, where there are several
     ):
-        self.path,self.stage = Path(path),stage
+        self.path,self.stage,self.held = Path(path),stage,None
         self.log,self.result,self.config_file = self.path/(f"log_{stage}.csv" if stage else "log.csv"),self.path/"result.json",self.path/"config.toml"
         self.checkpoints,self.report = self.path/"checkpoints"/(stage or ""),self.path/"report"
         self.events = self.path/"events"/stage if stage else self.path
@@ -68,15 +69,22 @@ def start(self:Run,
     config:dict,       # fully resolved settings
     resume:bool=False, # continue what is there?
 )->Run:                # itself
-    "Write the settings; raise `UserError` if the folder holds another run, or the same one and `resume` was not asked for"
+    "Write the settings; raise `UserError` if the folder holds another run, or the same one and `resume` was not asked for, or if another process works in it"
     if self.config_file.exists():
         old = self.load_config()
         if not resume: raise UserError(f"{self.path}: holds a run already; continue it with --resume, or choose another --out")
         changed = changed_settings(old, config)
         if changed: raise UserError(f"{self.path}: holds a run with other settings ({changed[0]}); choose another --out, or repeat its settings to resume it")
+        self.lock()
         for half in [*self.path.glob("*/.*"), *self.path.glob("*/*/.*")]: half.is_file() and half.unlink()
+    self.lock()
     with atomic_path(self.config_file) as tmp: tmp.write_text(tomli_w.dumps(without_none(config)), encoding="utf-8")
     return self
+
+@patch
+def lock(self:Run):
+    "Keep other processes out of the folder as long as this object lives; raise `UserError` if one works in it"
+    if self.held is None: self.held = lock_folder(self.path)
 
 @patch
 def load_config(self:Run)->dict: # settings as they were resolved
@@ -100,7 +108,7 @@ def append_log(
             writer = csv.DictWriter(f, list(columns))
             if new: writer.writeheader()
             writer.writerow(row)
-    except OSError as e: raise UserError(f"{path}: cannot be written ({e.strerror})") from e
+    except OSError as e: raise UserError(f"{path}: cannot be written ({e.strerror}); mend that and go on with --resume") from e
 
 # %% ../nbs/79_runs.ipynb #2338330c
 def read_log(
@@ -118,9 +126,9 @@ def rewind_log(
     path:Path, # log.csv
     step:int,  # last step that counts
 ):
-    "Drop the lines after `step`"
+    "Drop the lines after `step`; of a log without lines, which a crash left before the first was written, nothing stays"
     rows = read_log(path)
-    if not rows: return
+    if not rows: return path.unlink(missing_ok=True)
     with path.open(newline="", encoding="utf-8") as f: columns = next(csv.reader(f))
     keep = [r for r in rows if r["step"] <= step]
     with atomic_path(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as f:

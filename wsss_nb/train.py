@@ -20,6 +20,7 @@ from torch import Tensor,nn
 
 from .backbones.core import why_unreadable
 from .core import UserError,atomic_path,progress
+from .failures import told_plainly
 from .data.loader import TrainingSet,training_batches
 from .runs import Run,append_log,rewind_log
 
@@ -287,7 +288,7 @@ def fit(self:Trainer)->dict: # seconds of training (validation and loading not c
     self.method.train()
     tick = time.perf_counter()
     bar = progress(desc="train", total=self.iters, initial=self.step, unit="step")
-    with bar, graceful_stop() as stop:
+    with told_plainly(lambda: f"{self.run.path}, step {self.step}", self.method), bar, graceful_stop() as stop:
         batches = training_batches(self.samples, self.batch_size//acc.num_processes, self.step*self.batch_size, acc.process_index, acc.num_processes,
                                    self.workers, acc.device.type=="cuda")
         try:

@@ -7,15 +7,18 @@ Docs: https://example.github.io/wsss_nb/data.transforms.html.md"""
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'VIEWS', 'resize_to', 'rescale', 'resize_short', 'crop_at', 'draw_crop',
            'random_crop', 'hflip', 'mirror_box', 'normalise', 'denormalise', 'gaussian_blur', 'solarise', 'greyscale',
-           'colour_jitter', 'TrainTransform', 'varied_crop']
+           'turn_hue', 'colour_jitter', 'TrainTransform', 'varied_crop']
 
 # %% ../../nbs/15_data.transforms.ipynb #eba57781
-import random
+import math,random
 from collections.abc import Sequence
+from functools import lru_cache
 
+import cv2
 import numpy as np
 import torch
-from PIL import Image,ImageFilter,ImageOps
+import torch.nn.functional as F
+from PIL import Image,ImageOps
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -34,10 +37,19 @@ def _scaled(shape, scale): return [max(int(scale*n), 1) for n in shape[:2]]
 def rescale(
     x:np.ndarray,   # an image (H,W,3) or a label map (H,W), uint8
     scale:float,    # factor
+    quick:bool=False, # resize an image several times as fast, up to one grey level off?
 )->np.ndarray:      # size (int(scale*H),int(scale*W)), at least 1
     "Return an image or a label map enlarged by a factor (ToCo, data pipeline, step 1)"
-    return resize_to(x, _scaled(x.shape, scale))
+    size = _scaled(x.shape, scale)
+    if x.ndim == 2 or not quick: return resize_to(x, size)
+    return cv2.resize(x, size[::-1]) if scale >= 1 else _resampled(x, size, "bilinear")
 
+def _resampled(image, size, mode):
+    "Return an image at another size by Pillow's antialiasing filters as torch has them, (h,w,3) uint8"
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2,0,1)[None]
+    return F.interpolate(x, tuple(size), mode=mode, antialias=True)[0].permute(1,2,0).contiguous().numpy()
+
+# %% ../../nbs/15_data.transforms.ipynb #230c1cfb
 def resize_short(
     image:np.ndarray, # (H,W,3) uint8
     size:int,         # length of the shorter side afterwards
@@ -89,7 +101,7 @@ def hflip(
     x:np.ndarray, # an image (H,W,3) or a label map (H,W)
 )->np.ndarray:    # the same shape
     "Return an image or a label map mirrored left to right"
-    return np.ascontiguousarray(x[:,::-1])
+    return cv2.flip(x, 1)
 
 def mirror_box(
     box:np.ndarray, # [y0,y1,x0,x1], (4,) int16
@@ -106,8 +118,15 @@ def normalise(
     image:np.ndarray, # (H,W,3) uint8
 )->Tensor:            # (3,H,W) float32
     "Return the image as a tensor with ImageNet's mean and standard deviation taken out"
-    x = torch.from_numpy(image.astype(np.float32)).permute(2,0,1).contiguous().div_(255)
-    return x.sub_(torch.tensor(IMAGENET_MEAN)[:,None,None]).div_(torch.tensor(IMAGENET_STD)[:,None,None])
+    x = np.empty((3,*image.shape[:2]), np.float32)
+    for plane,table,out in zip(cv2.split(image), _normalised_levels(), x): cv2.LUT(plane, table, dst=out)
+    return torch.from_numpy(x)
+
+@lru_cache(maxsize=1)
+def _normalised_levels():
+    "Return what each grey level of each channel becomes, (3,256) float32"
+    mean,std = (torch.tensor(v)[:,None] for v in (IMAGENET_MEAN,IMAGENET_STD))
+    return ((torch.arange(256)/255-mean)/std).numpy()
 
 def denormalise(
     x:Tensor,  # normalised images, (...,3,H,W) float32
@@ -122,8 +141,22 @@ def gaussian_blur(
     radius:float,     # standard deviation in pixels
 )->np.ndarray:        # (H,W,3) uint8
     "Return the image blurred by Pillow's approximate Gaussian"
-    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
+    kernel = _box(radius)
+    for k in (kernel[None], kernel[:,None]):
+        for _ in range(3): image = cv2.filter2D(image, cv2.CV_64F, k, delta=.5, borderType=cv2.BORDER_REPLICATE).astype(np.uint8)
+    return image
 
+def _box(radius):
+    "Return the weights of one of the three boxes, in single precision and then in 2^24ths as Pillow computes them"
+    f = np.float32
+    var = f(radius)*f(radius)/f(3)
+    n = math.floor((float(f(math.sqrt(12*float(var)+1)))-1)/2)
+    part = f((2*n+1)*(n*(n+1)-f(3)*var))/(f(6)*(var-f((n+1)**2)))
+    inner = int(f(2**24)/f(2*f(n+part)+1))
+    outer = (2**24-(2*n+1)*inner)//2
+    return np.array([outer, *[inner]*(2*n+1), outer])/2**24
+
+# %% ../../nbs/15_data.transforms.ipynb #e2a9a02c
 def solarise(
     image:np.ndarray,   # (H,W,3) uint8
     threshold:int=128,  # values from it on are inverted
@@ -135,7 +168,40 @@ def greyscale(
     image:np.ndarray, # (H,W,3) uint8
 )->np.ndarray:        # (H,W,3) uint8, three equal channels
     "Return the image without colour"
-    return np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
+    return cv2.merge([np.asarray(Image.fromarray(image).convert("L"))]*3)
+
+# %% ../../nbs/15_data.transforms.ipynb #e2a9a02f
+@lru_cache(maxsize=1)
+def _hue_tables():
+    "Return hue by (lowest channel, the two others above it), saturation by (max, min), and for each channel its share of the value by (hue, saturation)"
+    a,c = np.meshgrid(*[np.arange(256, dtype=np.uint8)]*2, indexing="ij")
+    def hsv(*planes): return np.asarray(Image.fromarray(np.stack(planes, -1)).convert("HSV"))
+    hue = np.stack([hsv(*p)[...,0] for p in ((0*a,c,a), (a,0*a,c), (a,c,0*a))])  # the lowest is red, green, blue
+    sector,s = np.arange(256)*6/255,(np.arange(256)/255).astype(np.float32)
+    part = (sector-np.floor(sector)).astype(np.float32)[:,None]
+    v,p,q,t = np.ones((256,256)),np.broadcast_to(1-s.astype(float), (256,256)),1-(s*part).astype(float),1-s.astype(float)*(1-part.astype(float))
+    which = sector.astype(int)[:,None]%6
+    return hue.ravel(),hsv(a,c,c)[...,1].ravel(),[np.choose(which, k).astype(np.float32).ravel() for k in ([v,q,p,p,t,v], [t,v,v,q,p,p], [p,p,t,v,v,q])]
+
+def _joined(*planes):
+    "Return one number of two or four planes of bytes, the lowest first"
+    return cv2.merge(planes).view(f"<u{len(planes)}")[...,0]
+
+# %% ../../nbs/15_data.transforms.ipynb #e2a9a031
+def turn_hue(
+    image:np.ndarray, # (H,W,3) uint8
+    turn:float,       # part of a whole turn, in [-1/2,1/2]
+)->np.ndarray:        # (H,W,3) uint8
+    "Return the image with its hues turned, as torchvision does on Pillow's images"
+    hues,saturations,shares = _hue_tables()
+    r,g,b = cv2.split(image)
+    high,low = np.maximum(np.maximum(r, g), b),np.minimum(np.minimum(r, g), b)
+    red = (r == low).view(np.uint8)
+    green = (g == low) > red
+    r,g,b = r-low,g-low,b-low  # one of them is 0
+    hue = hues.take(_joined(g | b*green, r | b*red, 2-2*red-green, np.zeros_like(r)))+np.uint8(int(turn*255)&255)
+    at,value = _joined(saturations.take(_joined(low, high)), hue).astype(np.intp),high.astype(np.float32)
+    return cv2.merge([(share.take(at)*value+np.float32(.5)).astype(np.uint8) for share in shares])
 
 # %% ../../nbs/15_data.transforms.ipynb #397552c5
 def colour_jitter(
@@ -144,12 +210,25 @@ def colour_jitter(
     strengths:Sequence[float]=(.4,.4,.2,.1),     # brightness, contrast, saturation (factors 1±s) and hue (a turn by ±s)
 )->np.ndarray:                                   # (H,W,3) uint8
     "Return the image with brightness, contrast, saturation and hue changed, in random order (torchvision's operations)"
-    from torchvision.transforms import functional as TF
-    operations = TF.adjust_brightness,TF.adjust_contrast,TF.adjust_saturation,TF.adjust_hue
+    operations = lambda x,f: _levels(x, 0, f),lambda x,f: _levels(x, int(_grey(x).mean()+.5), f),_saturate,turn_hue
     factors = [rng.uniform(-s, s)+(k < 3) for k,s in enumerate(strengths)]
-    pil = Image.fromarray(image)
-    for k in rng.permutation(4): pil = operations[k](pil, factors[k])
-    return np.asarray(pil)
+    for k in rng.permutation(4): image = operations[k](image, factors[k])
+    return image
+
+def _grey(image): return np.asarray(Image.fromarray(image).convert("L"))
+
+def _levels(image, level, factor):
+    "Return the image with each value moved towards a grey level, or away from it, by a table of all values"
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    return cv2.LUT(image, np.asarray(Image.blend(Image.new("L", ramp.size, level), ramp, factor))[0])
+
+def _saturate(image, factor):
+    "Return the image moved towards, or away from, its own grey"
+    grey,x = cv2.merge([_grey(image).astype(np.float32)]*3),image.astype(np.float32)
+    x -= grey
+    x *= np.float32(factor)
+    x += grey
+    return np.clip(x, 0, 255, out=x).astype(np.uint8)
 
 # %% ../../nbs/15_data.transforms.ipynb #e0b96ea1
 VIEWS = "input","local","view2"
@@ -179,7 +258,7 @@ class TrainTransform:
         start_rng = random.Random(int(rng.randint(2**31-1)))
         scale,flip = rng.uniform(*self.scale_range),rng.random_sample() < .5
         offsets = draw_crop(_scaled(image.shape, scale), self.size, rng, start_rng)
-        def place(x, fill): return crop_at(hflip(rescale(x, scale)) if flip else rescale(x, scale), self.size, **offsets, fill=fill)
+        def place(x, fill): return crop_at(hflip(rescale(x, scale, quick=True)) if flip else rescale(x, scale, quick=True), self.size, **offsets, fill=fill)
         crop,box = place(image, fill=0)
         crops = dict(input=crop, local=crop, view2=image)
         sample = dict(box=box)|{v:normalise(self._view(v, crops[v], np.random.RandomState(seeds[v]))) for v in self.views}
@@ -204,7 +283,7 @@ def _resized_crop(image, size, rng, area=(.4,1.), ratio=(3/4,4/3)):
     else:  # no such part: the largest centred one with an allowed proportion
         cw,ch = min(w, round(h*ratio[1])),min(h, round(w/ratio[0]))
         y,x = (h-ch)//2,(w-cw)//2
-    return np.asarray(Image.fromarray(image[y:y+ch,x:x+cw]).resize((size,size), Image.BICUBIC))
+    return _resampled(image[y:y+ch,x:x+cw], (size,size), "bicubic")
 
 # %% ../../nbs/15_data.transforms.ipynb #94c7282b
 @patch
