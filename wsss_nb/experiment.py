@@ -117,10 +117,17 @@ def stages_of(
     return (*module.STAGES, "evaluate") if hasattr(module, "STAGES") else STAGES
 
 # %% ../nbs/94_experiment.ipynb #cf8fb33f
+def _prepare(module, data, preset, evaluates, overrides, given):
+    "Return settings, training images and those to score, after all that can be found wrong with them"
+    config = resolve_config(module.Config(), module.PRESETS, preset, overrides, **given)
+    train_data = open_dataset(data, config.train_split, masks=config.supervision == "masks")
+    check_divisible(config.batch_size, processes()[1], getattr(config, "accumulate", 1))
+    if hasattr(module, "check_data"): module.check_data(config, train_data)
+    return config,train_data,validation_data(train_data, data, config.val_split, evaluates)
+
 def _train(run, made_with, resume, method_class, config, train_data, val_data, device, record):
     "Make a method of one network and train it; the run folder begins when nothing can be wrong with the settings any more"
     def make():
-        check_divisible(config.batch_size, processes()[1], 1)
         seed_everything(made_with["seed"])
         return method_class(config, train_data.classes)
     model = together(make)
@@ -151,12 +158,7 @@ def run_method(
     join(device)
     if names[0] not in stages and (stages == ["evaluate"] or run.config_file.exists()): return _continue(run, data, stages, device, overrides, dict(method=method, preset=preset, **given))
     preset = preset or default_preset(data)
-    def prepare():
-        config = resolve_config(module.Config(), module.PRESETS, preset, overrides, **given)
-        train_data = open_dataset(data, config.train_split, masks=config.supervision == "masks")
-        if hasattr(module, "check_data"): module.check_data(config, train_data)
-        return config,train_data,validation_data(train_data, data, config.val_split, "evaluate" in stages)
-    config,train_data,val_data = together(prepare)
+    config,train_data,val_data = together(lambda: _prepare(module, data, preset, "evaluate" in stages, overrides, given))
     made_with = {"method":method, "data":data, "preset":preset, "seed":seed, "classes":list(train_data.classes), "settings":asdict(config)}
     record = {"command":command, "commit":source_commit(), "machine":machine()}
     if hasattr(module, "STAGES"): return _begin(run, made_with, resume, module, config, stages, device, record)
@@ -212,8 +214,7 @@ def evaluate_run(
     def prepare():
         module,settings,made_with = run_settings(run, tuple(overrides))
         check_asked(run, made_with, asked)
-        several = hasattr(module, "STAGES")
-        if several: reset_peak_memory()
+        if several := hasattr(module, "STAGES"): reset_peak_memory()
         done = read_result(run.result).get("seconds", {})
         method = load_run(run.path, device, tuple(overrides)) if not several or module.FINAL in done else None
         info = {k:made_with[k] for k in ("method","preset","seed")} | {"data":data, "backbone":settings.backbone, "supervision":settings.supervision, "config_hash":config_hash(made_with)}

@@ -55,6 +55,7 @@ def mean_count(
     "Return how many count in a process on average, at least one in all together: what a sum over things is divided by"
     return mean_over_processes(things.sum()).clamp(min=1/processes()[1])
 
+# %% ../nbs/05_parallel.ipynb #0a51c020
 def gather_rows(
     x:Tensor, # rows of this process, (n,…), equally many in each
 )->Tensor:    # rows of all, process by process, (R·n,…), without gradient

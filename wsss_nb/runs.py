@@ -155,6 +155,7 @@ def save_checkpoint(
             os.fsync(f.fileno())
         keep_previous(run)
 
+# %% ../nbs/79_runs.ipynb #bd7b3008
 def keep_previous(
     run:Run, # with a `last.pt` or none
 ):
@@ -174,7 +175,6 @@ def disk_errors():
     "Turn what torch and safetensors raise while writing (a full disk, as a rule) into the `OSError` that it is"
     try: yield
     except Exception as e: raise OSError(0, f"is the disk full? {(str(e) or type(e).__name__).splitlines()[0][:100]}") from e
-
 
 # %% ../nbs/79_runs.ipynb #bd7b3003
 def _read_checkpoint(path):
@@ -207,6 +207,7 @@ def latest_checkpoint(
     if first_process(): print(f"{why}; going on from step {state['step']}, which {run.previous.name} holds", file=sys.stderr)
     return state
 
+# %% ../nbs/79_runs.ipynb #bd7b3009
 def save_weights(
     path:Path,       # .safetensors file
     module:nn.Module,# what to save
@@ -215,7 +216,6 @@ def save_weights(
     "Write the tensors of a module"
     from safetensors.torch import save_file
     with atomic_path(path) as tmp, disk_errors(): save_file({k:v.contiguous() for k,v in module.state_dict().items()}, tmp, metadata={"note":note})
-
 
 # %% ../nbs/79_runs.ipynb #ce2e12dd
 def versions()->dict[str,str]: # name -> version

@@ -110,6 +110,12 @@ def check_finite(
             raise UserError(f"loss {name!r} is {value.item()} at step {step} (images {', '.join(ids)}); the weights before this step are saved: look at these images, or train with a lower rate (--set lr=...) into another --out")
 
 # %% ../nbs/80_train.ipynb #c4ec0d1b
+def _accelerator(cpu, precision):
+    "Return Accelerate's part of a training: device, precision, DDP; buffers are not sent round, since all processes compute them alike"
+    from accelerate import Accelerator,DistributedDataParallelKwargs
+    for words in ("`broadcast_buffers` is deprecated", "Grad strides do not match"): warnings.filterwarnings("ignore", f".*{words}")  # torch 2.14 renames the one, and means depthwise convolutions by the other
+    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
+
 def check_divisible(
     batch_size:int, # images per step
     processes:int,  # that share them
@@ -142,12 +148,9 @@ class Trainer:
         factor:Callable|None=None, # of the rate, by steps done; None: `lr_factor`
         accumulate:int=1,       # parts of a batch that go through one after the other before a step
     ):
-        from accelerate import Accelerator,DistributedDataParallelKwargs
         self.run,self.samples,self.validate,self.iters,self.batch_size,self.workers,self.accumulate = run,samples,validate,iters,batch_size,workers,accumulate
         self.every = {"val":val_every, "save":save_every, "log":log_every}
-        ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)  # buffers are computed alike in all processes
-        for words in ("`broadcast_buffers` is deprecated", "Grad strides do not match"): warnings.filterwarnings("ignore", f".*{words}")  # torch 2.14 renames the one, and means depthwise convolutions by the other
-        self.accelerator = Accelerator(cpu=device=="cpu", mixed_precision=precision, kwargs_handlers=[ddp])
+        self.accelerator = _accelerator(device == "cpu", precision)
         check_divisible(batch_size, processes()[1], accumulate)
         self.method = share_batch_norms(method.to(self.accelerator.device))
         self.model,self.optimizer = self.accelerator.prepare(LossStep(self.method), optimizer(method.param_groups(), weight_decay=weight_decay))
@@ -249,6 +252,7 @@ def begin_log(self:Trainer):
     rewind_log(self.run.log, self.step)
     self.events = SummaryWriter(self.run.events, purge_step=self.step+1)
 
+# %% ../nbs/80_train.ipynb #3c0faa16
 @patch
 def fit(self:Trainer)->dict: # seconds of training (validation and loading not counted, earlier parts of a resumed run counted), images per second
     "Train to the end; on Ctrl-C, SIGTERM, NaN or a damaged image, in whichever process, write a checkpoint and raise (`KeyboardInterrupt`, `UserError`)"
@@ -276,4 +280,3 @@ def fit(self:Trainer)->dict: # seconds of training (validation and loading not c
         finally: self.events and self.events.close()
     if any_process(stop.asked): raise KeyboardInterrupt
     return {"seconds":round(self.seconds, 2), "images_per_second":round(self.step*self.batch_size/self.seconds, 2)}
-

@@ -179,11 +179,9 @@ def check_data(
     config:Config, # settings
     data:Dataset,  # training images
 ):
-    "Raise `UserError` if the saliency maps that the settings ask for do not exist, or batches cannot be divided among the processes"
+    "Raise `UserError` if the saliency maps that the settings ask for do not exist, or the classifier's batches cannot be divided among the processes"
     check_divisible(config.cls_batch, processes()[1], 1, "cls_batch")
-    check_divisible(config.batch_size, processes()[1], config.accumulate)
-    if config.saliency == "dataset" and saliency_origin(data) is None:
-        raise UserError(f"{data.name}: has no saliency maps; let them be made (--set saliency=rbd, or once for all: wsss-data saliency {data.name}), or do without (--set saliency=none)")
+    if config.saliency == "dataset" and saliency_origin(data) is None: raise UserError(f"{data.name}: has no saliency maps; let them be made (--set saliency=rbd, or once for all: wsss-data saliency {data.name}), or do without (--set saliency=none)")
 
 def training_images(
     job:Job, # of a stage
