@@ -125,13 +125,15 @@ def _prepare(module, data, preset, evaluates, overrides, given):
     if hasattr(module, "check_data"): module.check_data(config, train_data)
     return config,train_data,validation_data(train_data, data, config.val_split, evaluates)
 
+def _start(run, made_with, resume):
+    "Begin a run folder, or go on with one; settings that are younger than it are as by default"
+    run.start(made_with, resume, asdict(run_settings(run)[1]) if resume and run.config_file.exists() else None)
+
 def _train(run, made_with, resume, method_class, config, train_data, val_data, device, record):
     "Make a method of one network and train it; the run folder begins when nothing can be wrong with the settings any more"
-    def make():
-        seed_everything(made_with["seed"])
-        return method_class(config, train_data.classes)
-    model = together(make)
-    first_only(lambda: run.start(made_with, resume) and None)
+    seed_everything(made_with["seed"])
+    model = together(lambda: method_class(config, train_data.classes))
+    first_only(lambda: _start(run, made_with, resume))
     return train_stage(model, train_data, run, val_data if val_data and val_data.has_masks else None, made_with["seed"], device, resume, record)
 
 
@@ -157,9 +159,8 @@ def run_method(
     device,run = pick_device(device),Run(out)
     join(device)
     if names[0] not in stages and (stages == ["evaluate"] or run.config_file.exists()): return _continue(run, data, stages, device, overrides, dict(method=method, preset=preset, **given))
-    preset = preset or default_preset(data)
-    config,train_data,val_data = together(lambda: _prepare(module, data, preset, "evaluate" in stages, overrides, given))
-    made_with = {"method":method, "data":data, "preset":preset, "seed":seed, "classes":list(train_data.classes), "settings":asdict(config)}
+    config,train_data,val_data = together(lambda: _prepare(module, data, preset or default_preset(data), "evaluate" in stages, overrides, given))
+    made_with = {"method":method, "data":data, "preset":preset or default_preset(data), "seed":seed, "classes":list(train_data.classes), "settings":asdict(config)}
     record = {"command":command, "commit":source_commit(), "machine":machine()}
     if hasattr(module, "STAGES"): return _begin(run, made_with, resume, module, config, stages, device, record)
     result = _train(run, made_with, resume, module.Method, config, train_data, val_data, device, record)
@@ -169,7 +170,7 @@ def run_method(
 def _begin(run, made_with, resume, module, config, stages, device, record):
     "Begin, or with `resume` go on with, a run of several stages"
     def start():
-        run.start(made_with, resume)
+        _start(run, made_with, resume)
         update_result(run.result, {k:made_with[k] for k in ("method","data","preset","seed","classes")} | record)
     first_only(start)
     return _go_on(run, made_with, module, config, stages, device)

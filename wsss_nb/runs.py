@@ -72,10 +72,11 @@ class Run:
 def start(self:Run,
     config:dict,       # fully resolved settings
     resume:bool=False, # continue what is there?
+    settings:dict|None=None, # those of what is there, where its file does not have them all; None: it has
 )->Run:                # itself
     "Write the settings; raise `UserError` if the folder holds another run, or the same one and `resume` was not asked for"
     if self.config_file.exists():
-        old = self.load_config()
+        old = self.load_config() | ({"settings":settings} if settings else {})
         if not resume: raise UserError(f"{self.path}: holds a run already; continue it with --resume, or choose another --out")
         changed = changed_settings(old, config)
         if changed: raise UserError(f"{self.path}: holds a run with other settings ({changed[0]}); choose another --out, or repeat its settings to resume it")
