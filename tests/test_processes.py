@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from wsss_nb.data.loader import epoch_order
 from wsss_nb.runs import Run, load_checkpoint, read_log
 from wsss_nb.train import Trainer
 
-HARNESS = """
+ADAMW = "WSSS_TEST_ADAMW"  # set: let the harness train as users do
+HARNESS = f"""
 import json, os, sys
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,7 @@ import torch
 import wsss_nb.stages
 from wsss_nb.cli import main
 from wsss_nb.train import Trainer
-wsss_nb.stages.Trainer = partial(Trainer, optimizer=partial(torch.optim.SGD, momentum=.9))
+if not os.environ.get("{ADAMW}"): wsss_nb.stages.Trainer = partial(Trainer, optimizer=partial(torch.optim.SGD, momentum=.9))
 folder, *commands = map(json.loads, sys.argv[1:])
 Path(folder, "pid"+os.environ["RANK"]).write_text(str(os.getpid()))
 for argv in commands:
@@ -128,3 +130,31 @@ def test_a_stop_is_agreed_upon(alone, scenes, tmp_path):
     alone([*command("baseline", scenes, out, *more), "--resume"])
     alone(command("baseline", scenes, tmp_path/"whole", *more))
     assert_parity(tmp_path/"whole", out)
+
+
+SLURM = {  # what the batch file needs of Slurm
+    "srun": 'exec "$@"',
+    "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$SAID"; fi',
+    "torchrun": 'exec "$PYTHON" -m torch.distributed.run "$@"'}
+
+def test_slurm(scenes, tmp_path):
+    "The batch file under a stand-in for Slurm: signalled before its time is over it leaves a checkpoint and asks for another turn; in that it goes on to the end"
+    out, said = tmp_path/"out", tmp_path/"said"
+    for name, does in SLURM.items():
+        (tmp_path/name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path/name).chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable, "SAID": str(said), "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost",
+                        "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}
+    turn = partial(subprocess.Popen, ["bash", str(Path(__file__).parent.parent/"docs"/"slurm.sbatch"), *command("baseline", scenes, out, "iters=30", "w_seg=0")], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process, end = turn(), time.monotonic()+100
+    while len(read_log(Run(out).log)) < 5:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and said.read_text() == f"requeue {os.getpid()}\n" and err.count("wsss-run: stopped; ") == 1, err
+    assert 5 <= load_checkpoint(Run(out))["step"] < 30
+    process = turn()
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0 and load_checkpoint(Run(out))["step"] == 30 and said.read_text().count("requeue") == 1, err
+    assert [r["step"] for r in read_log(Run(out).log)] == list(range(1, 31))
