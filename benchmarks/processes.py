@@ -1,13 +1,13 @@
 """Several processes against one with the same batch: how far weights and losses differ after six steps of every method with all its terms on (tests/test_processes.py holds two to 1e-5).
 
-    python benchmarks/processes.py [--processes 2] [--methods toco,tscd] [--optimizer sgd] [--json_file FILE]
+    python benchmarks/processes.py [--processes 2] [--methods toco,tscd] [--optimizer sgd] [--json FILE]
 
 Toy scenes, sizes of the tests, gloo on a CPU; all processes may share one core. The optimiser is SGD: AdamW (`--optimizer adamw`) makes whole steps of gradients that are zero but for rounding."""
-import json
 import os
 import subprocess
 import sys
 import tempfile
+from json import dumps
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent/"tests"))
@@ -36,7 +36,7 @@ def run(
     processes:int=2,            # how many
     methods:str=",".join(METHODS), # which
     optimizer:str="sgd",        # or adamw
-    json_file:str=None,         # write all numbers to this file
+    json:str=None,              # write all numbers to this file
 ):
     "Compare several processes with one"
     with tempfile.TemporaryDirectory() as folder:
@@ -45,9 +45,9 @@ def run(
         (root/"harness.py").write_text(HARNESS)
         for n in (1, processes):
             commands = [command(m, root/"scenes", root/f"{m}{n}", *(("batch_size=8", "cls_batch=4") if m in STAGED else ())) for m in names]
-            subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), root/"harness.py", json.dumps(folder), *map(json.dumps, commands)], check=True,
+            subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), root/"harness.py", dumps(folder), *map(dumps, commands)], check=True,
                            stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"} | ({ADAMW: "1"} if optimizer == "adamw" else {}))
         rows = [{"case": f"{m} {stage or ''}".strip(), "processes": processes, "optimizer": optimizer} | compare(*(Run(root/f"{m}{n}", stage) for n in (1, processes)))
                 for m in names for stage in (STAGES if m in STAGED else (None,))]
     for r in rows: print(f"{r['case']:16} {r['processes']} processes, {r['optimizer']}: weights {r['weights']:.1e}, all together {r['all_weights']:.1e}, losses {r['losses']:.1e}")
-    if json_file: write_json(json_file, {"machine": machine(), "rows": rows})
+    if json: write_json(json, {"machine": machine(), "rows": rows})
