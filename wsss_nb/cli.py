@@ -35,8 +35,8 @@ def run_command(
     argv:list[str],       # arguments without the program's name
     prog:str,             # the program's name
 )->int:                   # exit status
-    "Call `func` with arguments from a command line; print mistakes as one line, of several processes the first alone"
-    def say(words): first_process() and print(f"{prog}: {words}", file=sys.stderr)
+    "Call `func` with arguments from a command line; print mistakes as one line: the first process for all, another one what only it knows"
+    def say(words, alone=False): (first_process() or alone) and print(f"{prog}: {words}", file=sys.stderr)
     parser = anno_parser(func, prog=prog)
     parser.allow_abbrev,parser.error = False,lambda message: usage_error(parser, message)
     try:
@@ -44,7 +44,8 @@ def run_command(
         for k in ("pdb","xtra"): args.pop(k, None)
         status = func(**args)
     except UserError as e:
-        say(" ".join(str(e).splitlines()))
+        joined = "wsss_nb.parallel" in sys.modules and sys.modules["wsss_nb.parallel"].processes()[1] > 1
+        say(" ".join(str(e).splitlines()), joined and not getattr(e, "agreed", False))
         return 2
     except KeyboardInterrupt:
         say(f"stopped; what is written stays, and {'the same command goes on' if prog.startswith(('wsss-crf','wsss-data')) else 'a run goes on with --resume'}")

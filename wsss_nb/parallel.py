@@ -137,9 +137,15 @@ def first_only(
         try: box[0] = work()
         except Exception as e: box[1] = e
     dist.broadcast_object_list(box)
-    if box[1] is not None: raise box[1]
+    if box[1] is not None: raise _agreed(box[1])
     return box[0]
 
+def _agreed(error):
+    "Return an error that all processes raise, marked as such: one of them tells it for all (`run_command`)"
+    error.agreed = True
+    return error
+
+# %% ../nbs/05_parallel.ipynb #0a51c021
 def together(
     work:Callable, # needs no argument; waits for no other process
 ):                 # what it returned in this process
@@ -150,5 +156,5 @@ def together(
     except Exception as e: error = e
     if any_process(error is not None):
         told = gather_objects(error if error is None or isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}"))
-        raise next(e for e in told if e is not None) from error
+        raise _agreed(next(e for e in told if e is not None)) from error
     return out
