@@ -23,8 +23,7 @@ from wsss_nb.jobs import Job
 from wsss_nb.methods.i2crc import PRESETS, Config, make_classifier, seeds
 from wsss_nb.methods.core import resolve_config
 from wsss_nb.data.segment_transforms import SquareTransform
-from wsss_nb.runs import Run, machine
-from wsss_nb.train import save_checkpoint
+from wsss_nb.runs import Run, machine, save_checkpoint
 
 CASES = {"seeds-toy-112": ("shapes", 112, ()), "seeds-vgg16-256": ("voc", 375, ("train_split=train",)), "seeds-mobilenet-224": ("photos", 375, ())}
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 MODULES = sorted(p for p in (ROOT/"wsss_nb").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
-PLAIN = ("index", "00_tour")  # notebooks that export nothing
+PLAIN = ("index", "00_tour", "99_launch")  # notebooks that export nothing
 NO_TORCH = ("wsss_nb", "wsss_nb.core", "wsss_nb.io", "wsss_nb.viz", "wsss_nb.data.core", "wsss_nb.data.shapes", "wsss_nb.data.folder", "wsss_nb.data.voc",
             "wsss_nb.data.datasets", "wsss_nb.evaluate", "wsss_nb.report", "wsss_nb.cli")
 MACHINE_PATH = re.compile(r"(?<![\w.~<>/])/(?:root|tmp|home|work|Users)/\w")

@@ -27,8 +27,7 @@ from wsss_nb.data.prepare import prepare_sbd, read_coco
 from wsss_nb.data.shapes import ShapesDataset
 from wsss_nb.io import read_cam
 from wsss_nb.refine.crf_files import read_scores
-from wsss_nb.runs import Run
-from wsss_nb.train import load_checkpoint
+from wsss_nb.runs import Run, load_checkpoint
 
 
 # %% Pickles

@@ -13,8 +13,7 @@ import torch
 from commands import STAGED, run
 from wsss_nb.io import read_cam, read_label
 from wsss_nb.methods.i2crc import STAGES
-from wsss_nb.runs import Run, read_log
-from wsss_nb.train import load_checkpoint
+from wsss_nb.runs import Run, load_checkpoint, read_log
 
 SETTINGS = (*STAGED["i2crc"], "saliency=rbd")
 FOLDERS = {"saliency": "saliency", "seeds": "cams", "pseudo-labels": "labels", "predict-train": "predictions_train", "refine-labels": "labels_refined", "evaluate": "predictions"}

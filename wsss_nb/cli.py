@@ -17,7 +17,7 @@ from typing import Annotated
 from fastcore.script import anno_parser
 
 from .cli_data import DATA_COMMANDS
-from .core import UserError,did_you_mean
+from .core import UserError,did_you_mean,first_process
 
 # %% ../nbs/95_cli.ipynb #c33c4a45
 def usage_error(
@@ -35,7 +35,8 @@ def run_command(
     argv:list[str],       # arguments without the program's name
     prog:str,             # the program's name
 )->int:                   # exit status
-    "Call `func` with arguments from a command line; print mistakes as one line"
+    "Call `func` with arguments from a command line; print mistakes as one line: the first process for all, another one what only it knows"
+    def say(words, alone=False): (first_process() or alone) and print(f"{prog}: {words}", file=sys.stderr)
     parser = anno_parser(func, prog=prog)
     parser.allow_abbrev,parser.error = False,lambda message: usage_error(parser, message)
     try:
@@ -43,15 +44,16 @@ def run_command(
         for k in ("pdb","xtra"): args.pop(k, None)
         status = func(**args)
     except UserError as e:
-        print(f"{prog}: {' '.join(str(e).splitlines())}", file=sys.stderr)
+        joined = "wsss_nb.parallel" in sys.modules and sys.modules["wsss_nb.parallel"].processes()[1] > 1
+        say(" ".join(str(e).splitlines()), joined and not getattr(e, "agreed", False))
         return 2
     except KeyboardInterrupt:
-        print(f"{prog}: stopped; what is written stays, and {'the same command goes on' if prog.startswith(('wsss-crf','wsss-data')) else 'a run goes on with --resume'}", file=sys.stderr)
+        say(f"stopped; what is written stays, and {'the same command goes on' if prog.startswith(('wsss-crf','wsss-data')) else 'a run goes on with --resume'}")
         return 130
     except BrokenPipeError: return 0
     except OSError as e:
         if e.filename is None: raise
-        print(f"{prog}: {e.filename}: {e.strerror}", file=sys.stderr)
+        say(f"{e.filename}: {e.strerror}")
         return 2
     return status or 0
 
@@ -76,7 +78,7 @@ def wsss_run(
     from wsss_nb.experiment import run_method
     command = shlex.join(["wsss-run", *sys.argv[1:]]) if Path(sys.argv[0]).name == "wsss-run" else None
     result = run_method(method, data, out, preset, stages.split(",") if stages else None, resume, device, seed, set or (), command, backbone=backbone, init=init, iters=iters)
-    print_result(result, out)
+    if first_process(): print_result(result, out)
 
 # %% ../nbs/95_cli.ipynb #6d675c65
 def print_result(

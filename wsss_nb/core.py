@@ -6,7 +6,8 @@ Docs: https://example.github.io/wsss_nb/core.html.md"""
 
 # %% auto #0
 __all__ = ['IGNORE_INDEX', 'BACKGROUND', 'UserError', 'did_you_mean', 'atomic_path', 'write_json', 'child_rng', 'seed_everything',
-           'num_cores', 'pick_device', 'progress', 'peak_memory_mb', 'reset_peak_memory', 'map_on_cores']
+           'num_cores', 'first_process', 'pick_device', 'progress', 'peak_memory_mb', 'reset_peak_memory',
+           'map_on_cores']
 
 # %% ../nbs/01_core.ipynb #b0c46ddd
 import json,os,random,re,resource,signal,sys,tempfile
@@ -106,6 +107,10 @@ def num_cores()->int:
     "Return how many cores this process may use; a container has fewer than its machine"
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+def first_process()->bool:
+    "Tell whether this process is the one of several (`torchrun`, `accelerate launch`) that speaks for all: what all would say is said once"
+    return os.environ.get("RANK", "0") == "0"
+
 def pick_device(
     name:str="auto", # "auto", "cpu" or "cuda"
 )->str:              # "cpu" or "cuda"
@@ -126,7 +131,7 @@ def progress(
     "Return a progress bar on standard error with rate and time left; silent where `TQDM_DISABLE=1` is set, slow to speak where standard error is a file"
     from tqdm import tqdm
     return tqdm(items, desc=desc, total=total, unit=unit, initial=initial, unit_scale=unit == "B", dynamic_ncols=True, mininterval=.5 if sys.stderr.isatty() else 10,
-                file=sys.stderr, disable=os.environ.get("TQDM_DISABLE")=="1")
+                file=sys.stderr, disable=os.environ.get("TQDM_DISABLE")=="1" or not first_process())
 
 # %% ../nbs/01_core.ipynb #f3d28741
 def peak_memory_mb()->int: # MB of resident memory, or of CUDA memory where CUDA was used

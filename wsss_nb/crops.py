@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .core import BACKGROUND,IGNORE_INDEX
+from .parallel import rows_of_all
 
 # %% ../nbs/51_crops.ipynb #c76c6108
 def crop_candidates(
@@ -51,11 +52,12 @@ def uncertain_crops(
     roi:Tensor,                           # region maps, (B,H,W): 0 background, 1 uncertain, 2 foreground
     num_crops:int=8,                      # crops per image
     crop_size:int=96,                     # side, pixels
-    generator:torch.Generator|None=None,  # draws one permutation per image; None: the global one
+    generator:torch.Generator|None=None,  # draws one permutation per image; None: each image has its own, seeded from the global one
     negative_share:float=.2,              # at most this mean of `roi` over a crop (foreground counts twice): negative
 )->tuple[Tensor,Tensor]:                  # crops (num_crops,B,3,c,c); flags (B,num_crops) int64: 1 positive, 0 negative
     "Return random crops around pixels that are not sure foreground, and whether they hold foreground (ToCo T4.4)"
-    corners = torch.stack([draw_corners(regions <= 1, crop_size, num_crops, generator) for regions in roi])
+    own = [generator]*len(roi) if generator else [torch.Generator().manual_seed(s) for s in rows_of_all(lambda n: torch.randint(2**63-1, (n,)), len(roi)).tolist()]
+    corners = torch.stack([draw_corners(regions <= 1, crop_size, num_crops, g) for regions,g in zip(roi, own)])
     flags = cut_crops(roi, corners, crop_size).float().mean((-1,-2)) > negative_share
     return cut_crops(images, corners, crop_size).transpose(0,1),flags.long()
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from .backbones.core import Backbone
 from .core import IGNORE_INDEX
+from .parallel import mean_count
 from .tensors import resize
 
 # %% ../nbs/65_deeplab.ipynb #eb963685
@@ -89,7 +90,7 @@ def seg_loss(
     "Return the mean cross entropy over the labelled pixels; 0 if there are none"
     label = label.long()
     total = F.cross_entropy(seg_logits.float(), label, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total/(label != IGNORE_INDEX).sum().clamp(min=1)
+    return total/mean_count(label != IGNORE_INDEX)
 
 def multi_scale_loss(
     outputs:Sequence[Tensor], # of `DeepLab.multi_scale`

@@ -24,12 +24,12 @@ from .data.folder import FolderDataset,find_images
 from .io import read_cam,read_image,read_label,write_image,write_label
 from .jobs import Job
 from .methods.core import get_method,resolve_config,run_stage
-from .parallel import first_only,join
+from .parallel import first_only,join,processes,together
 from .refine.crf import CRF_PRESETS
 from .released import load_released
-from .runs import Run,changed_settings,config_hash,machine,read_result,source_commit,typed_settings,update_result,versions
+from .runs import Run,changed_settings,config_hash,load_checkpoint,machine,read_result,source_commit,typed_settings,update_result,versions
 from .stages import SCORES,evaluate_stage,predict_image,score_labels,scores_of,share_predictions,train_stage
-from .train import load_checkpoint
+from .train import check_divisible
 from .viz import overlay
 
 # %% ../nbs/94_experiment.ipynb #02b1dc3b
@@ -116,12 +116,23 @@ def stages_of(
     return (*module.STAGES, "evaluate") if hasattr(module, "STAGES") else STAGES
 
 # %% ../nbs/94_experiment.ipynb #cf8fb33f
+def _prepare(module, data, preset, evaluates, overrides, given):
+    "Return settings, training images and those to score, after all that can be found wrong with them"
+    config = resolve_config(module.Config(), module.PRESETS, preset, overrides, **given)
+    train_data = open_dataset(data, config.train_split, masks=config.supervision == "masks")
+    check_divisible(config.batch_size, processes()[1], getattr(config, "accumulate", 1))
+    if hasattr(module, "check_data"): module.check_data(config, train_data)
+    return config,train_data,validation_data(train_data, data, config.val_split, evaluates)
+
+def _start(run, made_with, resume):
+    "Begin a run folder, or go on with one; settings that are younger than it are as by default"
+    run.start(made_with, resume, asdict(run_settings(run)[1]) if resume and run.config_file.exists() else None)
+
 def _train(run, made_with, resume, method_class, config, train_data, val_data, device, record):
     "Make a method of one network and train it; the run folder begins when nothing can be wrong with the settings any more"
     seed_everything(made_with["seed"])
-    model = method_class(config, train_data.classes)
-    join(device)
-    first_only(lambda: run.start(made_with, resume) and None)
+    model = together(lambda: method_class(config, train_data.classes))
+    first_only(lambda: _start(run, made_with, resume))
     return train_stage(model, train_data, run, val_data if val_data and val_data.has_masks else None, made_with["seed"], device, resume, record)
 
 # %% ../nbs/94_experiment.ipynb #cf8fb340
@@ -144,14 +155,11 @@ def run_method(
     stages = [s for s in names if s in asked]
     if not 0 <= seed < 2**32: raise UserError(f"--seed {seed}: must be a whole number from 0 to {2**32-1}")
     device,run = pick_device(device),Run(out)
+    join(device)
     if names[0] not in stages and (stages == ["evaluate"] or run.config_file.exists()): return _continue(run, data, stages, device, overrides, dict(method=method, preset=preset, **given))
-    preset = preset or default_preset(data)
-    config = resolve_config(module.Config(), module.PRESETS, preset, overrides, **given)
-    train_data = open_dataset(data, config.train_split, masks=config.supervision == "masks")
-    val_data = validation_data(train_data, data, config.val_split, "evaluate" in stages)
-    made_with = {"method":method, "data":data, "preset":preset, "seed":seed, "classes":list(train_data.classes), "settings":asdict(config)}
+    config,train_data,val_data = together(lambda: _prepare(module, data, preset or default_preset(data), "evaluate" in stages, overrides, given))
+    made_with = {"method":method, "data":data, "preset":preset or default_preset(data), "seed":seed, "classes":list(train_data.classes), "settings":asdict(config)}
     record = {"command":command, "commit":source_commit(), "machine":machine()}
-    if hasattr(module, "check_data"): module.check_data(config, train_data)
     if hasattr(module, "STAGES"): return _begin(run, made_with, resume, module, config, stages, device, record)
     result = _train(run, made_with, resume, module.Method, config, train_data, val_data, device, record)
     return evaluate_run(run, data, device) if "evaluate" in stages else result
@@ -159,9 +167,8 @@ def run_method(
 # %% ../nbs/94_experiment.ipynb #94aa0003
 def _begin(run, made_with, resume, module, config, stages, device, record):
     "Begin, or with `resume` go on with, a run of several stages"
-    join(device)
     def start():
-        run.start(made_with, resume)
+        _start(run, made_with, resume)
         update_result(run.result, {k:made_with[k] for k in ("method","data","preset","seed","classes")} | record)
     first_only(start)
     return _go_on(run, made_with, module, config, stages, device)
@@ -176,7 +183,6 @@ def _go_on(run, made_with, module, config, stages, device):
 
 def _continue(run, data, stages, device, overrides, asked):
     "Run stages of a run without its first"
-    join(device)
     if run.config_file.exists(): first_only(run.lock)
     if stages == ["evaluate"]: return evaluate_run(run, data, device, overrides, **asked)
     module,config,made_with = run_settings(run)
@@ -205,16 +211,18 @@ def evaluate_run(
     **asked,                    # what else the caller thinks the run is: `method`, `preset`, settings; None: no matter
 )->dict:                        # what `result.json` holds
     "Evaluate the last checkpoint of a run on its validation split, and of a run of several stages what they made"
-    module,settings,made_with = run_settings(run, tuple(overrides))
-    check_asked(run, made_with, asked)
-    several = hasattr(module, "STAGES")
-    if several: reset_peak_memory()
-    done = read_result(run.result).get("seconds", {})
+    def prepare():
+        module,settings,made_with = run_settings(run, tuple(overrides))
+        check_asked(run, made_with, asked)
+        if several := hasattr(module, "STAGES"): reset_peak_memory()
+        done = read_result(run.result).get("seconds", {})
+        method = load_run(run.path, device, tuple(overrides)) if not several or module.FINAL in done else None
+        info = {k:made_with[k] for k in ("method","preset","seed")} | {"data":data, "backbone":settings.backbone, "supervision":settings.supervision, "config_hash":config_hash(made_with)}
+        scored = open_scored(data, settings.val_split)
+        if scored.classes != tuple(made_with["classes"]): raise UserError(f"{data}: its classes ({', '.join(scored.classes)}) are not those of {run.path} ({', '.join(made_with['classes'])}); evaluate on data with the same classes")
+        return module,several,settings,done,method,info,scored
+    module,several,settings,done,method,info,scored = together(prepare)
     final = Run(run.path, module.FINAL) if several else run
-    method = load_run(run.path, device, tuple(overrides)) if not several or module.FINAL in done else None
-    info = {k:made_with[k] for k in ("method","preset","seed")} | {"data":data, "backbone":settings.backbone, "supervision":settings.supervision, "config_hash":config_hash(made_with)}
-    scored = open_scored(data, settings.val_split)
-    if scored.classes != tuple(made_with["classes"]): raise UserError(f"{data}: its classes ({', '.join(scored.classes)}) are not those of {run.path} ({', '.join(made_with['classes'])}); evaluate on data with the same classes")
     if method: share_predictions(method, scored, final, device)
     return first_only(lambda: _score(module if several else None, run, data, settings, info, method, scored, final, device, done))
 

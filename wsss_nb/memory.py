@@ -12,24 +12,21 @@ from copy import deepcopy
 
 import torch
 from fastcore.basics import patch
-from torch import Tensor,distributed
+from torch import Tensor
 from torch.nn import functional as F
 
+from .parallel import gather_rows
 from .projection import ProjectionNet,follow
 
 # %% ../nbs/63_memory.ipynb #2a7890b2
 GATHER = ("true","ones")
 
-@torch.no_grad()
 def gathered(
     x:Tensor,        # rows of this process, (N,…)
     how:str="true",  # one of `GATHER`; "ones": as released for one GPU
 )->Tensor:           # rows of all processes, (world·N,…)
     "Return the rows of all processes in the order of their ranks, or as many ones (CPDGL, sections 2 and 4.9)"
-    if distributed.is_available() and distributed.is_initialized():
-        parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, x.contiguous())
-        x = torch.cat(parts)
+    x = gather_rows(x)
     return x if how == "true" else torch.ones_like(x)
 
 # %% ../nbs/63_memory.ipynb #9d622e55

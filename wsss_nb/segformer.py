@@ -20,6 +20,7 @@ from .backbones.core import Backbone
 from .cam.multiscale import multi_scale_cam
 from .core import UserError
 from .network import SingleStageNet
+from .parallel import rows_of_all
 from .refine.walk import near_products
 from .tensors import resize
 
@@ -44,7 +45,9 @@ class AllMLP(nn.Module):
             with torch.autocast(w.device.type, enabled=False): weight,bias = w @ layer.weight,w @ layer.bias
             total = resize(F.conv2d(stages[s-1], weight[:,:,None,None], bias), stages[0].shape[-2:]) + total
         return self.linear_fuse.bn(total)
-    def forward(self, stages): return self.linear_pred(F.dropout2d(F.relu(self.fuse(stages)), .1, self.training))
+    def forward(self, stages):
+        x = F.relu(self.fuse(stages))
+        return self.linear_pred(x*rows_of_all(lambda n: F.dropout2d(x.new_ones(n, x.shape[1], 1, 1), .1, self.training), len(x)))
 
 # %% ../nbs/64_segformer.ipynb #3657b1d6
 class AffinityHead(nn.Module):

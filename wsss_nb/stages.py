@@ -28,7 +28,7 @@ from .data.loader import TrainingSet
 from .data.transforms import denormalise,normalise
 from .evaluate import ConfusionMatrix,image_record,worst_images
 from .io import read_cam,read_label,write_cam,write_label
-from .parallel import first_only,processes,share
+from .parallel import first_only,gather_objects,processes,share,together
 from .pseudo_labels import make_pseudo_label,refine_cam
 from .refine.crf import CRF_PRESETS,dense_crf,map_in_order
 from .report import write_report
@@ -95,10 +95,9 @@ def quick_validation(
     limit:int,                     # score the first so many images
     device:str|torch.device="cpu", # where the method is
 )->dict[str,float]:                # mIoU of `prediction`, `seed` and, where there is an auxiliary classifier, `aux_seed`
-    "Return rough scores of a method in training (ToCo T8)"
+    "Return rough scores of a method in training (ToCo T8); of several processes each looks at its share, and all are counted in one matrix"
     side,scores = method.config.crop_size,{k:ConfusionMatrix(data.num_classes) for k in ("prediction","seed","aux_seed")}
-    for i in range(min(limit, len(data))):
-        item = data[i]
+    def add(item):
         x = resize(normalise(item.image)[None].to(device), (side,side))
         maps = {"prediction": resize(method.seg_logits(x), item.mask.shape).argmax(1)}
         if item.image_labels is not None:
@@ -106,6 +105,8 @@ def quick_validation(
             for layer in method.cam_layers:
                 maps["seed" if layer == "last" else "aux_seed"] = cam_to_label(resize(method.cam(x, y, layer), item.mask.shape), y, method.config.bg_thresh)
         for name,label in maps.items(): scores[name].add(label[0].cpu().numpy(), item.mask)
+    together(lambda: [add(data[i]) for i in share(range(min(limit, len(data))))])
+    for k,m in scores.items(): m.counts = sum(gather_objects(m.counts))
     return {k:round(m.miou, 4) for k,m in scores.items() if m.counts.any()}
 
 # %% ../nbs/81_stages.ipynb #799371a7
@@ -125,10 +126,10 @@ def train_stage(
     trainer = Trainer(method, TrainingSet(data, method.transform(), seed), run, c.iters, c.batch_size, c.warmup_iter, c.weight_decay,
                       validate, c.val_every, c.save_every, c.log_every, c.workers, device, c.precision, factor=partial(lr_factor, max_iter=c.iters, warmup_iter=c.warmup_iter, power=c.lr_power))
     if resume: trainer.restore()
-    if trainer.step >= c.iters: return update_result(run.result, {})
+    if trainer.step >= c.iters: return read_result(run.result)
     spent = trainer.fit()
-    return update_result(run.result, {**(info or {}), "seconds":{"train":spent["seconds"]}, "images_per_second":spent["images_per_second"], "device":device,
-                                      "peak_memory_mb":peak_memory_mb(), "images":{"train":len(data)}})
+    values = {**(info or {}), "seconds":{"train":spent["seconds"]}, "images_per_second":spent["images_per_second"], "processes":processes()[1], "device":device, "peak_memory_mb":peak_memory_mb(), "images":{"train":len(data)}}
+    return first_only(lambda: update_result(run.result, values))
 
 # %% ../nbs/81_stages.ipynb #3deeb108
 def seed_of_cam(
@@ -259,8 +260,7 @@ def share_predictions(
     "Where there are several processes, let each make its share of the files of an evaluation, which the first one then only counts"
     if processes()[1] == 1: return
     first_only(lambda: note_evaluation(run, data, method.config))
-    for i in share(range(len(data))): evaluate_image(method, data[i], run, {}, device)
-    first_only(lambda: None)  # all are done
+    together(lambda: [evaluate_image(method, data[i], run, {}, device) for i in share(range(len(data)))] and None)
 
 # %% ../nbs/81_stages.ipynb #2226ded7
 def evaluate_stage(

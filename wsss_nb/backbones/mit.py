@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from .core import Backbone,load_matching,read_weights,shipped_weights
 from ..core import UserError
+from ..parallel import rows_of_all
 
 # %% ../../nbs/23_backbones.mit.ipynb #9dc8ef78
 def as_map(
@@ -106,7 +107,7 @@ def drop_path(
 )->Tensor:         # (B,N,D)
     "Return the branch, zero for a random part of the images and scaled up for the others"
     if rate == 0: return branch
-    return branch*((torch.rand(len(branch), 1, 1, device=branch.device) >= rate)/(1-rate)).to(branch.dtype)
+    return branch*((rows_of_all(lambda n: torch.rand(n, 1, 1, device=branch.device), len(branch)) >= rate)/(1-rate)).to(branch.dtype)
 
 # %% ../../nbs/23_backbones.mit.ipynb #19bfafe7
 class Block(nn.Module):

@@ -11,6 +11,8 @@ __all__ = ['affinity_loss']
 import torch
 from torch import Tensor
 
+from ..parallel import mean_over_processes,processes
+
 # %% ../../nbs/77_losses.affinity.ipynb #42ea522a
 def affinity_loss(
     affinity:Tensor,       # (B,N,N) in [0,1], any float type
@@ -19,5 +21,5 @@ def affinity_loss(
     "Return the affinity loss (TSCD 4.3; Ru et al. 2022, eq. 4); without any known pair it is 0. Raise `ValueError` for shapes that differ"
     if affinity.shape != affinity_label.shape: raise ValueError(f"affinity is {tuple(affinity.shape)}, its label {tuple(affinity_label.shape)}")
     affinity,same,other = affinity.float(),affinity_label == 1,affinity_label == 0
-    n1,n0 = same.sum(),other.sum()
-    return .5*(n1-torch.where(same, affinity, 0).sum())/(n1+1) + .5*torch.where(other, affinity, 0).sum()/(n0+1)
+    n1,one = same.sum(),1/processes()[1]
+    return .5*(n1-torch.where(same, affinity, 0).sum())/(mean_over_processes(n1)+one) + .5*torch.where(other, affinity, 0).sum()/(mean_over_processes(other.sum())+one)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..parallel import mean_over_processes,rows_of_all
+
 # %% ../../nbs/75_losses.correlation.ipynb #4c0a7506
 def shrink(
     x:Tensor,     # images or maps, (B,C,H,W)
@@ -37,7 +39,7 @@ def _targets(cams1, cams2):
     "Return (B,P,C+1) and (B,Q,C+1) whose products are the centred cosines of the CAMs"
     f1,f2 = _units(cams1),_units(cams2)
     mean1,mean2 = f1.mean(1),f2.mean(1)
-    overall = (mean1*mean2).sum(1).mean().expand(*f2.shape[:2], 1)
+    overall = mean_over_processes((mean1*mean2).sum(1).mean()).expand(*f2.shape[:2], 1)
     return F.pad(f1, (0,1), value=1.),torch.cat([f2-mean2[:,None], overall], dim=2)
 
 def correlation_maps(
@@ -85,7 +87,7 @@ def correlation_loss(
     "Return the correlation distillation loss (TSD-CAM S6.1, TSCD 4.5); raise `ValueError` for shapes that do not fit"
     B,shapes = len(cams1),[tuple(x.shape) for x in (cams1, cams2, logits1, logits2)]
     if {s[0] for s in shapes} != {B} or cams1.shape[1] != cams2.shape[1] or logits1.shape[1] != logits2.shape[1]: raise ValueError(f"CAMs and logits of two views are of the same images and classes: {shapes}")
-    rand1,rand2 = (torch.rand(B, samples, samples, 2, device=cams1.device, generator=generator) if r is None else r for r in (rand1,rand2))
+    rand1,rand2 = (rows_of_all(lambda n: torch.rand(n, samples, samples, 2, device=cams1.device, generator=generator), B) if r is None else r for r in (rand1,rand2))
     with torch.autocast(logits1.device.type, enabled=False):
         targets = _targets(sample_maps(cams1.detach(), rand1), sample_maps(cams2.detach(), rand2))
         return _Correlation.apply(_units(sample_maps(logits1, rand1)), _units(sample_maps(logits2, rand2)), *targets)

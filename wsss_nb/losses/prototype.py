@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import BACKGROUND,did_you_mean
+from ..parallel import mean_count,mean_over_processes,processes
 
 # %% ../../nbs/76_losses.prototype.ipynb #57206bb0
 LCL_FORMS = ("mean","sum")
@@ -42,23 +43,23 @@ def local_contrast_loss(
         z = (z - z.detach().amax(1, keepdim=True))*known
         positive = z*((tags[:,None] == key_tags) & known)
         noisy = noisy_rows(positive.detach())
-        if form == "sum": noisy = noisy.any().expand_as(noisy)
+        if form == "sum": noisy = (mean_over_processes(noisy.any()) > 0).expand_as(noisy)
         positive = positive*~noisy[:,None]
         e = (z*(key_tags != -1)).exp()
         others = torch.where(e == 1, 0, e).sum(1)
         rows = positive.sum(1) - z.shape[1]*(others+1e-12).log()
-        if form == "mean": loss = torch.where((others > 0) & (rows < 0), rows, 0).mean()/(positive != 0).sum().clamp(min=1)
-        else: loss = torch.where(some := (positive != 0).any(1), rows, 0).sum()/some.sum().clamp(min=1)
+        if form == "mean": loss = torch.where((others > 0) & (rows < 0), rows, 0).mean()/(processes()[1]*mean_count(positive != 0))
+        else: loss = torch.where(some := (positive != 0).any(1), rows, 0).sum()/mean_count(some)
     return -loss*(temperature/base_temperature if base_temperature else 1),torch.where(noisy, BACKGROUND, tags)
 
 # %% ../../nbs/76_losses.prototype.ipynb #d11d0319
 def _restricted(logits, own):
     "Return the cross entropy among classes that occur, a mean over the rows that have one"
-    among = logits*own.any(0)
+    among = logits*(mean_over_processes(own.any(0)) > 0)
     e = among.exp()
     total = torch.where(e == 1, 0, e).sum(1, keepdim=True)
     entries = torch.where(own & (among != 0) & (total > 0), among - (total+1e-12).log(), 0)
-    return -entries.sum()/own.sum().clamp(min=1)
+    return -entries.sum()/mean_count(own)
 
 def _margin(logits, own, margin):
     "Return cross entropy without the maximum, and the hinge of the nearest wrong class, means over the rows that have one"
@@ -66,7 +67,7 @@ def _margin(logits, own, margin):
     def mean(values, count): return torch.where(tagged, values, 0).sum()/count
     spread = (logits - logits.amax(1, keepdim=True)).exp().sum(1)
     hinge = (torch.where(own, 0, logits).amax(1) - margin).clamp(min=0)
-    return mean((spread+1e-12).log() - torch.where(own, logits, 0).sum(1), tagged.sum()+1e-6) + mean(hinge, tagged.sum().clamp(min=1))
+    return mean((spread+1e-12).log() - torch.where(own, logits, 0).sum(1), mean_over_processes(tagged.sum())+1e-6/processes()[1]) + mean(hinge, mean_count(tagged))
 
 # %% ../../nbs/76_losses.prototype.ipynb #0879973b
 PCL_FORMS = ("restricted","margin")

@@ -11,6 +11,7 @@ __all__ = ['center_loss', 'relation_losses']
 import torch
 from torch import Tensor
 
+from ..parallel import mean_count
 from ..tensors import enlarge
 
 # %% ../../nbs/78_losses.relation.ipynb #61945941
@@ -38,7 +39,7 @@ def relation_losses(
     if known is not None: part = part & known.to(part.device)
     with torch.autocast(class_maps.device.type, enabled=False):
         maps = enlarge(class_maps, saliency.shape[-2:])
-        s,weight = saliency.to(maps.device, maps.dtype),part.to(maps.dtype)/part.sum().clamp(min=1)
+        s,weight = saliency.to(maps.device, maps.dtype),part.to(maps.dtype)/mean_count(part)
         (fg,c_fg),(bg,c_bg) = center_loss(maps, s),center_loss(maps, 1-s)
         dist = ((c_bg-c_fg)*y).mean(1)
         return {"fg":(fg*weight).sum(), "bg":(bg*weight).sum(), "dist":(dist*weight).sum()}

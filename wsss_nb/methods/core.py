@@ -26,12 +26,12 @@ from ..data.loader import TrainingSet
 from ..data.transforms import TrainTransform,denormalise
 from ..jobs import Job,Stage
 from ..network import POOLING,SingleStageNet
-from ..parallel import processes
+from ..parallel import any_process,first_only,together
 from ..refine.crf import CRF_PRESETS
-from ..runs import Run,read_result,update_result
+from ..runs import Run,load_checkpoint,read_result,update_result
 from ..segment import FUSION,multi_scale_logits,sharpen
 from ..tensors import resize
-from ..train import Trainer,encoder_head_groups,load_checkpoint
+from ..train import Trainer,encoder_head_groups
 
 # %% ../../nbs/82_methods.core.ipynb #1d6baa52
 @dataclass(frozen=True)
@@ -283,10 +283,9 @@ def run_stage(
         if stages[maker].applies(job.config) and maker not in done: raise UserError(f"{job.run.path}: stage {name} needs {part}, which stage {maker} makes and has not finished here; run it first (--stages {maker},{name})")
     reset_peak_memory()
     begin,job.made = time.perf_counter(),0
-    values,(rank,world) = stage.work(job) or {},processes()
-    if world > 1: torch.distributed.barrier()
-    if rank or not job.made and name in done: return read_result(job.run.result)
+    values = together(lambda: stage.work(job)) or {}
+    if not any_process(job.made) and name in done: return read_result(job.run.result)
     memory = peak_memory_mb()
     values["seconds"] = {name:round(time.perf_counter()-begin, 2)} | values.get("seconds", {})
     values |= {"stage_memory_mb":{name:memory}, "peak_memory_mb":max(memory, read_result(job.run.result).get("peak_memory_mb", 0)), "device":job.device}
-    return update_result(job.run.result, values)
+    return first_only(lambda: update_result(job.run.result, values))

@@ -38,6 +38,7 @@ from ..runs import Run
 from ..schedules import drop_factor,poly_factor
 from ..stages import seed_of_cam
 from ..tensors import resize
+from ..train import check_divisible
 
 # %% ../../nbs/89_methods.i2crc.ipynb #fb1afe29
 @dataclass(frozen=True)
@@ -178,9 +179,9 @@ def check_data(
     config:Config, # settings
     data:Dataset,  # training images
 ):
-    "Raise `UserError` if the saliency maps that the settings ask for do not exist"
-    if config.saliency == "dataset" and saliency_origin(data) is None:
-        raise UserError(f"{data.name}: has no saliency maps; let them be made (--set saliency=rbd, or once for all: wsss-data saliency {data.name}), or do without (--set saliency=none)")
+    "Raise `UserError` if the saliency maps that the settings ask for do not exist, or the classifier's batches cannot be divided among the processes"
+    check_divisible(config.cls_batch, processes()[1], 1, "cls_batch")
+    if config.saliency == "dataset" and saliency_origin(data) is None: raise UserError(f"{data.name}: has no saliency maps; let them be made (--set saliency=rbd, or once for all: wsss-data saliency {data.name}), or do without (--set saliency=none)")
 
 def training_images(
     job:Job, # of a stage
