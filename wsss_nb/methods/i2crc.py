@@ -324,6 +324,6 @@ PRESETS = {
     "voc": {"train_split":"train_aug", "crf":"i2crc"},
     "shapes": _SMALL | {"backbone":"vit_toy", "pretrained":True, "cls_size":112, "saliency_size":112, "cls_iters":200, "cls_drops":(130,180), "extra":64, "jitter":(.1,.1,.1,.02),
                         "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":600, "lr":1e-3, "crf":"toco", "workers":0},
-    "photos": _SMALL | {"saliency":"rbd", "backbone":"mobilenetv2_100", "cls_size":224, "saliency_size":224, "cls_iters":300, "cls_drops":(200,270), "extra":128,
-                        "crop_size":224, "iters":250, "lr":1e-3, "workers":1},
+    "photos": _SMALL | {"saliency":"rbd", "backbone":"mobilenetv2_100", "cls_size":224, "saliency_size":224, "cls_iters":200, "cls_drops":(130,180), "extra":128,
+                        "crop_size":160, "iters":200, "lr":1e-4, "workers":1},
 }

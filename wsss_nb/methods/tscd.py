@@ -242,4 +242,4 @@ PRESETS = {
 }
 PRESETS["voc-320"] = PRESETS["voc"] | {"crop_size":320}
 PRESETS |= {"afa": PRESETS["voc"] | AFA | {"walk_start":6000}, "afa-coco": PRESETS["coco"] | AFA | {"refine_iters":15, "walk_start":15_000, "affinity_target":"seg"},
-            "afa-shapes": PRESETS["shapes"] | AFA | {"walk_start":300}, "afa-photos": PRESETS["photos"] | AFA | {"walk_start":450}}
+            "afa-shapes": PRESETS["shapes"] | AFA | {"walk_start":500}, "afa-photos": PRESETS["photos"] | AFA | {"walk_start":450}}
