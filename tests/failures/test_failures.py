@@ -9,8 +9,8 @@ import torch
 from failure_table import ARGV, ITERS, ROWS, Tools, cell, matches, page
 
 from commands import STAGED, call  # noqa: F401
-from wsss_nb.runs import Run, read_log
-from wsss_nb.train import LossStep, load_checkpoint
+from wsss_nb.runs import Run, read_log, load_checkpoint
+from wsss_nb.train import LossStep
 
 
 @pytest.fixture
