@@ -115,6 +115,12 @@ def second_run(t):
         first.kill()
         first.communicate()
 
+def checkpoint_torn(t):
+    stopped(t)
+    last = Run("out").last
+    last.write_bytes(last.read_bytes()[:1000])
+    return t.train("--resume")
+
 def log_unwritable(t):
     def replace():
         Run("out").log.rename("log_until_here.csv")
@@ -159,6 +165,7 @@ ROWS = {r.happens: r for r in (
         "The last checkpoint. The number of loader processes changes nothing that comes out, so a run may go on with another.", loader_killed, more=("--set", "workers=0")),
     Row("an image vanishes in the middle of an epoch", "wsss-run: scenes/JPEGImages/<file>: no such file; check the path and the list that names it", "A checkpoint of the step before. Bring the image back; `--resume` goes on.", image_vanishes, mend=lambda: move_images("elsewhere", "scenes/JPEGImages")),
     Row("a second run is started in the same folder", "wsss-run: out: another run works in it (process <n> on <host>); wait until it has ended, or choose another --out", "The first run, which notices nothing. If its process dies, the folder is free at once.", second_run, goes_on=False),
+    Row("the last checkpoint is torn or gone (a disk, a copy that broke off)", "out/checkpoints/last.pt: not a readable checkpoint (<why>); going on from step <n>, which previous.pt holds", "The checkpoint before it, which is kept until the next one is whole; the run goes on from there by itself.", checkpoint_torn, 0),
     Row("the log cannot be written any more", "wsss-run: out/log.csv: cannot be written (Is a directory); mend that and go on with --resume", "A checkpoint of the step at which it happened.", log_unwritable, mend=log_again),
     Row("the run folder cannot be made", "wsss-run: out: cannot be written (Read-only file system); choose another folder or mend its permissions", "Nothing, before any work is done.", folder_closed),
     Row("the clock is set back, or files come from the future", "", "Nothing depends on the time of day: steps count, and durations are taken from a clock that only goes forward.", clock_back, 0),

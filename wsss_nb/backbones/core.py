@@ -39,7 +39,7 @@ def why_unreadable(
     text = str(error)
     if code := re.search(r"GLOBAL ([\w.]+)", text): return f"it holds {code[1]}, which is no tensor, and was not executed"
     if "weights_only" in text: return "it holds more than tensors, and was not executed"
-    return (text.splitlines() or [type(error).__name__])[0][:120]
+    return (text.splitlines() or [type(error).__name__])[0].split(". ")[0][:120]
 
 def read_weights(
     path:str|Path, # .safetensors, .pth, .pt or .bin
