@@ -19,7 +19,7 @@ lookup = NbdevLookup()
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # A notebook's number is its place in the flow of data: the first number of each group, and the group's name in the sidebar.
 GROUPS = {0: "Start here", 1: "Foundations", 10: "Data", 20: "Backbones", 30: "Class activation maps", 40: "Refinement", 50: "Pseudo labels, segmentation",
-          70: "Evaluation", 80: "Losses and training", 90: "Methods", 95: "Commands and widgets"}
+          70: "Evaluation", 72: "Losses", 79: "Training", 82: "Methods", 92: "Commands and widgets"}
 
 def _page(nb): return nbpath2html(nb).as_posix().removesuffix(".html")  # 10_data.core.ipynb -> data.core
 def _group(nb): return list(GROUPS.values())[bisect(list(GROUPS), int(re.match(r"\d+", nb.name)[0])) - 1]
