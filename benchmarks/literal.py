@@ -214,11 +214,12 @@ class LiteralToCo(Literal):
         roi[value <= c.low_thresh] = 0
         roi[value >= c.high_thresh] = 2
         crops, flags, m = [[] for _ in range(c.num_crops)], torch.ones(len(local), 2+c.num_crops), size//2
+        seeds = torch.randint(2**63-1, (len(local),)).tolist()
         for i in range(len(local)):
             inner = roi[i, m:-m, m:-m]
             candidates = (inner <= 1).nonzero()
             if len(candidates) < c.num_crops: candidates = (inner >= 0).nonzero()
-            for k, (r, q) in enumerate(candidates[torch.randperm(len(candidates))[:c.num_crops]].tolist()):
+            for k, (r, q) in enumerate(candidates[torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seeds[i]))[:c.num_crops]].tolist()):
                 crops[k].append(local[i, :, r:r+size, q:q+size])
                 if roi[i, r:r+size, q:q+size].sum()/size**2 <= .2: flags[i, 2+k] = 0
         return [torch.stack(v) for v in crops], flags
