@@ -11,6 +11,7 @@ __all__ = ['epoch_order', 'StatelessSampler', 'TrainingSet', 'training_batches']
 from collections.abc import Callable,Iterator
 from functools import lru_cache
 
+import cv2
 import torch
 from torch.utils.data import DataLoader,Sampler
 from torch.utils.data import Dataset as TorchDataset
@@ -81,4 +82,8 @@ def training_batches(
     "Return an endless iterator of batches that begins at sample `start`"
     order = StatelessSampler(len(samples), batch_size, samples.seed, start, rank, world)
     own = torch.Generator().manual_seed(samples.seed)  # a loader draws a number when it begins: not from the stream of the losses, or a resumed run would have another one
-    return iter(DataLoader(samples, batch_sampler=order, num_workers=workers, pin_memory=pin, persistent_workers=workers>0, generator=own))
+    return iter(DataLoader(samples, batch_sampler=order, num_workers=workers, pin_memory=pin, persistent_workers=workers>0, generator=own, worker_init_fn=_one_thread))
+
+def _one_thread(worker):
+    "Let OpenCV use one thread in a loader process, as torch does there by itself: there is a process per core already"
+    cv2.setNumThreads(1)
