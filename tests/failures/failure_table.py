@@ -110,6 +110,7 @@ def second_run(t):
     first = started(*ARGV, "iters=5000")
     try:
         while not read_log(Run("out").log): time.sleep(.01)
+        t.patch.setattr(Trainer, "one_step", raises(AssertionError("two runs train in one folder")))
         return t.train("iters=5000", "--resume")
     finally:
         first.kill()
