@@ -2,7 +2,8 @@
 
     python benchmarks/processes.py [--processes 2] [--methods toco,tscd] [--optimizer sgd] [--json FILE]
 
-Toy scenes, sizes of the tests, gloo on a CPU; all processes may share one core. The optimiser is SGD: AdamW (`--optimizer adamw`) makes whole steps of gradients that are zero but for rounding."""
+Toy scenes, sizes of the tests, gloo on a CPU; all processes may share one core. The optimiser is SGD: AdamW (`--optimizer adamw`) makes whole steps of gradients that are zero but for rounding. That it is rounding and nothing else, `--double` shows: the
+same in float64, without the energy term, whose filter knows float32 only, and without methods of several stages."""
 import os
 import subprocess
 import sys
@@ -13,13 +14,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent/"tests"))
 import torch
 from commands import STAGED
-from fastcore.script import call_parse
+from fastcore.script import call_parse, store_true
 from test_processes import ADAMW, HARNESS, STAGES, command
 
 from wsss_nb.cli import main
 from wsss_nb.core import write_json
 from wsss_nb.methods.core import METHODS
 from wsss_nb.runs import Run, load_checkpoint, machine, read_log
+
+DOUBLE = """
+torch.Tensor.float = torch.Tensor.double
+begin, one_step = Trainer.__init__, Trainer.one_step
+Trainer.__init__ = lambda self, method, *a, **kw: begin(self, method.double(), *a, **kw)
+Trainer.one_step = lambda self, parts: one_step(self, [{k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in p.items()} for p in parts])
+Trainer.validation = lambda self: {}
+"""
 
 
 def compare(one, many):
@@ -36,18 +45,19 @@ def run(
     processes:int=2,            # how many
     methods:str=",".join(METHODS), # which
     optimizer:str="sgd",        # or adamw
+    double:store_true=False,    # compute in float64
     json:str=None,              # write all numbers to this file
 ):
     "Compare several processes with one"
     with tempfile.TemporaryDirectory() as folder:
-        root, names = Path(folder), methods.split(",")
+        root, names = Path(folder), [m for m in methods.split(",") if not (double and m in STAGED)]
         assert main(["wsss-data", "make-shapes", str(root/"scenes"), "--n", "12", "--size", "64"]) == 0
-        (root/"harness.py").write_text(HARNESS)
+        (root/"harness.py").write_text(HARNESS.replace("folder, *commands", DOUBLE+"folder, *commands") if double else HARNESS)
         for n in (1, processes):
-            commands = [command(m, root/"scenes", root/f"{m}{n}", *(("batch_size=8", "cls_batch=4") if m in STAGED else ())) for m in names]
+            commands = [command(m, root/"scenes", root/f"{m}{n}", *(("batch_size=8", "cls_batch=4") if m in STAGED else ("w_reg=0",) if double and m != "baseline" else ())) for m in names]
             subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), root/"harness.py", dumps(folder), *map(dumps, commands)], check=True,
                            stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"} | ({ADAMW: "1"} if optimizer == "adamw" else {}))
-        rows = [{"case": f"{m} {stage or ''}".strip(), "processes": processes, "optimizer": optimizer} | compare(*(Run(root/f"{m}{n}", stage) for n in (1, processes)))
+        rows = [{"case": f"{m} {stage or ''}".strip(), "processes": processes, "optimizer": optimizer, "double": double} | compare(*(Run(root/f"{m}{n}", stage) for n in (1, processes)))
                 for m in names for stage in (STAGES if m in STAGED else (None,))]
-    for r in rows: print(f"{r['case']:16} {r['processes']} processes, {r['optimizer']}: weights {r['weights']:.1e}, all together {r['all_weights']:.1e}, losses {r['losses']:.1e}")
+    for r in rows: print(f"{r['case']:16} {r['processes']} processes, {r['optimizer']}{', float64' if double else ''}: weights {r['weights']:.1e}, all together {r['all_weights']:.1e}, losses {r['losses']:.1e}")
     if json: write_json(json, {"machine": machine(), "rows": rows})

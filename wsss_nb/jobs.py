@@ -19,7 +19,7 @@ from .core import num_cores,progress
 from .data.core import Dataset
 from .data.datasets import open_dataset
 from .io import read_image,read_label
-from .parallel import processes,share
+from .parallel import processes,share,together
 from .refine.crf import map_in_order
 
 # %% ../nbs/69_jobs.ipynb #7b9cbbb8
@@ -68,11 +68,13 @@ def make_files(self:Job,
     desc:str="",                # for the progress bar
 ):
     "Make the files that are missing or stale: this process's share of them, reading and writing on all cores around the network"
-    todo = [n for n in share(range(len(ids))) if not fresh(outputs(ids[n]), inputs(ids[n]))]
-    jobs = max(num_cores()//processes()[1], 1)
-    loaded = map_in_order(load, todo, jobs) if load else todo
-    looked = ((ids[n], look(x) if look else x) for n,x in zip(todo, loaded))
-    for _ in progress(map_in_order(lambda pair: finish(*pair), looked, jobs), desc, len(todo), "img"): self.made += 1
+    def make():
+        todo = [n for n in share(range(len(ids))) if not fresh(outputs(ids[n]), inputs(ids[n]))]
+        jobs = max(num_cores()//processes()[1], 1)
+        loaded = map_in_order(load, todo, jobs) if load else todo
+        looked = ((ids[n], look(x) if look else x) for n,x in zip(todo, loaded))
+        for _ in progress(map_in_order(lambda pair: finish(*pair), looked, jobs), desc, len(todo), "img"): self.made += 1
+    together(make)
 
 # %% ../nbs/69_jobs.ipynb #7c4d648a
 class FileDataset(Dataset):

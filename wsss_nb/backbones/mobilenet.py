@@ -29,7 +29,7 @@ class MobileNet(Backbone):
         import timm
         super().__init__()
         if output_stride not in (8,16,32): raise UserError(f"output_stride={output_stride}: must be 8, 16 or 32")
-        self.net = timm.create_model(name, features_only=True, output_stride=output_stride, pad_type="same" if tensorflow else "", pretrained=pretrained)
+        self.net = timm.create_model(name, features_only=True, output_stride=output_stride, pad_type="same" if tensorflow else "", pretrained=pretrained).to(memory_format=torch.channels_last)
         self.tensorflow,self.folded = tensorflow,False
         info,names = self.net.feature_info,[f"stage{i}" for i in range(1, 6)]
         self.channels,self.strides = dict(zip(names, info.channels(), strict=True)),dict(zip(names, info.reduction(), strict=True))

@@ -140,10 +140,10 @@ def gaussian_blur(
     image:np.ndarray, # (H,W,3) uint8
     radius:float,     # standard deviation in pixels
 )->np.ndarray:        # (H,W,3) uint8
-    "Return the image blurred by Pillow's approximate Gaussian"
+    "Return the image blurred by Pillow's approximate Gaussian; at a round radius sums end in exact halves, which may come out two grey levels apart"
     kernel = _box(radius)
     for k in (kernel[None], kernel[:,None]):
-        for _ in range(3): image = cv2.filter2D(image, cv2.CV_64F, k, delta=.5, borderType=cv2.BORDER_REPLICATE).astype(np.uint8)
+        for _ in range(3): image = cv2.filter2D(image, -1, k, borderType=cv2.BORDER_REPLICATE)
     return image
 
 def _box(radius):
@@ -224,11 +224,10 @@ def _levels(image, level, factor):
 
 def _saturate(image, factor):
     "Return the image moved towards, or away from, its own grey"
-    grey,x = cv2.merge([_grey(image).astype(np.float32)]*3),image.astype(np.float32)
-    x -= grey
-    x *= np.float32(factor)
-    x += grey
-    return np.clip(x, 0, 255, out=x).astype(np.uint8)
+    level = np.arange(256, dtype=np.float32)
+    table = (level[:,None]+(level-level[:,None])*np.float32(factor)).clip(0, 255).astype(np.uint8).ravel()  # by (grey, value)
+    grey = _grey(image)
+    return cv2.merge([table.take(_joined(plane, grey)) for plane in cv2.split(image)])
 
 # %% ../../nbs/15_data.transforms.ipynb #e0b96ea1
 VIEWS = "input","local","view2"

@@ -10,7 +10,7 @@ __all__ = ['METHODS', 'TrainConfig', 'SingleStageConfig', 'must', 'setting_text'
 
 # %% ../../nbs/82_methods.core.ipynb #3cf1baa7
 import time
-from collections.abc import Iterable,Mapping
+from collections.abc import Callable,Iterable,Mapping
 from dataclasses import asdict,dataclass,fields,is_dataclass,replace
 from importlib import import_module
 
@@ -22,7 +22,6 @@ from torch import Tensor
 from ..backbones.core import create_backbone,load_matching
 from ..cam.multiscale import multi_scale_cam
 from ..core import UserError,did_you_mean,peak_memory_mb,reset_peak_memory
-from ..data.loader import TrainingSet
 from ..data.transforms import TrainTransform,denormalise
 from ..jobs import Job,Stage
 from ..network import POOLING,SingleStageNet
@@ -249,11 +248,11 @@ def get_method(
 @patch
 def train(self:Job,
     stage:str,              # its name
-    network:torch.nn.Module,# what trains, freshly made
-    samples:TrainingSet,    # what it learns from
+    make:Callable,          # makes what trains and what it learns from, a `TrainingSet`
     **recipe,               # `iters`, `batch_size` … of `Trainer`
 )->dict:                    # what belongs into `result.json`
     "Train a network to the end, from its last checkpoint if there is one"
+    network,samples = together(make)
     trainer = Trainer(network, samples, Run(self.run.path, stage), device=self.device, **recipe)
     trainer.restore()
     if trainer.step >= trainer.iters: return {}
@@ -264,11 +263,13 @@ def train(self:Job,
 @patch
 def trained(self:Job,
     stage:str,              # its name
-    network:torch.nn.Module,# of the same shape
+    make:Callable,          # makes a network of the same shape
 )->torch.nn.Module:         # on the device, in evaluation mode
     "Return a network with the weights that a stage ended with"
-    load_matching(network, load_checkpoint(Run(self.run.path, stage))["model"])
-    return network.to(self.device).eval()
+    def load():
+        load_matching(network := make(), load_checkpoint(Run(self.run.path, stage))["model"])
+        return network.to(self.device).eval()
+    return together(load)
 
 # %% ../../nbs/82_methods.core.ipynb #57a9e002
 def run_stage(
@@ -283,7 +284,7 @@ def run_stage(
         if stages[maker].applies(job.config) and maker not in done: raise UserError(f"{job.run.path}: stage {name} needs {part}, which stage {maker} makes and has not finished here; run it first (--stages {maker},{name})")
     reset_peak_memory()
     begin,job.made = time.perf_counter(),0
-    values = together(lambda: stage.work(job)) or {}
+    values = stage.work(job) or {}
     if not any_process(job.made) and name in done: return read_result(job.run.result)
     memory = peak_memory_mb()
     values["seconds"] = {name:round(time.perf_counter()-begin, 2)} | values.get("seconds", {})

@@ -32,7 +32,7 @@ from ..jobs import FileDataset,Job,Stage
 from ..label_rules import cam_bytes,pseudo_label,refine_label
 from ..losses.relation import relation_losses
 from .core import must
-from ..parallel import processes
+from ..parallel import processes,together
 from ..refine.crf import CRF_PRESETS,dense_crf
 from ..runs import Run
 from ..schedules import drop_factor,poly_factor
@@ -77,7 +77,8 @@ class Config(ClassifierConfig):
     batch_size:int = 10                         # images per step of the segmenter
     accumulate:int = 2                          # parts of a batch that go through one after the other
     iters:int = 20_000                          # its steps, in each of its two trainings
-    lr:float = 2.5e-4                           # its rate, one for all weights
+    lr:float = 2.5e-4                           # its rate
+    decoder_mult:float = 1.                     # factor on it for the new layers; published: one rate for all weights
     lr_every:int = 10                           # steps between updates of the rate
     weight_decay:float = 5e-4                   # of all weights, in all trainings
     crf:str|None = "deeplab"                    # dense CRF on the predictions of training images, and for a second prediction; none: neither
@@ -93,7 +94,7 @@ class Config(ClassifierConfig):
 def check(self:Config):
     "Raise `UserError` for a setting whose value cannot work"
     one = ("cls_size","saliency_size","cls_batch","cls_iters","extra","crop_size","batch_size","accumulate","iters","lr_every","save_every","log_every")
-    none = ("cls_lr","extra_mult","w_fg","w_bg","w_dist","bg_thresh","lr","weight_decay","workers")
+    none = ("cls_lr","extra_mult","w_fg","w_bg","w_dist","bg_thresh","lr","decoder_mult","weight_decay","workers")
     for name,low in (dict.fromkeys(one, 1) | dict.fromkeys(none, 0)).items(): must(self, name, getattr(self, name) >= low, f"{low} or more")
     must(self, "bg_thresh", self.bg_thresh <= 1, "1 or less")
     for name in ("scales","crop_scales"): must(self, name, min(getattr(self, name), default=0) > 0, "numbers above 0 such as 0.5,0.75")
@@ -161,8 +162,10 @@ class Method(DeepLab):
         options = {"dilation":"first_plain"} if config.backbone.startswith("resnet") else {}
         super().__init__(create_backbone(config.backbone, config.pretrained and config.init is None, config.init, **options), len(classes), config.scales)
         self.config,self.classes = config,tuple(classes)
-    def param_groups(self)->list[dict]: # for the optimiser: one group (I2CRC 6.4)
-        return [{"name":"all", "params":[p for p in self.parameters() if p.requires_grad], "lr":self.config.lr}]
+    def param_groups(self)->list[dict]: # for the optimiser: one group as published (I2CRC 6.4), two if new layers have a rate of their own
+        c = self.config
+        parts = {"all":(self,1)} if c.decoder_mult == 1 else {"encoder":(self.encoder,1), "decoder":(self.decoder,c.decoder_mult)}
+        return [{"name":k, "params":[p for p in net.parameters() if p.requires_grad], "lr":c.lr*factor} for k,(net,factor) in parts.items()]
     def training_losses(self,
         batch:dict, # of `SegmentTransform`: `input`, `label`
         step:int,   # steps done so far
@@ -195,7 +198,7 @@ def make_maps(
 ):
     "Make the saliency maps of the training images"
     data,(rank,world) = job.open(job.config.train_split),processes()
-    job.made += make_saliency(data, [job.run.file("saliency", i) for i in data.ids], job.config.saliency, max(num_cores()//world, 1), rank, world)
+    job.made += together(lambda: make_saliency(data, [job.run.file("saliency", i) for i in data.ids], job.config.saliency, max(num_cores()//world, 1), rank, world))
 
 # %% ../../nbs/89_methods.i2crc.ipynb #eecd41df
 def recipe(
@@ -208,10 +211,11 @@ def classify(
     job:Job, # of the stage
 )->dict:     # for `result.json`
     "Train the classifier"
-    c,data = job.config,training_images(job)
-    seed_everything(job.seed)
-    samples = TrainingSet(data, SquareTransform(c.cls_size, c.saliency_size, c.jitter), job.seed, parts=("saliency",))
-    return job.train("classify", make_classifier(c, job.classes), samples, iters=c.cls_iters, batch_size=c.cls_batch, optimizer=partial(SGD, nesterov=True),
+    c = job.config
+    def make():
+        seed_everything(job.seed)
+        return make_classifier(c, job.classes),TrainingSet(training_images(job), SquareTransform(c.cls_size, c.saliency_size, c.jitter), job.seed, parts=("saliency",))
+    return job.train("classify", make, iters=c.cls_iters, batch_size=c.cls_batch, optimizer=partial(SGD, nesterov=True),
                      factor=partial(drop_factor, drops=c.cls_drops), **recipe(c))
 
 # %% ../../nbs/89_methods.i2crc.ipynb #0b57282a
@@ -219,7 +223,7 @@ def seeds(
     job:Job, # of the stage
 ):
     "Write the class maps of every training image (I2CRC 3.5)"
-    data,net = job.open(job.config.train_split),job.trained("classify", make_classifier(job.config, job.classes))
+    data,net = job.open(job.config.train_split),job.trained("classify", partial(make_classifier, job.config, job.classes))
     prepare = SquareTransform(job.config.cls_size, jitter=())
     def load(n): return np.flatnonzero(data.image_labels(n)),(image := data.load_image(n)).shape[:2],prepare(image, None)["input"]
     @torch.no_grad()
@@ -248,10 +252,12 @@ def segment(
     labels:str="labels", # folder of the run with what it learns from
 )->dict:                 # for `result.json`
     "Train the segmenter on label maps (I2CRC 6.3, 6.4)"
-    c,data = job.config,FileDataset(job.open(job.config.train_split), label=lambda i: job.run.file(labels, i))
-    seed_everything(job.seed)
-    samples = TrainingSet(data, SegmentTransform(c.crop_size, c.crop_scales, c.norm), job.seed)
-    return job.train(stage, Method(c, job.classes), samples, iters=c.iters, batch_size=c.batch_size, accumulate=c.accumulate, optimizer=SGD,
+    c = job.config
+    def make():
+        seed_everything(job.seed)
+        data = FileDataset(job.open(c.train_split), label=lambda i: job.run.file(labels, i))
+        return Method(c, job.classes),TrainingSet(data, SegmentTransform(c.crop_size, c.crop_scales, c.norm), job.seed)
+    return job.train(stage, make, iters=c.iters, batch_size=c.batch_size, accumulate=c.accumulate, optimizer=SGD,
                      factor=partial(poly_factor, max_iter=c.iters, every=c.lr_every), **recipe(c))
 
 # %% ../../nbs/89_methods.i2crc.ipynb #1c7c8fd7
@@ -259,7 +265,7 @@ def predict_train(
     job:Job, # of the stage
 ):
     "Write the first segmenter's predictions of the training images, refined by the CRF (I2CRC 6.5)"
-    c,data,net = job.config,job.open(job.config.train_split),job.trained("segment", Method(job.config, job.classes))
+    c,data,net = job.config,job.open(job.config.train_split),job.trained("segment", partial(Method, job.config, job.classes))
     def load(n): return (image := data.load_image(n)),network_input(image, c.norm)
     @torch.no_grad()
     def look(x): return x[0],net(x[1][None].to(job.device)).float().cpu()
@@ -324,6 +330,6 @@ PRESETS = {
     "voc": {"train_split":"train_aug", "crf":"i2crc"},
     "shapes": _SMALL | {"backbone":"vit_toy", "pretrained":True, "cls_size":112, "saliency_size":112, "cls_iters":200, "cls_drops":(130,180), "extra":64, "jitter":(.1,.1,.1,.02),
                         "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":600, "lr":1e-3, "crf":"toco", "workers":0},
-    "photos": _SMALL | {"saliency":"rbd", "backbone":"mobilenetv2_100", "cls_size":224, "saliency_size":224, "cls_iters":200, "cls_drops":(130,180), "extra":128,
-                        "crop_size":160, "iters":200, "lr":1e-4, "workers":1},
+    "photos": _SMALL | {"saliency":"rbd", "backbone":"mobilenetv2_100", "cls_size":224, "saliency_size":224, "cls_iters":200, "cls_drops":(130,180), "cls_lr":1e-4, "extra_mult":100., "extra":128,
+                        "crop_size":160, "iters":300, "lr":5e-5, "decoder_mult":4., "workers":1},
 }
