@@ -3,6 +3,7 @@
 Trained with SGD: AdamW divides a gradient by its own size, so where the gradient is zero but for rounding (the biases of attention keys, for one) it makes whole steps of what is rounding."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from wsss_nb.runs import Run, load_checkpoint, read_log
 from wsss_nb.train import Trainer
 
 ADAMW = "WSSS_TEST_ADAMW"  # set: let the harness train as users do
+SHORT = "WSSS_TEST_SHORT"  # the process that finds memory short in its third step
 HARNESS = f"""
 import json, os, sys
 from functools import partial
@@ -31,6 +33,13 @@ import wsss_nb.stages
 from wsss_nb.cli import main
 from wsss_nb.train import Trainer
 if not os.environ.get("{ADAMW}"): wsss_nb.stages.Trainer = partial(Trainer, optimizer=partial(torch.optim.SGD, momentum=.9))
+if os.environ.get("{SHORT}") == os.environ["RANK"]:
+    loss, calls = torch.nn.functional.multilabel_soft_margin_loss, []
+    def short(*a, **kw):
+        calls.append(1)
+        if len(calls) > 2: raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(*a, **kw)
+    torch.nn.functional.multilabel_soft_margin_loss = short
 folder, *commands = map(json.loads, sys.argv[1:])
 Path(folder, "pid"+os.environ["RANK"]).write_text(str(os.getpid()))
 for argv in commands:
@@ -50,12 +59,12 @@ def command(name, scenes, out, *more):
     return [name, "--data", str(scenes), "--out", str(out), "--stages", "train", *TINY, *SMALL.get(name, ()), *CALM.get(name, ()),
             "lr=0.001", "zero_heads=false", "iters=6", "save_every=100", "log_every=1", "val_every=100", *more]
 
-def launched(folder, *commands, launcher=TORCHRUN):
+def launched(folder, *commands, launcher=TORCHRUN, **env):
     "Return the launcher's process, which this test started, of two processes that run the commands one after the other"
     script = folder/"harness.py"
     script.write_text(HARNESS)
     return subprocess.Popen([sys.executable, "-m", *launcher, str(script), json.dumps(str(folder)), *map(json.dumps, commands)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})
+                            env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
 
 @pytest.fixture
 def alone(monkeypatch):
@@ -112,6 +121,14 @@ def test_a_mistake_is_told_once(scenes, tmp_path):
     _, err = process.communicate(timeout=100)
     assert process.returncode and sum(line.startswith("wsss-run: ") for line in err.splitlines()) == 1 and f"{photo.name}: cannot be decoded" in err, err
     assert load_checkpoint(Run(out))["step"] == 1
+
+@pytest.mark.parametrize("name", ("baseline", "i2crc"))
+def test_short_of_memory(scenes, tmp_path, name):
+    "Only the second process finds memory short, in the middle of a step: it says so, and the other one does not wait for it"
+    process = launched(tmp_path, command(name, scenes, tmp_path/"out"), **{SHORT: "1"})
+    _, err = process.communicate(timeout=100)
+    setting = "cls_batch" if name in STAGED else "batch_size"
+    assert process.returncode and re.search(rf"^wsss-run: .*step \d: out of memory; try fewer images per step \(--set {setting}=...\)", err, re.M), err
 
 
 def test_a_stop_is_agreed_upon(alone, scenes, tmp_path):

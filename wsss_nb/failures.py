@@ -59,13 +59,14 @@ def out_of_memory(
 @contextmanager
 def told_plainly(
     where:Callable,          # says what was being done, when it is asked
-    method=None,             # what trains; its `config` tells which settings there are
+    method=None,             # what trains; its `config` tells which settings there are, or its `smaller` which of them take less memory, as `SMALLER`
 ):
     "Raise `UserError` that says what to do where the block raises because memory was short or a process of the loader died"
     settings = getattr(getattr(method, "config", None), "__dataclass_fields__", SMALLER)
+    smaller = getattr(method, "smaller", {k:what for k,what in SMALLER.items() if k in settings})
     try: yield
     except UserError: raise
     except Exception as e:
-        if out_of_memory(e): raise UserError(f"{where()}: out of memory; try {', or '.join(f'{what} (--set {k}=...)' for k,what in SMALLER.items() if k in settings)}, into another --out") from e
+        if out_of_memory(e): raise UserError(f"{where()}: out of memory; try {', or '.join(f'{what} (--set {k}=...)' for k,what in smaller.items())}, into another --out") from e
         if "DataLoader worker" not in str(e): raise
         raise UserError(f"{where()}: a process that loads images died ({str(e).split('. ')[0].rstrip('. ')}), most likely for lack of memory; go on from the last checkpoint with --resume, if need be with fewer (--set workers=1)") from e

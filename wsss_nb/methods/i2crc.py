@@ -108,6 +108,7 @@ def check(self:Config):
 class Classifier(nn.Module):
     "Backbone, three convolutions, class maps: normalised images (B,3,H,W) -> (B,C,h,w), raw and signed (I2CRC 3.1)"
     loss_names = ("cls","fg","bg","dist")
+    smaller = {"cls_batch":"fewer images per step", "cls_size":"smaller images"}
     def __init__(self,
         encoder:Backbone,  # its feature `last` is read
         num_fg:int,        # classes without background
