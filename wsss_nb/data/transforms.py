@@ -192,14 +192,17 @@ def turn_hue(
     image:np.ndarray, # (H,W,3) uint8
     turn:float,       # part of a whole turn, in [-1/2,1/2]
 )->np.ndarray:        # (H,W,3) uint8
-    "Return the image with its hues turned, as torchvision does on Pillow's images"
+    "Return the image with its hues turned, as torchvision does on Pillow's images; strip by strip, so that what lies between stays in the cache"
+    return np.concatenate([_turned(strip, np.uint8(int(turn*255)&255)) for strip in np.array_split(image, max(image.size//150_000, 1))])
+
+def _turned(image, shift):
     hues,saturations,shares = _hue_tables()
     r,g,b = cv2.split(image)
     high,low = np.maximum(np.maximum(r, g), b),np.minimum(np.minimum(r, g), b)
     red = (r == low).view(np.uint8)
     green = (g == low) > red
     r,g,b = r-low,g-low,b-low  # one of them is 0
-    hue = hues.take(_joined(g | b*green, r | b*red, 2-2*red-green, np.zeros_like(r)))+np.uint8(int(turn*255)&255)
+    hue = hues.take(_joined(g | b*green, r | b*red, 2-2*red-green, np.zeros_like(r)))+shift
     at,value = _joined(saturations.take(_joined(low, high)), hue).astype(np.intp),high.astype(np.float32)
     return cv2.merge([(share.take(at)*value+np.float32(.5)).astype(np.uint8) for share in shares])
 
