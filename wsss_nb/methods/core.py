@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..backbones.core import create_backbone,load_matching
 from ..cam.multiscale import multi_scale_cam
-from ..core import UserError,did_you_mean,peak_memory_mb,reset_peak_memory
+from ..core import UserError,did_you_mean,peak_memory_mb,reset_peak_memory,seed_everything
 from ..data.transforms import TrainTransform,denormalise
 from ..jobs import Job,Stage
 from ..network import POOLING,SingleStageNet
@@ -251,7 +251,8 @@ def train(self:Job,
     make:Callable,          # makes what trains and what it learns from, a `TrainingSet`
     **recipe,               # `iters`, `batch_size` … of `Trainer`
 )->dict:                    # what belongs into `result.json`
-    "Train a network to the end, from its last checkpoint if there is one"
+    "Train a network to the end, from its last checkpoint if there is one; weights and whatever else is drawn follow the seed of the job"
+    seed_everything(self.seed)
     network,samples = together(make)
     trainer = Trainer(network, samples, Run(self.run.path, stage), device=self.device, **recipe)
     trainer.restore()

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..backbones.core import Backbone,create_backbone
 from ..backbones.vgg import plain_init
-from ..core import UserError,did_you_mean,num_cores,seed_everything
+from ..core import UserError,did_you_mean,num_cores
 from ..data.core import Dataset
 from ..data.loader import TrainingSet
 from ..data.saliency import PROVIDERS,make_saliency,resize_saliency,saliency_origin
@@ -149,8 +149,7 @@ def make_classifier(
 )->Classifier:              # freshly made
     "Return the network of the stage `classify`"
     init = config.cls_init or (config.init if config.cls_backbone in (None,config.backbone) else None)
-    encoder = create_backbone(config.cls_backbone or config.backbone, config.pretrained and init is None, init)
-    return Classifier(encoder, len(classes)-1, config)
+    return Classifier(create_backbone(config.cls_backbone or config.backbone, config.pretrained and init is None, init), len(classes)-1, config)
 
 # %% ../../nbs/89_methods.i2crc.ipynb #3ccf20aa
 class Method(DeepLab):
@@ -164,9 +163,8 @@ class Method(DeepLab):
         super().__init__(create_backbone(config.backbone, config.pretrained and config.init is None, config.init, **options), len(classes), config.scales)
         self.config,self.classes = config,tuple(classes)
     def param_groups(self)->list[dict]: # for the optimiser: one group as published (I2CRC 6.4), two if new layers have a rate of their own
-        c = self.config
-        parts = {"all":(self,1)} if c.decoder_mult == 1 else {"encoder":(self.encoder,1), "decoder":(self.decoder,c.decoder_mult)}
-        return [{"name":k, "params":[p for p in net.parameters() if p.requires_grad], "lr":c.lr*factor} for k,(net,factor) in parts.items()]
+        parts = {"all":(self,1)} if (mult := self.config.decoder_mult) == 1 else {"encoder":(self.encoder,1), "decoder":(self.decoder,mult)}
+        return [{"name":k, "params":[p for p in net.parameters() if p.requires_grad], "lr":self.config.lr*factor} for k,(net,factor) in parts.items()]
     def training_losses(self,
         batch:dict, # of `SegmentTransform`: `input`, `label`
         step:int,   # steps done so far
@@ -213,9 +211,7 @@ def classify(
 )->dict:     # for `result.json`
     "Train the classifier"
     c = job.config
-    def make():
-        seed_everything(job.seed)
-        return make_classifier(c, job.classes),TrainingSet(training_images(job), SquareTransform(c.cls_size, c.saliency_size, c.jitter), job.seed, parts=("saliency",))
+    def make(): return make_classifier(c, job.classes),TrainingSet(training_images(job), SquareTransform(c.cls_size, c.saliency_size, c.jitter), job.seed, parts=("saliency",))
     return job.train("classify", make, iters=c.cls_iters, batch_size=c.cls_batch, optimizer=partial(SGD, nesterov=True),
                      factor=partial(drop_factor, drops=c.cls_drops), **recipe(c))
 
@@ -227,10 +223,9 @@ def seeds(
     data,net = job.open(job.config.train_split),job.trained("classify", partial(make_classifier, job.config, job.classes))
     prepare = SquareTransform(job.config.cls_size, jitter=())
     def load(n): return np.flatnonzero(data.image_labels(n)),(image := data.load_image(n)).shape[:2],prepare(image, None)["input"]
-    @torch.no_grad()
     def look(x): return *x[:2],net(x[2][None].to(job.device))[0,x[0]].float().cpu().numpy()
     def write(i, x): write_cam(job.run.file("cams", i), cam_bytes(x[2], x[1])/np.float32(255), x[0])
-    job.make_files(data.ids, lambda i: [job.run.file("cams", i)], lambda i: [Run(job.run.path, "classify").last], write, look, load, "seeds")
+    job.make_files(data.ids, lambda i: [job.run.file("cams", i)], lambda i: [Run(job.run.path, "classify").last], write, torch.no_grad()(look), load, "seeds")
 
 # %% ../../nbs/89_methods.i2crc.ipynb #d0f7052e
 def pseudo_labels(
@@ -255,7 +250,6 @@ def segment(
     "Train the segmenter on label maps (I2CRC 6.3, 6.4)"
     c = job.config
     def make():
-        seed_everything(job.seed)
         data = FileDataset(job.open(c.train_split), label=lambda i: job.run.file(labels, i))
         return Method(c, job.classes),TrainingSet(data, SegmentTransform(c.crop_size, c.crop_scales, c.norm), job.seed)
     return job.train(stage, make, iters=c.iters, batch_size=c.batch_size, accumulate=c.accumulate, optimizer=SGD,
@@ -268,13 +262,12 @@ def predict_train(
     "Write the first segmenter's predictions of the training images, refined by the CRF (I2CRC 6.5)"
     c,data,net = job.config,job.open(job.config.train_split),job.trained("segment", partial(Method, job.config, job.classes))
     def load(n): return (image := data.load_image(n)),network_input(image, c.norm)
-    @torch.no_grad()
     def look(x): return x[0],net(x[1][None].to(job.device)).float().cpu()
     def write(i, x):
         probs = resize(x[1], x[0].shape[:2]).softmax(1)[0]
         label = dense_crf(x[0], probs, preset=c.crf, as_labels=True, threads=1) if c.crf else probs.argmax(0)
         write_label(job.run.file("predictions_train", i), label.numpy())
-    job.make_files(data.ids, lambda i: [job.run.file("predictions_train", i)], lambda i: [Run(job.run.path, "segment").last], write, look, load, "predict train")
+    job.make_files(data.ids, lambda i: [job.run.file("predictions_train", i)], lambda i: [Run(job.run.path, "segment").last], write, torch.no_grad()(look), load, "predict train")
 
 def refine_labels(
     job:Job, # of the stage
