@@ -55,11 +55,18 @@ def test_page_agrees():
     assert "".join(cell()["source"]) == page()
 
 
-def test_accumulation_is_named_where_it_is_a_setting(world, call, monkeypatch):  # noqa: F811
-    def forward(self, batch, step): raise torch.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(LossStep, "forward", forward)
-    argv = ("wsss-run", "i2crc", "--data", "scenes", "--out", "out", *STAGED["i2crc"])
-    assert "(--set accumulate=...)" in call(*argv)[2]
+def test_settings_of_the_stage_are_named(world, call, monkeypatch):  # noqa: F811
+    "Memory is short in the classifier first, then, resumed, in the segmenter, which takes its batch in parts"
+    whole, argv = LossStep.forward, ("wsss-run", "i2crc", "--data", "scenes", "--out", "out", *STAGED["i2crc"])
+    def short_with(part):
+        def forward(self, batch, step):
+            if part in batch: raise torch.OutOfMemoryError("CUDA out of memory")
+            return whole(self, batch, step)
+        return forward
+    monkeypatch.setattr(LossStep, "forward", short_with("saliency"))
+    assert "(--set cls_batch=...)" in (said := call(*argv)[2]) and "accumulate" not in said
+    monkeypatch.setattr(LossStep, "forward", short_with("label"))
+    assert "(--set accumulate=...)" in call(*argv, "--resume")[2]
 
 
 def test_three_kills(tmp_path):
