@@ -66,6 +66,13 @@ def launched(folder, *commands, launcher=TORCHRUN, **env):
     return subprocess.Popen([sys.executable, "-m", *launcher, str(script), json.dumps(str(folder)), *map(json.dumps, commands)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
 
+def ended(process, seconds):
+    "Return what a launched process printed and complained about; if it does not end, end it and its processes, and fail"
+    try: return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the launcher passes it on, and kills who does not listen
+        pytest.fail(f"not ended after {seconds} s: {process.communicate()[1]}")
+
 @pytest.fixture
 def alone(monkeypatch):
     "Return a function that runs a command in this process, with the harness's optimiser"
@@ -88,7 +95,7 @@ def assert_parity(a, b, stage=None):
 def pairs(scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     process = launched(folder, *(command(m, scenes, folder/m) for m in METHODS))
-    out, err = process.communicate(timeout=200)
+    out, err = ended(process, 200)
     assert process.returncode == 0, err
     assert "Warning: find_unused" in err or not err, err  # of DDP, for a method whose terms are always on
     return folder, out
@@ -118,7 +125,7 @@ def test_a_mistake_is_told_once(scenes, tmp_path):
     photo = next(bad.glob(f"JPEGImages/{data.ids[epoch_order(len(data), 0, 0)[7]]}.*"))  # last of the second batch
     photo.write_bytes(b"no photo")
     process = launched(tmp_path, command("baseline", bad, out), launcher=ACCELERATE)
-    _, err = process.communicate(timeout=100)
+    _, err = ended(process, 100)
     assert process.returncode and sum(line.startswith("wsss-run: ") for line in err.splitlines()) == 1 and f"{photo.name}: cannot be decoded" in err, err
     assert load_checkpoint(Run(out))["step"] == 1
 
@@ -126,7 +133,7 @@ def test_a_mistake_is_told_once(scenes, tmp_path):
 def test_short_of_memory(scenes, tmp_path, name):
     "Only the second process finds memory short, in the middle of a step: it says so, and the other one does not wait for it"
     process = launched(tmp_path, command(name, scenes, tmp_path/"out"), **{SHORT: "1"})
-    _, err = process.communicate(timeout=100)
+    _, err = ended(process, 100)
     setting = "cls_batch" if name in STAGED else "batch_size"
     assert process.returncode and re.search(rf"^wsss-run: .*step \d: out of memory; try fewer images per step \(--set {setting}=...\)", err, re.M), err
 
@@ -140,7 +147,7 @@ def test_a_stop_is_agreed_upon(alone, scenes, tmp_path):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(.01)
     os.kill(int((tmp_path/"pid1").read_text()), signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = ended(process, 60)
     assert process.returncode and sum(line.startswith("wsss-run: stopped; ") for line in err.splitlines()) == 1, err
     step = load_checkpoint(Run(out))["step"]
     assert 5 <= step < 40 and [p.name for p in Run(out).checkpoints.iterdir()] == ["last.pt"]
@@ -168,10 +175,10 @@ def test_slurm(scenes, tmp_path):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(.01)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = ended(process, 60)
     assert process.returncode == 0 and said.read_text() == f"requeue {os.getpid()}\n" and err.count("wsss-run: stopped; ") == 1, err
     assert 5 <= load_checkpoint(Run(out))["step"] < 30
     process = turn()
-    _, err = process.communicate(timeout=100)
+    _, err = ended(process, 100)
     assert process.returncode == 0 and load_checkpoint(Run(out))["step"] == 30 and said.read_text().count("requeue") == 1, err
     assert [r["step"] for r in read_log(Run(out).log)] == list(range(1, 31))

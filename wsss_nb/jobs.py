@@ -78,14 +78,14 @@ def make_files(self:Job,
     outputs:Callable,           # ID -> files of this image
     inputs:Callable,            # ID -> files that they are made from
     finish:Callable,            # (ID, result of `look` or `load`, or else the image's number): writes the files; in threads
-    look:Callable|None=None,    # result of `load` -> what the network says; on a GPU in this thread, one after the other
+    look:Callable|None=None,    # result of `load` -> what the network says, without gradients; on a GPU in this thread, one after the other
     load:Callable|None=None,    # number of an image -> its data; in threads, ahead of need
     desc:str="",                # for the progress bar
 ):
     "Make the files that are missing or stale: this process's share of them, on all of its cores"
     cores = max(num_cores()//processes()[1], 1)
     jobs = min(cores, AT_ONCE) if look and self.device == "cpu" else cores
-    load,look = (f or (lambda x: x) for f in (load,look))
+    load,look = load or (lambda x: x),torch.no_grad()(look or (lambda x: x))
     def make():
         todo = [n for n in share(range(len(ids))) if not fresh(outputs(ids[n]), inputs(ids[n]))]
         if self.device == "cpu": done = map_in_order(lambda n: finish(ids[n], look(load(n))), todo, jobs)

@@ -225,7 +225,7 @@ def seeds(
     def load(n): return np.flatnonzero(data.image_labels(n)),(image := data.load_image(n)).shape[:2],prepare(image, None)["input"]
     def look(x): return *x[:2],net(x[2][None].to(job.device))[0,x[0]].float().cpu().numpy()
     def write(i, x): write_cam(job.run.file("cams", i), cam_bytes(x[2], x[1])/np.float32(255), x[0])
-    job.make_files(data.ids, lambda i: [job.run.file("cams", i)], lambda i: [Run(job.run.path, "classify").last], write, torch.no_grad()(look), load, "seeds")
+    job.make_files(data.ids, lambda i: [job.run.file("cams", i)], lambda i: [Run(job.run.path, "classify").last], write, look, load, "seeds")
 
 # %% ../../nbs/89_methods.i2crc.ipynb #d0f7052e
 def pseudo_labels(
@@ -267,7 +267,7 @@ def predict_train(
         probs = resize(x[1], x[0].shape[:2]).softmax(1)[0]
         label = dense_crf(x[0], probs, preset=c.crf, as_labels=True, threads=1) if c.crf else probs.argmax(0)
         write_label(job.run.file("predictions_train", i), label.numpy())
-    job.make_files(data.ids, lambda i: [job.run.file("predictions_train", i)], lambda i: [Run(job.run.path, "segment").last], write, torch.no_grad()(look), load, "predict train")
+    job.make_files(data.ids, lambda i: [job.run.file("predictions_train", i)], lambda i: [Run(job.run.path, "segment").last], write, look, load, "predict train")
 
 def refine_labels(
     job:Job, # of the stage
