@@ -27,8 +27,9 @@ def processes()->tuple[int,int]: # rank from 0, number of processes
 def join(
     device:str="cpu", # "cpu" (gloo) or "cuda" (NCCL)
 ):
-    "Connect the processes that a launcher has started; does nothing without one"
-    from accelerate import PartialState
+    "Connect the processes that a launcher has started; without one, make Accelerate forget what device and precision it had: in a notebook one run follows another"
+    from accelerate.state import AcceleratorState,PartialState
+    if not (dist.is_available() and dist.is_initialized()): AcceleratorState._reset_state(reset_partial_state=True)
     PartialState(cpu=device == "cpu", timeout=timedelta(hours=6))  # where one works and the others wait, that may take long
 
 def share(

@@ -116,23 +116,3 @@ def walk_pseudo_label(
     walked = [resize(random_walk(small, affinity, image_labels, t, near), cam.shape[-2:]) for t in (low_thresh, high_thresh)]
     low,high = refine_in_box(images, torch.stack(walked, dim=1), image_labels, box, **refine).argmax(2).unbind(1)
     return ignore_outside(agreed(low, high), box)
-
-# %% ../nbs/50_pseudo_labels.ipynb #41865b14
-@torch.no_grad()
-def walk_pseudo_label(
-    images:Tensor,           # in [0,1], (B,3,H,W)
-    cam:Tensor,              # (B,C,H,W) in [0,1]
-    image_labels:Tensor,     # (B,C), 0/1
-    affinity:Tensor,         # of patches, (B,N,N) in [0,1]
-    grid:tuple[int,int],     # (h,w) of the patches, N = h·w
-    radius:int=8,            # pairs up to this distance count, patches
-    low_thresh:float=.35,    # background must win against this
-    high_thresh:float=.55,   # a class must win against this
-    box:Tensor|None=None,    # image area [y0,y1,x0,x1], pixels, (B,4)
-    **refine,                # `down_scale`, `dilations`, `num_iter`, `kernel` of `refine_in_box`
-)->Tensor:                   # (B,H,W) int64: 0…C or IGNORE_INDEX
-    "Return the pseudo label of each image after a random walk (AFA; TSCD 3.10)"
-    small,near = resize(valid_cam(cam.float(), image_labels), grid),near_pairs(grid, radius, cam.device)
-    walked = [resize(random_walk(small, affinity, image_labels, t, near), cam.shape[-2:]) for t in (low_thresh, high_thresh)]
-    low,high = refine_in_box(images, torch.stack(walked, dim=1), image_labels, box, **refine).argmax(2).unbind(1)
-    return ignore_outside(agreed(low, high), box)

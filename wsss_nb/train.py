@@ -21,7 +21,7 @@ from torch import Tensor,nn
 from .core import UserError,progress
 from .failures import told_plainly
 from .data.loader import TrainingSet,training_batches
-from .parallel import any_process,first_only,gather_objects,processes,share_batch_norms,together
+from .parallel import any_process,first_only,gather_objects,join,processes,share_batch_norms,together
 from .runs import Run,append_log,latest_checkpoint,rewind_log,save_checkpoint,save_weights
 
 # %% ../nbs/80_train.ipynb #633761eb
@@ -111,11 +111,12 @@ def check_finite(
             raise UserError(f"loss {name!r} is {value.item()} at step {step} (images {', '.join(ids)}); the weights before this step are saved: look at these images, or train with a lower rate (--set lr=...) into another --out")
 
 # %% ../nbs/80_train.ipynb #c4ec0d1b
-def _accelerator(cpu, precision):
+def _accelerator(device, precision):
     "Return Accelerate's part of a training: device, precision, DDP; buffers are not sent round, since all processes compute them alike"
     from accelerate import Accelerator,DistributedDataParallelKwargs
+    join(device)
     for words in ("`broadcast_buffers` is deprecated", "Grad strides do not match"): warnings.filterwarnings("ignore", f".*{words}")  # torch 2.14 renames the one, and means depthwise convolutions by the other
-    return Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
 
 def check_divisible(
     batch_size:int, # images per step
@@ -151,7 +152,7 @@ class Trainer:
     ):
         self.run,self.samples,self.validate,self.iters,self.batch_size,self.workers,self.accumulate = run,samples,validate,iters,batch_size,workers,accumulate
         self.every = {"val":val_every, "save":save_every, "log":log_every}
-        self.accelerator = _accelerator(device == "cpu", precision)
+        self.accelerator = _accelerator(device, precision)
         check_divisible(batch_size, processes()[1], accumulate)
         self.method = share_batch_norms(method.to(self.accelerator.device))
         self.model,self.optimizer = self.accelerator.prepare(LossStep(self.method), optimizer(method.param_groups(), weight_decay=weight_decay))

@@ -10,6 +10,7 @@ __all__ = ['DILATIONS', 'SIZES', 'dilation_plan', 'ResNet', 'residual_layer', 'b
 # %% ../../nbs/24_backbones.resnet.ipynb #87b73c49
 from itertools import repeat
 
+import torch
 from fastcore.basics import patch
 from torch import Tensor,nn
 
@@ -58,6 +59,7 @@ class ResNet(Backbone):
         for d in (self.channels,self.strides): d |= {"last":d["layer4"], "aux":d[self.aux_layer]}
         for m in self.modules():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+        self.to(memory_format=torch.channels_last)  # a step of DeepLab is a seventh faster
 
 # %% ../../nbs/24_backbones.resnet.ipynb #ab159c32
 def residual_layer(

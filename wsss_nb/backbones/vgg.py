@@ -8,6 +8,7 @@ Docs: https://example.github.io/wsss_nb/backbones.vgg.html.md"""
 __all__ = ['SIZES', 'VGG', 'plain_init', 'backbone_names', 'build_backbone']
 
 # %% ../../nbs/25_backbones.vgg.ipynb #db0b09af
+import torch
 from fastcore.basics import patch
 from torch import Tensor,nn
 
@@ -33,7 +34,7 @@ class VGG(Backbone):
         self.features = nn.Sequential(*layers)
         self.aux_layer = tuple(self.channels)[aux_layer]
         for d in (self.channels,self.strides): d |= {"last":d["block5"], "aux":d[self.aux_layer]}
-        self.apply(plain_init)
+        self.apply(plain_init).to(memory_format=torch.channels_last)
 
 def plain_init(
     m:nn.Module, # of any kind; convolutions are changed

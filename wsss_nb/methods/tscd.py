@@ -126,14 +126,14 @@ def training_cams(self:Method,
     seen:dict,                  # outputs of the network for them
     image_labels:Tensor|None,   # (B,C), 0/1; classes that no image of the batch has are not computed and stay 0. None: all are
     affinity:bool=False,        # return that of the largest size too?
-)->tuple[Tensor,Tensor|None]:   # CAMs (B,C,H,W) in [0,1); affinity (B,N,N)
+)->tuple[Tensor,Tensor|None]:   # CAMs (B,C,H,W) in [0,1); affinity (B,h,w,N) of N=h·w patches
     "Return the multi-scale CAMs of a training step (TSCD 3.6, 8.3)"
     c,B,was = self.config,len(images),self.training
     live,known = was and c.cam_pass_mode == "train",(c.cam_pass_mode == "train" or c.drop_path == 0) and not (affinity and max(c.cam_scales) <= 1)
     def look(x, wanted):
         features = self.encoder(x, self.affinity_blocks if wanted and affinity else ())
         if live: self.decoder.fuse([torch.cat([seen[k],features[k]]) if known and len(x) == B else features[k] for k in ("stage1","stage2","stage3","stage4")])
-        return self.cam_of(features),self.attn_proj(features["attention"]) if wanted and affinity else None
+        return self.cam_of(features),self.attn_proj(features["attention"]).unflatten(1, features["stage4"].shape[-2:]) if wanted and affinity else None
     self.train(live)
     try: cams,spread = multi_scale_cam_affinity(look, images, c.cam_scales, raw=self.cam_of(seen) if known else None, keep=None if image_labels is None else image_labels.bool().any(0))
     finally: self.train(was)
@@ -144,13 +144,12 @@ def training_cams(self:Method,
 def labels(self:Method,
     batch:dict,            # as for `training_losses`
     cams:Tensor,           # (B,C,S,S) in [0,1)
-    affinity:Tensor|None,  # of the largest size, (B,N,N); None: no walk
+    affinity:Tensor|None,  # of the largest size, (B,h,w,N); None: no walk
 )->tuple[Tensor,Tensor]:   # (B,S,S) int64 each, 0…C or IGNORE_INDEX
     "Return what segmenter and affinity learn from (TSCD 3.9, 3.10, 9)"
     c = self.config
     if affinity is None: return (self.pseudo_label(batch, cams),)*2
-    grid = (round(affinity.shape[-1]**.5),)*2
-    walked = walk_pseudo_label(denormalise(batch["input"])/255, cams, batch["image_labels"], affinity, grid, c.radius, c.low_thresh, c.high_thresh, batch["box"],
+    walked = walk_pseudo_label(denormalise(batch["input"])/255, cams, batch["image_labels"], affinity.flatten(1, 2), affinity.shape[1:3], c.radius, c.low_thresh, c.high_thresh, batch["box"],
                                dilations=c.refine_dilations, num_iter=c.refine_iters, kernel=c.refine)
     return walked,walked if c.affinity_target == "seg" else self.pseudo_label(batch, cams)
 
