@@ -1,6 +1,6 @@
 """Seconds and memory of a training step: each method against the same step written the plain way (literal.py), which computes every term always.
 
-    python benchmarks/train_step.py --json FILE [--backbone deit_tiny_patch16_224] [--voc FOLDER] [--rounds 5] [--only SUBSTRING] [--threads 1 --cpu]
+    python benchmarks/train_step.py --json FILE [--backbone NAME] [--voc FOLDER] [--rounds 5] [--only SUBSTRING] [--threads 1 --cpu]
 
 Settings are the method's VOC preset: its crop, batch 4, 20 classes, all scales, the published projection heads; only the backbone is a small one, with random weights (mit_b0 for TSCD). A step is losses, backward and AdamW. `step-METHOD` is a
 step after the warm-up of the preset, with all terms on; `-warmup` one before, where ours does not compute what does not count yet. Both sides start from the same weights, see the same batch (photos of VOC under FOLDER, else toy
@@ -34,7 +34,7 @@ from wsss_nb.runs import machine
 
 HERE = Path(__file__).resolve().parent
 METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD), "step-cpdgl": ("cpdgl", LiteralCPDGL), "step-tscd": ("tscd", LiteralTSCD)}
-SETTINGS = {"step-tscd": {"backbone": "mit_b0", "drop_path": 0.}}  # noise in the encoder would not be the same on both sides
+SETTINGS = {"step-tscd": {"drop_path": 0.}}  # noise in the encoder would not be the same on both sides
 CASES = [f"{case}{phase}" for case in METHODS for phase in ("", "-warmup")]
 PARTS = {"encode": "the network's passes with gradient", "cam-encode": "its passes for CAMs and teachers, without", "cam-maps": "resizing and joining the maps", "refine": "pseudo labels by PAR or APRM", "energy": "forward of the dense energy",
          "contrast": "other terms on tokens, crops, maps", "backward": "all of it", "optimiser": "AdamW", "other": "decoder, resizing, classification, cross entropy"}
@@ -81,11 +81,11 @@ def batch_for(method, voc):
 
 class Side:
     "One contestant: `step()` does a step and returns the value of each term that counts"
-    def __init__(self, who, case, backbone, voc, filter):
+    def __init__(self, who, case, backbone, voc=None, filter=None):
         row = case.removesuffix("-warmup")
         name, peer = METHODS[row]
         module = get_method(name)
-        config = resolve_config(module.Config(), module.PRESETS, "voc", **{"backbone": backbone} | SETTINGS.get(row, {}))
+        config = resolve_config(module.Config(), module.PRESETS, "voc", backbone=backbone, **SETTINGS.get(row, {}))
         seed_everything(0)
         method = module.Method(config, VOC_CLASSES).train()
         self.batch, self.at = batch_for(method, voc), config.seg_start+(0 if case.endswith("-warmup") else 1)
@@ -142,7 +142,7 @@ def memory_of(case, who, backbone, voc):
 @call_parse
 def main(
     json:str=None,   # write the rows to this file
-    backbone:str="deit_tiny_patch16_224", # of both sides, with random weights
+    backbone:str=None, # of both sides, with random weights; by default deit_tiny_patch16_224, for TSCD mit_b0
     voc:str=None,    # VOC folder with JPEGImages/
     rounds:int=5,    # how often each is timed, in turn
     only:str="",     # only cases with this in their name
@@ -155,11 +155,12 @@ def main(
     if threads: torch.set_num_threads(threads)
     if cpu: Clock.now = staticmethod(time.process_time)
     with tempfile.TemporaryDirectory() as tmp:
-        args, rows = (backbone, voc, peer_library(tmp)), []
+        filter, rows = peer_library(tmp), []
+        def small(case): return backbone or ("mit_b0" if "tscd" in case else "deit_tiny_patch16_224")
         if memory:
-            side = Side(who, memory, *args)
+            side = Side(who, memory, small(memory), voc, filter)
             return print(round(peak_mb(side.step)))
         for case in (c for c in CASES if only in c):
-            rows.append(measured(case, rounds, *args) | {f"{w}_mb": memory_of(case, w, backbone, voc) for w in ("ours", "peer")})
+            rows.append(measured(case, rounds, small(case), voc, filter) | {f"{w}_mb": memory_of(case, w, small(case), voc) for w in ("ours", "peer")})
             for k, v in rows[-1].items(): print(f"  {k}: {v}", flush=True)
     if json: write_json(json, {"machine": machine() | {"torch": torch.__version__, "clock": "processor time" if cpu else "wall"}, "parts": PARTS, "rows": rows})

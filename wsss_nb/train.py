@@ -202,6 +202,9 @@ def one_step(self:Trainer,
 
 
 # %% ../nbs/80_train.ipynb #fd3cce0c
+class _Stopped(UserError):
+    "Raised in all processes where one has been asked to stop"
+
 @patch
 def next_parts(self:Trainer,
     batches,         # of `training_batches`
@@ -209,13 +212,13 @@ def next_parts(self:Trainer,
 )->list[dict]|None:  # for `one_step`; None if a stop is asked for, here or in another process
     "Return what the next step learns from; a mistake that a loader process met is told without the traceback that comes with it from there"
     def fetch():
-        if stop.asked: return None
+        if stop.asked: raise _Stopped
         try: return [next(batches) for _ in range(self.accumulate)]
         except UserError as e: raise UserError(str(e).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from None
-        except Exception:  # the signal may have ended the loader's processes
-            if not stop.asked: raise
-    parts = together(fetch)
-    return None if any_process(parts is None) else parts
+        except Exception as e: raise _Stopped if stop.asked else e  # the signal may have ended the loader's processes
+    try: return together(fetch)
+    except _Stopped: return None
+
 
 
 # %% ../nbs/80_train.ipynb #3d162cb1
