@@ -10,7 +10,7 @@ __all__ = ['IGNORE_INDEX', 'BACKGROUND', 'UserError', 'did_you_mean', 'atomic_pa
            'map_on_cores']
 
 # %% ../nbs/01_core.ipynb #b0c46ddd
-import json,os,random,re,resource,signal,sys,tempfile
+import json,os,random,re,resource,signal,sys
 from collections import deque
 from collections.abc import Callable,Iterable,Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +21,7 @@ from functools import partial
 from itertools import chain,islice
 from multiprocessing import get_context
 from pathlib import Path
+from secrets import token_hex
 
 import numpy as np
 
@@ -56,26 +57,19 @@ def atomic_path(
 ):                 # yields the temporary path to write to
     "Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not"
     path = Path(path)
+    tmp = path.with_name(f".{path.stem}.{token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd,tmp = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        tmp.touch(exist_ok=False)
     except OSError as e: raise UserError(f"{path.parent}: cannot be written ({e.strerror}); choose another folder or mend its permissions") from e
-    os.close(fd)
-    tmp = Path(tmp)
     try:
         yield tmp
-        tmp.chmod(0o666 & ~_umask())
         tmp.replace(path)
     except BaseException as e:
         tmp.unlink(missing_ok=True)
         if isinstance(e, OSError) and not isinstance(e, (FileNotFoundError, InterruptedError)):
             raise UserError(f"{path}: cannot be written ({e.strerror or e}); what was there before is untouched") from e
         raise
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 # %% ../nbs/01_core.ipynb #d4788450
 def write_json(
