@@ -266,15 +266,12 @@ class TrainTransform:
     )->dict:                       # each view (3,S,S) float32; 'box' (4,) int16; 'mask' (S,S) uint8 if one was given
         "Return one training sample (ToCo, data pipeline)"
         seeds = dict(zip(VIEWS, rng.randint(2**31-1, size=3)))  # a stream per view: asking for another view changes none
-        start_rng = random.Random(int(rng.randint(2**31-1)))
-        scale,flip = rng.uniform(*self.scale_range),rng.random_sample() < .5
+        start_rng,scale,flip = random.Random(int(rng.randint(2**31-1))),rng.uniform(*self.scale_range),rng.random_sample() < .5
         offsets = draw_crop(_scaled(image.shape, scale), self.size, rng, start_rng)
         def place(x, fill): return crop_at(hflip(rescale(x, scale, quick=True)) if flip else rescale(x, scale, quick=True), self.size, **offsets, fill=fill)
         crop,box = place(image, fill=0)
         crops,stream = dict(input=crop, local=crop, view2=image),np.random.RandomState(0)
-        def stream_of(view):  # seeded anew, for making one takes 50 times as long
-            stream.seed(seeds[view])
-            return stream
+        def stream_of(view): return stream.seed(seeds[view]) or stream  # seeded anew: to make one takes 50 times as long
         sample = dict(box=box)|{v:normalise(self._view(v, crops[v], stream_of(v))) for v in self.views}
         if mask is not None: sample["mask"] = self._second_flip(place(mask, IGNORE_INDEX)[0], stream_of("input"), "input")
         return sample
