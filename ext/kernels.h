@@ -56,6 +56,10 @@ struct Kernels {
     bool (*halve_softmax)(const float* logits, size_t stride, int channels, size_t width, float* out, size_t out_stride, float* work);
     bool (*halve_softmax_backward)(const float* logits, size_t stride, int channels, size_t width, const float* grad, size_t grad_stride, const float* roi, float scale,
                                    float* out, float* work);
+    // Images (n,3) of bytes: towards a level or the pixel's own grey (level below 0); hue turned by 0..255 of 256; the sum of the greys. See colours.inc.
+    void (*fade)(const uint8_t* in, size_t n, float level, float factor, uint8_t* out);
+    void (*turn_hue)(const uint8_t* in, size_t n, int turn, uint8_t* out);
+    uint64_t (*grey_sum)(const uint8_t* rgb, size_t n);
     bool (*finite)(const float* x, size_t n, float* lowest, float* highest);
     const char* name;
 };

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "crf.h"
 #include "energy.h"
 
@@ -321,10 +323,44 @@ class PyCrf {
     }
 };
 
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+
+// An image as bytes without gaps; copied only where it is not one already.
+Bytes bytes(const py::object& x) {
+    if (!py::isinstance<py::array>(x)) bad("image: expected a numpy array of uint8 (H,W,3)");
+    py::array a = py::reinterpret_borrow<py::array>(x);
+    if (!a.dtype().is(py::dtype::of<uint8_t>())) bad("image: expected uint8, got " + std::string(py::str(a.dtype())));
+    if (a.ndim() != 3 || a.shape(2) != 3) bad("image: expected shape (H,W,3), got " + shape_of(a));
+    return Bytes(a);
+}
+template <class F> Bytes changed(const Bytes& image, F&& f) {
+    Bytes out({image.shape(0), image.shape(1), image.shape(2)});
+    const uint8_t* from = image.data();
+    uint8_t* to = out.mutable_data();
+    without_gil([&] { f(from, size_t(image.size()) / 3, to); });
+    return out;
+}
+Bytes turned(const py::object& image, int turn) {
+    if (turn < 0 || turn > 255) bad("turn: must be 0 to 255, got " + std::to_string(turn));
+    return changed(bytes(image), [&](const uint8_t* from, size_t n, uint8_t* to) { kernels().turn_hue(from, n, turn, to); });
+}
+Bytes faded(const py::object& image, double factor, std::optional<int> level) {
+    if (!std::isfinite(float(factor))) bad("factor: must be a finite number, got " + std::to_string(factor));
+    if (level && (*level < 0 || *level > 255)) bad("level: must be 0 to 255, got " + std::to_string(*level));
+    return changed(bytes(image), [&](const uint8_t* from, size_t n, uint8_t* to) { kernels().fade(from, n, float(level.value_or(-1)), float(factor), to); });
+}
+double grey_mean(const py::object& image) {
+    Bytes x = bytes(image);
+    if (x.size() == 0) bad("image: is empty, shape " + shape_of(x));
+    const uint8_t* rgb = x.data();
+    const size_t n = size_t(x.size()) / 3;
+    return double(without_gil([&] { return kernels().grey_sum(rgb, n); })) / double(n);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_lattice, m) {
-    m.doc() = "Permutohedral lattice: bilateral filter, dense energy, fully connected CRF";
+    m.doc() = "Permutohedral lattice: bilateral filter, dense energy, fully connected CRF; changes of colour";
     py::class_<PyLattice>(m, "Lattice", "The lattice of a set of points")
         .def(py::init<const py::object&, int, py::ssize_t>(), py::arg("features"), py::arg("pad_to") = 4, py::arg("threads") = 1)
         .def_property_readonly("num_points", &PyLattice::num_points)
@@ -346,6 +382,9 @@ PYBIND11_MODULE(_lattice, m) {
         .def("infer", &PyCrf::infer, py::arg("unary"), py::arg("iters"), py::arg("threads") = 1, py::arg("labels") = false)
         .def("apply", &PyCrf::apply, py::arg("term"), py::arg("q"), py::arg("transpose") = false, py::arg("threads") = 1)
         .def_property_readonly("num_vertices", &PyCrf::num_vertices);
+    m.def("turn_hue", &turned, "The image with its hues turned by so many 256ths", py::arg("image"), py::arg("turn"));
+    m.def("fade", &faded, "The image moved towards a grey level, or away from it; without a level, each pixel's own grey", py::arg("image"), py::arg("factor"), py::arg("level") = py::none());
+    m.def("grey_mean", &grey_mean, "The mean of the image's greys", py::arg("image"));
     m.def("release_memory", [] { Remembered::forget(); Pool::release(); }, "Forget the Gaussian kernels of the last sizes and give the blocks kept for the next call back to the system");
     m.def("held_bytes", &Pool::held_bytes, "Bytes of the blocks kept for the next call");
     m.attr("kernels") = kernels().name;

@@ -48,6 +48,7 @@ LATTICE_INLINE F vmax(F a, F b) { return _mm256_max_ps(a, b); }
 LATTICE_INLINE F vmin(F a, F b) { return _mm256_min_ps(a, b); }
 LATTICE_INLINE F vand(F a, F b) { return _mm256_and_ps(a, b); }
 LATTICE_INLINE F round_even(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+LATTICE_INLINE F whole(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
 LATTICE_INLINE I less(F a, F b) { return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 LATTICE_INLINE I addi(I a, I b) { return _mm256_add_epi32(a, b); }
 LATTICE_INLINE I subi(I a, I b) { return _mm256_sub_epi32(a, b); }
@@ -130,6 +131,7 @@ LATTICE_INLINE F floats(I a) { F r; std::memcpy(&r, &a, sizeof r); return r; }
 LATTICE_INLINE I andi(I a, I b) { LATTICE_EACH(I, 8, a.v[i] & b.v[i]); }
 LATTICE_INLINE F vand(F a, F b) { return floats(andi(bits(a), bits(b))); }
 LATTICE_INLINE F round_even(F a) { LATTICE_EACH(F, 8, (a.v[i] + 12582912.f) - 12582912.f); }  // exact for |a| < 2^22, the only case here
+LATTICE_INLINE F whole(F a) { LATTICE_EACH(F, 8, float(int32_t(a.v[i]))); }  // the same
 LATTICE_INLINE I less(F a, F b) { LATTICE_EACH(I, 8, -(a.v[i] < b.v[i])); }
 LATTICE_INLINE I addi(I a, I b) { LATTICE_EACH(I, 8, a.v[i] + b.v[i]); }
 LATTICE_INLINE I subi(I a, I b) { LATTICE_EACH(I, 8, a.v[i] - b.v[i]); }

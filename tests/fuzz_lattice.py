@@ -115,8 +115,14 @@ def fuzz(seconds, seed):
         labels = x.infer(u, iters, threads=t, labels=True)
         assert labels.shape == (h*w,) and labels.min() >= 0 and labels.max() < k
         if x.num_vertices: x.apply(rng.randint(len(x.num_vertices)+1), q, transpose=bool(rng.randint(2)), threads=t)
+    def colours():
+        x = rng.randint(0, 256, (size()*pick(1, 7), size(), 3)).astype(np.uint8)
+        if rng.rand() < .2: x = pick(x[::-1, ::-1], x[..., ::-1], x[:0], x[:, :0], np.asfortranarray(x), x.astype(int), x[..., :2], x.tolist())
+        turned, mean = ext.turn_hue(x, int(pick(0, 1, 127, 255, rng.randint(256), pick(-1, 256)))), ext.grey_mean(x)
+        faded = ext.fade(x, float(pick(0, 1, .5, 2*rng.rand(), -3, 1e9, -1e30, pick(np.nan, np.inf))), pick(None, None, 0, 255, rng.randint(256), pick(-1, 256)))
+        assert turned.shape == faded.shape == x.shape and 0 <= mean <= 255
 
-    end, calls = time.monotonic()+seconds, (lattice, filtered, energy, halved, crf)
+    end, calls = time.monotonic()+seconds, (lattice, filtered, energy, halved, crf, colours)
     while time.monotonic() < end:
         state, call = rng.get_state(), pick(*calls)
         try:

@@ -47,7 +47,7 @@ def rescale(
 def _resampled(image, size, mode):
     "Return an image at another size by Pillow's antialiasing filters as torch has them, (h,w,3) uint8"
     x = torch.from_numpy(np.ascontiguousarray(image)).permute(2,0,1)[None]
-    return F.interpolate(x, tuple(size), mode=mode, antialias=True)[0].permute(1,2,0).contiguous().numpy()
+    return cv2.merge(list(F.interpolate(x, tuple(size), mode=mode, antialias=True)[0].numpy()))
 
 # %% ../../nbs/15_data.transforms.ipynb #230c1cfb
 def resize_short(
@@ -157,6 +157,13 @@ def _box(radius):
     return np.array([outer, *[inner]*(2*n+1), outer])/2**24
 
 # %% ../../nbs/15_data.transforms.ipynb #e2a9a02c
+@lru_cache(maxsize=1)
+def _compiled():
+    "Return the compiled changes of colour, or None where they were not built or the processor lacks AVX2 (there tables are faster)"
+    try: from wsss_nb import _lattice
+    except ImportError: return None
+    return _lattice if _lattice.kernels == "avx2" and hasattr(_lattice, "turn_hue") else None
+
 def solarise(
     image:np.ndarray,   # (H,W,3) uint8
     threshold:int=128,  # values from it on are inverted
@@ -164,11 +171,13 @@ def solarise(
     "Return the image with its bright values inverted"
     return np.asarray(ImageOps.solarize(Image.fromarray(image), threshold))
 
+def _grey(image): return np.asarray(Image.fromarray(image).convert("L"))
+
 def greyscale(
     image:np.ndarray, # (H,W,3) uint8
 )->np.ndarray:        # (H,W,3) uint8, three equal channels
     "Return the image without colour"
-    return cv2.merge([np.asarray(Image.fromarray(image).convert("L"))]*3)
+    return _compiled().fade(image, 0) if _compiled() else cv2.merge([_grey(image)]*3)
 
 # %% ../../nbs/15_data.transforms.ipynb #e2a9a02f
 @lru_cache(maxsize=1)
@@ -192,8 +201,10 @@ def turn_hue(
     image:np.ndarray, # (H,W,3) uint8
     turn:float,       # part of a whole turn, in [-1/2,1/2]
 )->np.ndarray:        # (H,W,3) uint8
-    "Return the image with its hues turned, as torchvision does on Pillow's images; strip by strip, so that what lies between stays in the cache"
-    return np.concatenate([_turned(strip, np.uint8(int(turn*255)&255)) for strip in np.array_split(image, max(image.size//150_000, 1))])
+    "Return the image with its hues turned, as torchvision does on Pillow's images; tables go strip by strip, so that what lies between stays in the cache"
+    shift = int(turn*255)&255
+    if _compiled(): return _compiled().turn_hue(image, shift)
+    return np.concatenate([_turned(strip, np.uint8(shift)) for strip in np.array_split(image, max(image.size//150_000, 1))])
 
 def _turned(image, shift):
     hues,saturations,shares = _hue_tables()
@@ -213,23 +224,21 @@ def colour_jitter(
     strengths:Sequence[float]=(.4,.4,.2,.1),     # brightness, contrast, saturation (factors 1±s) and hue (a turn by ±s)
 )->np.ndarray:                                   # (H,W,3) uint8
     "Return the image with brightness, contrast, saturation and hue changed, in random order (torchvision's operations)"
-    operations = lambda x,f: _levels(x, 0, f),lambda x,f: _levels(x, int(_grey(x).mean()+.5), f),_saturate,turn_hue
+    operations = lambda x,f: _faded(x, f, 0),lambda x,f: _faded(x, f, int(_mean_grey(x)+.5)),_faded,turn_hue
     factors = [rng.uniform(-s, s)+(k < 3) for k,s in enumerate(strengths)]
     for k in rng.permutation(4): image = operations[k](image, factors[k])
     return image
 
-def _grey(image): return np.asarray(Image.fromarray(image).convert("L"))
+def _mean_grey(image): return _compiled().grey_mean(image) if _compiled() else _grey(image).mean()
 
-def _levels(image, level, factor):
-    "Return the image with each value moved towards a grey level, or away from it, by a table of all values"
-    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-    return cv2.LUT(image, np.asarray(Image.blend(Image.new("L", ramp.size, level), ramp, factor))[0])
-
-def _saturate(image, factor):
-    "Return the image moved towards, or away from, its own grey"
-    level = np.arange(256, dtype=np.float32)
-    table = (level[:,None]+(level-level[:,None])*np.float32(factor)).clip(0, 255).astype(np.uint8).ravel()  # by (grey, value)
-    grey = _grey(image)
+def _faded(image, factor, level=None):
+    "Return the image moved towards a grey level, or away from it; without a level, towards each pixel's own grey"
+    if _compiled(): return _compiled().fade(image, factor, level)
+    if level is not None:  # a table of all values
+        ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+        return cv2.LUT(image, np.asarray(Image.blend(Image.new("L", ramp.size, level), ramp, factor))[0])
+    value,grey = np.arange(256, dtype=np.float32),_grey(image)
+    table = (value[:,None]+(value-value[:,None])*np.float32(factor)).clip(0, 255).astype(np.uint8).ravel()  # by (grey, value)
     return cv2.merge([table.take(_joined(plane, grey)) for plane in cv2.split(image)])
 
 # %% ../../nbs/15_data.transforms.ipynb #e0b96ea1
@@ -257,14 +266,14 @@ class TrainTransform:
     )->dict:                       # each view (3,S,S) float32; 'box' (4,) int16; 'mask' (S,S) uint8 if one was given
         "Return one training sample (ToCo, data pipeline)"
         seeds = dict(zip(VIEWS, rng.randint(2**31-1, size=3)))  # a stream per view: asking for another view changes none
-        start_rng = random.Random(int(rng.randint(2**31-1)))
-        scale,flip = rng.uniform(*self.scale_range),rng.random_sample() < .5
+        start_rng,scale,flip = random.Random(int(rng.randint(2**31-1))),rng.uniform(*self.scale_range),rng.random_sample() < .5
         offsets = draw_crop(_scaled(image.shape, scale), self.size, rng, start_rng)
         def place(x, fill): return crop_at(hflip(rescale(x, scale, quick=True)) if flip else rescale(x, scale, quick=True), self.size, **offsets, fill=fill)
         crop,box = place(image, fill=0)
-        crops = dict(input=crop, local=crop, view2=image)
-        sample = dict(box=box)|{v:normalise(self._view(v, crops[v], np.random.RandomState(seeds[v]))) for v in self.views}
-        if mask is not None: sample["mask"] = self._second_flip(place(mask, IGNORE_INDEX)[0], np.random.RandomState(seeds["input"]), "input")
+        crops,stream = dict(input=crop, local=crop, view2=image),np.random.RandomState(0)
+        def stream_of(view): return stream.seed(seeds[view]) or stream  # seeded anew: to make one takes 50 times as long
+        sample = dict(box=box)|{v:normalise(self._view(v, crops[v], stream_of(v))) for v in self.views}
+        if mask is not None: sample["mask"] = self._second_flip(place(mask, IGNORE_INDEX)[0], stream_of("input"), "input")
         return sample
 
 # %% ../../nbs/15_data.transforms.ipynb #fecbc144
