@@ -129,6 +129,16 @@ def test_imports_are_used(module):
     unused = brought-{n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
     assert not unused, f"{module.name}: imported and not used: {', '.join(sorted(unused))}; what only the pages' own cells need is imported in a hidden cell"
 
+@each_module
+def test_nothing_is_defined_twice(module):
+    "The later of two definitions wins silently; patched methods are told apart by their class"
+    def names(body):
+        for node in body:
+            if isinstance(node, ast.ClassDef): yield from (f"{node.name}.{n.name}" for n in node.body if isinstance(n, ast.FunctionDef) and not n.decorator_list)
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)): yield f"{ast.unparse(node.args.args[0].annotation)}.{node.name}" if is_patch(node) else node.name
+    found = list(names(ast.parse(module.read_text(encoding="utf-8")).body))
+    assert not (twice := {n for n in found if found.count(n) > 1}), f"defined twice: {', '.join(sorted(twice))}"
+
 @cache
 def hooks():
     "Return the names of methods that some class of the package has: who overrides one need not document it again"
