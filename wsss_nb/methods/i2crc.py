@@ -78,8 +78,8 @@ class Config(ClassifierConfig):
     crop_scales:tuple[float,...] = (.5,.75,1.,1.25,1.5) # the image is rescaled by one of them first
     batch_size:int = 10                         # images per step of the segmenter
     accumulate:int = 2                          # parts of a batch that go through one after the other
-    iters:int = 20_000                          # its steps, in each of its two trainings
-    iters_again:int|None = None                 # or in the second; none: as many as in the first
+    iters:int = 20_000                          # its steps in the first of its two trainings
+    again:float = 1.                            # steps in the second, on better labels, per step in the first
     lr:float = 2.5e-4                           # its rate
     decoder_mult:float = 1.                     # factor on it for layers that no weights are known for; published: one rate for all
     lr_every:int = 10                           # steps between updates of the rate
@@ -97,13 +97,12 @@ class Config(ClassifierConfig):
 def check(self:Config):
     "Raise `UserError` for a setting whose value cannot work"
     one = ("cls_size","saliency_size","cls_batch","cls_iters","extra","crop_size","batch_size","accumulate","iters","lr_every","save_every","log_every")
-    none = ("cls_lr","extra_mult","w_fg","w_bg","w_dist","bg_thresh","salient","lr","decoder_mult","weight_decay","workers")
+    none = ("cls_lr","extra_mult","w_fg","w_bg","w_dist","bg_thresh","salient","again","lr","decoder_mult","weight_decay","workers")
     for name,low in (dict.fromkeys(one, 1) | dict.fromkeys(none, 0)).items(): must(self, name, getattr(self, name) >= low, f"{low} or more")
     for name,high in (("bg_thresh",1), ("salient",255)): must(self, name, getattr(self, name) <= high, f"{high} or less")
     for name in ("scales","infer_scales","crop_scales"): must(self, name, min(getattr(self, name), default=0) > 0, "numbers above 0 such as 0.5,0.75")
     must(self, "jitter", len(self.jitter) == 4 and min(self.jitter) >= 0 and max(self.jitter[:3]) <= 1 and self.jitter[3] <= .5, "four numbers, at most 1,1,1,0.5")
     must(self, "cls_drops", min(self.cls_drops) >= 1, "whole numbers from 1 on")
-    must(self, "iters_again", self.iters_again is None or self.iters_again >= 1, "1 or more, or none")
     must(self, "accumulate", self.batch_size%self.accumulate == 0, f"a divisor of batch_size={self.batch_size}")
     for name,valid in (("norm",NORMS), ("precision",("no","bf16","fp16")), ("saliency",("dataset","none",*PROVIDERS))): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
     if self.crf is not None: did_you_mean(self.crf, CRF_PRESETS, "CRF preset")
@@ -256,7 +255,7 @@ def segment(
 )->dict:                 # for `result.json`
     "Train the segmenter on label maps (I2CRC 6.3, 6.4)"
     c = job.config
-    steps = c.iters if stage == "segment" else c.iters_again or c.iters
+    steps = c.iters if stage == "segment" else max(round(c.iters*c.again), 1)
     def make():
         data = FileDataset(job.open(c.train_split), label=lambda i: job.run.file(labels, i))
         return Method(c, job.classes),TrainingSet(data, SegmentTransform(c.crop_size, c.crop_scales, c.norm), job.seed)
@@ -322,7 +321,7 @@ _SMALL = {"cls_backbone":None, "cls_batch":8, "extra_mult":10., "norm":"standard
 PRESETS = {
     "voc": {"train_split":"train_aug", "crf":"i2crc"},
     "shapes": _SMALL | {"backbone":"unet_toy", "pretrained":True, "cls_backbone":"vit_toy", "cls_size":112, "saliency_size":112, "cls_iters":200, "cls_drops":(130,180), "extra":64, "jitter":(.1,.1,.1,.02),
-                        "salient":128, "scales":(.5,), "infer_scales":(1.,1.5,2.), "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":300, "iters_again":750, "lr":1e-3, "decoder_mult":10., "crf":"psa", "workers":0},
+                        "salient":128, "scales":(.5,), "infer_scales":(1.,1.5,2.), "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":300, "again":2.5, "lr":1e-3, "decoder_mult":10., "crf":"psa", "workers":0},
     "photos": _SMALL | {"saliency":"rbd", "backbone":"mobilenetv2_100", "cls_size":224, "saliency_size":224, "cls_iters":200, "cls_drops":(130,180), "cls_lr":1e-4, "extra_mult":100., "extra":128,
                         "crop_size":160, "iters":300, "lr":5e-5, "decoder_mult":4., "workers":1},
 }
