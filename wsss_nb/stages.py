@@ -145,11 +145,12 @@ def label_of(
     folder:str,     # of the run
     run:Run,        # a run
     id:str,         # of an image
-    config,         # settings of the method, of no use here
+    config=None,    # settings of the method, which all that is scored is given; not needed here
 )->np.ndarray|None: # (H,W) uint8; None: this image has none
     "Return a label map of a run"
     return read_label(path) if (path := run.file(folder, id)).exists() else None
 
+# %% ../nbs/81_stages.ipynb #3deeb109
 def timed(
     seconds:dict[str,float], # time per name, added to
     name:str,                # what is being done

@@ -17,7 +17,7 @@ from .vit import ViT,vit_toy
 from ..core import UserError
 from ..tensors import resize
 
-# %% ../../nbs/27_backbones.unet.ipynb #5a61c008
+# %% ../../nbs/27_backbones.unet.ipynb #5a61c018
 def mix(
     channels:int, # that come in
     width:int,    # that go out, a multiple of 8
@@ -25,6 +25,7 @@ def mix(
     "Return a 3×3 convolution, normalised over groups of channels as in the stem"
     return nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.GroupNorm(8, width), nn.GELU())
 
+# %% ../../nbs/27_backbones.unet.ipynb #5a61c008
 class UNet(Backbone):
     "The toy transformer and a way back up, with features `last` (stride 2) and `aux` (its patches, stride 8) (after Ronneberger et al. 2015)"
     unknown = ("up4","up2")
