@@ -71,7 +71,7 @@ class Config(ClassifierConfig):
     backbone:str = "resnet101"                  # of the segmenter, a name of `list_backbones()`
     pretrained:bool = False                     # fetch the weights that are known for the backbones? (needs a network)
     init:str|None = None                        # or a local weight file for the segmenter's
-    scales:tuple[float,...] = (.5,.75)          # further sizes of an image in the segmenter
+    scales:tuple[float,...]|None = (.5,.75)     # further sizes of an image in the segmenter; none: its own only
     infer_scales:tuple[float,...] = (1.,)       # sizes of an image for the final prediction, each with its further sizes; their logits are averaged
     norm:str = "bgr"                            # what its weights expect: "bgr" as published, or "standard"
     crop_size:int = 321                         # side of a training piece, pixels
@@ -100,7 +100,7 @@ def check(self:Config):
     none = ("cls_lr","extra_mult","w_fg","w_bg","w_dist","bg_thresh","salient","again","lr","decoder_mult","weight_decay","workers")
     for name,low in (dict.fromkeys(one, 1) | dict.fromkeys(none, 0)).items(): must(self, name, getattr(self, name) >= low, f"{low} or more")
     for name,high in (("bg_thresh",1), ("salient",255)): must(self, name, getattr(self, name) <= high, f"{high} or less")
-    for name in ("scales","infer_scales","crop_scales"): must(self, name, min(getattr(self, name), default=0) > 0, "numbers above 0 such as 0.5,0.75")
+    for name in ("scales","infer_scales","crop_scales"): must(self, name, min(getattr(self, name) or (1 if name == "scales" else 0,)) > 0, "numbers above 0 such as 0.5,0.75")
     must(self, "jitter", len(self.jitter) == 4 and min(self.jitter) >= 0 and max(self.jitter[:3]) <= 1 and self.jitter[3] <= .5, "four numbers, at most 1,1,1,0.5")
     must(self, "cls_drops", min(self.cls_drops) >= 1, "whole numbers from 1 on")
     must(self, "accumulate", self.batch_size%self.accumulate == 0, f"a divisor of batch_size={self.batch_size}")
@@ -163,7 +163,7 @@ class Method(DeepLab):
         classes:tuple[str,...], # names, background first
     ):
         options = {"dilation":"first_plain"} if config.backbone.startswith("resnet") else {}
-        super().__init__(create_backbone(config.backbone, config.pretrained and config.init is None, config.init, **options), len(classes), config.scales)
+        super().__init__(create_backbone(config.backbone, config.pretrained and config.init is None, config.init, **options), len(classes), config.scales or ())
         self.config,self.classes = config,tuple(classes)
     def param_groups(self)->list[dict]: # for the optimiser: one group as published (I2CRC 6.4), two if new layers have a rate of their own
         lr,mult,params = self.config.lr,self.config.decoder_mult,[p for p in self.parameters() if p.requires_grad]
@@ -311,7 +311,7 @@ def describe(
     "Return in words and values what the scores of a run mean"
     origin = f"made with {config.saliency} from the images alone" if config.saliency in PROVIDERS else "none" if config.saliency == "none" else saliency_origin(data)
     crf = f"the dense CRF {config.crf} on the image" if config.crf else "no CRF"
-    return {"saliency":origin, "thresholds":{"background (seed)":config.bg_thresh, "prediction scales":[r*s for r in config.infer_scales for s in (1., *config.scales)]} | ({"CRF":config.crf} if config.crf else {}),
+    return {"saliency":origin, "thresholds":{"background (seed)":config.bg_thresh, "prediction scales":[r*s for r in config.infer_scales for s in (1., *(config.scales or ()))]} | ({"CRF":config.crf} if config.crf else {}),
             "ground_truth":["The masks were read to compute the scores, and for nothing else.", f"Saliency maps of the training images: {origin}.",
                             "Seed, pseudo label and refined label were given the true image-level labels and, except for the seed, the saliency maps; the prediction was given neither.",
                             f"Predictions of the training images, which refined labels are made of, were refined by {crf}; the prediction was not{', prediction + CRF was' if config.crf else ''}."]}
@@ -321,7 +321,7 @@ _SMALL = {"cls_backbone":None, "cls_batch":8, "extra_mult":10., "norm":"standard
 PRESETS = {
     "voc": {"train_split":"train_aug", "crf":"i2crc"},
     "shapes": _SMALL | {"backbone":"unet_toy", "pretrained":True, "cls_backbone":"vit_toy", "cls_size":112, "saliency_size":112, "cls_iters":200, "cls_drops":(130,180), "extra":64, "jitter":(.1,.1,.1,.02),
-                        "salient":128, "scales":(.5,), "infer_scales":(1.,1.5,2.), "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":300, "again":2.5, "lr":1e-3, "decoder_mult":10., "crf":"psa", "workers":0},
+                        "salient":128, "scales":None, "infer_scales":(1.,1.5,2.), "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":300, "again":2.5, "lr":1e-3, "decoder_mult":10., "crf":"psa", "workers":0},
     "photos": _SMALL | {"saliency":"rbd", "backbone":"mobilenetv2_100", "cls_size":224, "saliency_size":224, "cls_iters":200, "cls_drops":(130,180), "cls_lr":1e-4, "extra_mult":100., "extra":128,
                         "crop_size":160, "iters":300, "lr":5e-5, "decoder_mult":4., "workers":1},
 }
