@@ -63,6 +63,7 @@ class ClassifierConfig:
     w_dist:float = .1                           # of the distance between the two
     bg_thresh:float = .3                        # score of the background in a seed, and in a pseudo label without saliency
     salient:int = 32                            # saliency from here on, 0…255, is no background in a pseudo label
+    core_score:float = .5                       # nor is a class map above it, 0…1
 
 # %% ../../nbs/89_methods.i2crc.ipynb #fb1afe2a
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ class Config(ClassifierConfig):
 def check(self:Config):
     "Raise `UserError` for a setting whose value cannot work"
     one = ("cls_size","saliency_size","cls_batch","cls_iters","extra","crop_size","batch_size","accumulate","iters","lr_every","save_every","log_every")
-    none = ("cls_lr","extra_mult","w_fg","w_bg","w_dist","bg_thresh","salient","again","lr","decoder_mult","weight_decay","workers")
+    none = ("cls_lr","extra_mult","w_fg","w_bg","w_dist","bg_thresh","salient","core_score","again","lr","decoder_mult","weight_decay","workers")
     for name,low in (dict.fromkeys(one, 1) | dict.fromkeys(none, 0)).items(): must(self, name, getattr(self, name) >= low, f"{low} or more")
-    for name,high in (("bg_thresh",1), ("salient",255)): must(self, name, getattr(self, name) <= high, f"{high} or less")
+    for name,high in (("bg_thresh",1), ("core_score",1), ("salient",255)): must(self, name, getattr(self, name) <= high, f"{high} or less")
     for name in ("scales","infer_scales","crop_scales"): must(self, name, min(getattr(self, name) or (1 if name == "scales" else 0,)) > 0, "numbers above 0 such as 0.5,0.75")
     must(self, "jitter", len(self.jitter) == 4 and min(self.jitter) >= 0 and max(self.jitter[:3]) <= 1 and self.jitter[3] <= .5, "four numbers, at most 1,1,1,0.5")
     must(self, "cls_drops", min(self.cls_drops) >= 1, "whole numbers from 1 on")
@@ -244,7 +245,7 @@ def pseudo_labels(
         saliency = data.load_saliency(n)
         if saliency is None and c.saliency != "none": return
         if saliency is not None: saliency = resize_saliency((saliency*255).round().astype(np.uint8), cam.shape[1:])
-        write_label(job.run.file("labels", i), pseudo_label(saliency, (cam*255).round().astype(np.uint8), keys, c.bg_thresh, salient=c.salient))
+        write_label(job.run.file("labels", i), pseudo_label(saliency, (cam*255).round().astype(np.uint8), keys, c.bg_thresh, salient=c.salient, core_score=c.core_score))
     job.make_files(data.ids, lambda i: [job.run.file("labels", i)], lambda i: [job.run.file("cams", i), job.run.file("saliency", i)], write, desc="pseudo labels")
 
 # %% ../../nbs/89_methods.i2crc.ipynb #30d9c069
@@ -321,7 +322,7 @@ _SMALL = {"cls_backbone":None, "cls_batch":8, "extra_mult":10., "norm":"standard
 PRESETS = {
     "voc": {"train_split":"train_aug", "crf":"i2crc"},
     "shapes": _SMALL | {"backbone":"unet_toy", "pretrained":True, "cls_backbone":"vit_toy", "cls_size":112, "saliency_size":112, "cls_iters":200, "cls_drops":(130,180), "extra":64, "jitter":(.1,.1,.1,.02),
-                        "salient":128, "scales":None, "infer_scales":(1.,1.5,2.), "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":300, "again":2.5, "lr":1e-3, "decoder_mult":10., "crf":"psa", "workers":0},
+                        "salient":64, "core_score":.9, "scales":None, "infer_scales":(1.,1.5,2.), "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":300, "again":2.5, "lr":1e-3, "decoder_mult":10., "crf":"psa", "workers":0},
     "photos": _SMALL | {"saliency":"rbd", "backbone":"mobilenetv2_100", "cls_size":224, "saliency_size":224, "cls_iters":200, "cls_drops":(130,180), "cls_lr":1e-4, "extra_mult":100., "extra":128,
                         "crop_size":160, "iters":300, "lr":5e-5, "decoder_mult":4., "workers":1},
 }
