@@ -12,7 +12,7 @@ BIN = Path(sys.executable).parent
 TINY = ("--preset", "shapes", "--set", "pretrained=false", "iters=2", "batch_size=4", "crop_size=64", "hidden=16", "warmup_iter=1", "seg_start=0", "val_images=2", "workers=0",
         "cam_scales=1", "infer_scales=1", "infer_par=1")
 # the same for a method with several stages, whose settings are others
-STAGED = {"i2crc": ("--preset", "shapes", "--set", "cls_iters=4", "cls_batch=2", "iters=4", "batch_size=2", "crop_size=64", "cls_size=64", "saliency_size=64", "extra=8", "save_every=2", "log_every=1", "cls_drops=2")}
+STAGED = {"i2crc": ("--preset", "shapes", "--set", "cls_iters=4", "cls_batch=2", "iters=4", "again=1", "batch_size=2", "crop_size=64", "cls_size=64", "saliency_size=64", "extra=8", "save_every=2", "log_every=1", "cls_drops=2")}
 # what else makes a method small: its own settings
 SMALL = {"toco": ("contrast_start=0", "num_crops=2", "local_size=24", "proj_hidden=16", "proj_bottleneck=8", "proj_dim=16"),
          "tsd-cam": ("corr_start=0", "corr_samples=4"),

@@ -115,7 +115,7 @@ def test_one_stage_at_a_time(call, scenes, undisturbed, tmp_path):
     status, printed, err = call(*argv, "--stages", "segment,pseudo-labels")  # in the method's order, whatever that of the option
     assert (status, err) == (0, "") and "finished: saliency, classify, seeds, pseudo-labels, segment" not in printed and "seed" in printed
     for bad, words in ((("--stages", "seeed"), "did you mean"), (("--stages", "seeds", "--set", "bg_thresh=0.5"), "begun with other settings (bg_thresh: 0.3 -> 0.5)"),
-                       (("--stages", "seeds", "--backbone", "resnet50"), "backbone=vit_toy, not backbone=resnet50"), ((), "holds a run already; continue it with --resume")):
+                       (("--stages", "seeds", "--backbone", "resnet50"), "backbone=unet_toy, not backbone=resnet50"), ((), "holds a run already; continue it with --resume")):
         status, printed, err = call(*argv, *bad)
         assert status == 2 and words in err and len(err.splitlines()) == 1, err
     assert call(*argv, "--stages", "predict-train,refine-labels,segment-again,evaluate")[::2] == (0, "")

@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/stages.html.md"""
 
 # %% auto #0
 __all__ = ['PRODUCTS', 'SCORES', 'has_walk', 'label_image', 'segment_image', 'crf_prediction', 'predict_image',
-           'quick_validation', 'train_stage', 'seed_of_cam', 'timed', 'note_evaluation', 'evaluate_image',
+           'quick_validation', 'train_stage', 'seed_of_cam', 'label_of', 'timed', 'note_evaluation', 'evaluate_image',
            'products_of', 'scores_of', 'picture_row', 'described', 'score_image', 'share_predictions', 'evaluate_stage',
            'score_labels']
 
@@ -141,6 +141,16 @@ def seed_of_cam(
     if not len(keys): return np.zeros(cam.shape[-2:], np.uint8)
     return np.where(cam.max(0) > bg_thresh, keys[cam.argmax(0)]+1, BACKGROUND).astype(np.uint8)
 
+def label_of(
+    folder:str,     # of the run
+    run:Run,        # a run
+    id:str,         # of an image
+    config=None,    # settings of the method, which all that is scored is given; not needed here
+)->np.ndarray|None: # (H,W) uint8; None: this image has none
+    "Return a label map of a run"
+    return read_label(path) if (path := run.file(folder, id)).exists() else None
+
+# %% ../nbs/81_stages.ipynb #3deeb109
 def timed(
     seconds:dict[str,float], # time per name, added to
     name:str,                # what is being done

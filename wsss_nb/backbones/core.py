@@ -24,6 +24,7 @@ class Backbone(nn.Module):
     "Base of all backbones: `forward(images)` returns `{name: (B,C,h,w)}` for the names in `channels` and `strides`"
     channels:dict[str,int]  # feature name -> channels
     strides:dict[str,int]   # feature name -> pixels of the image per feature pixel
+    unknown:tuple[str,...] = ()  # parts that no weight file knows, by name: they always begin at random
     def load_init(
         self,
         state:dict[str,Tensor], # tensors by name, as `read_weights` returns them
@@ -83,7 +84,7 @@ def shipped_weights(
 
 # %% ../../nbs/20_backbones.core.ipynb #788f169d
 FAMILIES = ("wsss_nb.backbones.vit", "wsss_nb.backbones.mit", "wsss_nb.backbones.resnet", "wsss_nb.backbones.vgg",
-            "wsss_nb.backbones.mobilenet")  # modules of backbones, each with `backbone_names` and `build_backbone`
+            "wsss_nb.backbones.mobilenet", "wsss_nb.backbones.unet")  # modules of backbones, each with `backbone_names` and `build_backbone`
 
 # %% ../../nbs/20_backbones.core.ipynb #575dce61
 def list_backbones()->list[str]: # names for `create_backbone`

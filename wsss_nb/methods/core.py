@@ -122,13 +122,14 @@ def read_setting(
 ):               # a value of the type of `default`, or None
     "Return the value that `text` stands for; raise `UserError` if it is none of that type"
     if "None" in kind and text.lower() == "none": return None
+    many = isinstance(default, tuple) or kind.startswith("tuple")
     try:
         if isinstance(default, bool): return {"true":True, "1":True, "false":False, "0":False}[text.lower()]
-        if isinstance(default, tuple): return tuple(type(default[0])(t) for t in text.split(","))
+        if many: return tuple((type(default[0]) if default else float)(t) for t in text.split(","))
         if isinstance(default, (int,float)): return type(default)(text)
         return int(text) if "int" in kind else text
     except (KeyError, ValueError):
-        example = {bool:"true or false", tuple:"numbers such as 1,0.5", int:"a whole number", float:"a number"}.get(type(default), "a whole number or none")
+        example = {bool:"true or false", tuple:"numbers such as 1,0.5", int:"a whole number", float:"a number"}.get(tuple if many else type(default), "a whole number or none")
         raise UserError(f"--set {name}={text}: must be {example}") from None
 
 def describe_settings(

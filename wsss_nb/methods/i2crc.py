@@ -7,7 +7,7 @@ Docs: https://example.github.io/wsss_nb/methods.i2crc.html.md"""
 # %% auto #0
 __all__ = ['SGD', 'STAGES', 'FINAL', 'SCORED', 'PRESETS', 'ClassifierConfig', 'Config', 'Classifier', 'make_classifier', 'Method',
            'check_data', 'training_images', 'make_maps', 'recipe', 'classify', 'seeds', 'pseudo_labels', 'segment',
-           'predict_train', 'refine_labels', 'label_of', 'describe']
+           'predict_train', 'refine_labels', 'describe']
 
 # %% ../../nbs/89_methods.i2crc.ipynb #835dcdf4
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from ..parallel import processes,together
 from ..refine.crf import CRF_PRESETS,dense_crf
 from ..runs import Run
 from ..schedules import drop_factor,poly_factor
-from ..stages import seed_of_cam
+from ..stages import label_of,seed_of_cam
 from ..tensors import resize
 from ..train import check_divisible
 
@@ -62,6 +62,8 @@ class ClassifierConfig:
     w_bg:float = .025                           # within the others
     w_dist:float = .1                           # of the distance between the two
     bg_thresh:float = .3                        # score of the background in a seed, and in a pseudo label without saliency
+    salient:int = 32                            # saliency from here on, 0…255, is no background in a pseudo label
+    core_score:float = .5                       # nor is a class map above it, 0…1
 
 # %% ../../nbs/89_methods.i2crc.ipynb #fb1afe2a
 @dataclass(frozen=True)
@@ -70,15 +72,17 @@ class Config(ClassifierConfig):
     backbone:str = "resnet101"                  # of the segmenter, a name of `list_backbones()`
     pretrained:bool = False                     # fetch the weights that are known for the backbones? (needs a network)
     init:str|None = None                        # or a local weight file for the segmenter's
-    scales:tuple[float,...] = (.5,.75)          # further sizes of an image in the segmenter
+    scales:tuple[float,...]|None = (.5,.75)     # further sizes of an image in the segmenter; none: its own only
+    infer_scales:tuple[float,...] = (1.,)       # sizes of an image for the final prediction, each with its further sizes; their logits are averaged
     norm:str = "bgr"                            # what its weights expect: "bgr" as published, or "standard"
     crop_size:int = 321                         # side of a training piece, pixels
     crop_scales:tuple[float,...] = (.5,.75,1.,1.25,1.5) # the image is rescaled by one of them first
     batch_size:int = 10                         # images per step of the segmenter
     accumulate:int = 2                          # parts of a batch that go through one after the other
-    iters:int = 20_000                          # its steps, in each of its two trainings
+    iters:int = 20_000                          # its steps in the first of its two trainings
+    again:float = 1.                            # steps in the second, on better labels, per step in the first
     lr:float = 2.5e-4                           # its rate
-    decoder_mult:float = 1.                     # factor on it for the new layers; published: one rate for all weights
+    decoder_mult:float = 1.                     # factor on it for layers that no weights are known for; published: one rate for all
     lr_every:int = 10                           # steps between updates of the rate
     weight_decay:float = 5e-4                   # of all weights, in all trainings
     crf:str|None = "deeplab"                    # dense CRF on the predictions of training images, and for a second prediction; none: neither
@@ -94,10 +98,10 @@ class Config(ClassifierConfig):
 def check(self:Config):
     "Raise `UserError` for a setting whose value cannot work"
     one = ("cls_size","saliency_size","cls_batch","cls_iters","extra","crop_size","batch_size","accumulate","iters","lr_every","save_every","log_every")
-    none = ("cls_lr","extra_mult","w_fg","w_bg","w_dist","bg_thresh","lr","decoder_mult","weight_decay","workers")
+    none = ("cls_lr","extra_mult","w_fg","w_bg","w_dist","bg_thresh","salient","core_score","again","lr","decoder_mult","weight_decay","workers")
     for name,low in (dict.fromkeys(one, 1) | dict.fromkeys(none, 0)).items(): must(self, name, getattr(self, name) >= low, f"{low} or more")
-    must(self, "bg_thresh", self.bg_thresh <= 1, "1 or less")
-    for name in ("scales","crop_scales"): must(self, name, min(getattr(self, name), default=0) > 0, "numbers above 0 such as 0.5,0.75")
+    for name,high in (("bg_thresh",1), ("core_score",1), ("salient",255)): must(self, name, getattr(self, name) <= high, f"{high} or less")
+    for name in ("scales","infer_scales","crop_scales"): must(self, name, min(getattr(self, name) or (1 if name == "scales" else 0,)) > 0, "numbers above 0 such as 0.5,0.75")
     must(self, "jitter", len(self.jitter) == 4 and min(self.jitter) >= 0 and max(self.jitter[:3]) <= 1 and self.jitter[3] <= .5, "four numbers, at most 1,1,1,0.5")
     must(self, "cls_drops", min(self.cls_drops) >= 1, "whole numbers from 1 on")
     must(self, "accumulate", self.batch_size%self.accumulate == 0, f"a divisor of batch_size={self.batch_size}")
@@ -160,11 +164,13 @@ class Method(DeepLab):
         classes:tuple[str,...], # names, background first
     ):
         options = {"dilation":"first_plain"} if config.backbone.startswith("resnet") else {}
-        super().__init__(create_backbone(config.backbone, config.pretrained and config.init is None, config.init, **options), len(classes), config.scales)
+        super().__init__(create_backbone(config.backbone, config.pretrained and config.init is None, config.init, **options), len(classes), config.scales or ())
         self.config,self.classes = config,tuple(classes)
     def param_groups(self)->list[dict]: # for the optimiser: one group as published (I2CRC 6.4), two if new layers have a rate of their own
-        parts = {"all":(self,1)} if (mult := self.config.decoder_mult) == 1 else {"encoder":(self.encoder,1), "decoder":(self.decoder,mult)}
-        return [{"name":k, "params":[p for p in net.parameters() if p.requires_grad], "lr":self.config.lr*factor} for k,(net,factor) in parts.items()]
+        lr,mult,params = self.config.lr,self.config.decoder_mult,[p for p in self.parameters() if p.requires_grad]
+        new = {id(p) for net in (self.decoder, *map(self.encoder.get_submodule, self.encoder.unknown)) for p in net.parameters()}
+        if mult == 1: return [{"name":"all", "params":params, "lr":lr}]
+        return [{"name":k, "params":[p for p in params if (id(p) in new) == (k == "decoder")], "lr":lr*factor} for k,factor in (("encoder",1), ("decoder",mult))]
     def training_losses(self,
         batch:dict, # of `SegmentTransform`: `input`, `label`
         step:int,   # steps done so far
@@ -174,7 +180,8 @@ class Method(DeepLab):
         images:Tensor,  # normalised, (B,3,H,W)
     )->Tensor:          # (B,C+1,H,W), before softmax
         "Return the logits at image size; no image-level label takes part (I2CRC 6.5)"
-        return resize(self(renormalise(images, self.config.norm)), images.shape[-2:])
+        x,size = renormalise(images, self.config.norm),images.shape[-2:]
+        return torch.stack([resize(self(resize(x, [max(int(s*n), 1) for n in size])), size) for s in self.config.infer_scales]).mean(0)
 
 # %% ../../nbs/89_methods.i2crc.ipynb #fc624754
 def check_data(
@@ -238,7 +245,7 @@ def pseudo_labels(
         saliency = data.load_saliency(n)
         if saliency is None and c.saliency != "none": return
         if saliency is not None: saliency = resize_saliency((saliency*255).round().astype(np.uint8), cam.shape[1:])
-        write_label(job.run.file("labels", i), pseudo_label(saliency, (cam*255).round().astype(np.uint8), keys, c.bg_thresh))
+        write_label(job.run.file("labels", i), pseudo_label(saliency, (cam*255).round().astype(np.uint8), keys, c.bg_thresh, salient=c.salient, core_score=c.core_score))
     job.make_files(data.ids, lambda i: [job.run.file("labels", i)], lambda i: [job.run.file("cams", i), job.run.file("saliency", i)], write, desc="pseudo labels")
 
 # %% ../../nbs/89_methods.i2crc.ipynb #30d9c069
@@ -249,11 +256,12 @@ def segment(
 )->dict:                 # for `result.json`
     "Train the segmenter on label maps (I2CRC 6.3, 6.4)"
     c = job.config
+    steps = c.iters if stage == "segment" else max(round(c.iters*c.again), 1)
     def make():
         data = FileDataset(job.open(c.train_split), label=lambda i: job.run.file(labels, i))
         return Method(c, job.classes),TrainingSet(data, SegmentTransform(c.crop_size, c.crop_scales, c.norm), job.seed)
-    return job.train(stage, make, iters=c.iters, batch_size=c.batch_size, accumulate=c.accumulate, optimizer=SGD,
-                     factor=partial(poly_factor, max_iter=c.iters, every=c.lr_every), **recipe(c))
+    return job.train(stage, make, iters=steps, batch_size=c.batch_size, accumulate=c.accumulate, optimizer=SGD,
+                     factor=partial(poly_factor, max_iter=steps, every=c.lr_every), **recipe(c))
 
 # %% ../../nbs/89_methods.i2crc.ipynb #1c7c8fd7
 def predict_train(
@@ -291,15 +299,6 @@ STAGES = {
     "segment-again": Stage(partial(segment, stage="segment-again", labels="labels_refined"), ("labels_refined",), ("checkpoints/segment-again",))}
 FINAL = "segment-again"
 
-def label_of(
-    folder:str,     # of the run
-    run:Run,        # a run
-    id:str,         # of an image
-    config:Config,  # settings
-)->np.ndarray|None: # (H,W) uint8; None: this image has none
-    "Return a label map of a run"
-    return read_label(path) if (path := run.file(folder, id)).exists() else None
-
 SCORED = {
     "seed": ("seeds", lambda run, id, config: seed_of_cam(*read_cam(run.file("cams", id)), config.bg_thresh)),
     "pseudo_label": ("pseudo-labels", partial(label_of, "labels")),
@@ -313,7 +312,7 @@ def describe(
     "Return in words and values what the scores of a run mean"
     origin = f"made with {config.saliency} from the images alone" if config.saliency in PROVIDERS else "none" if config.saliency == "none" else saliency_origin(data)
     crf = f"the dense CRF {config.crf} on the image" if config.crf else "no CRF"
-    return {"saliency":origin, "thresholds":{"background (seed)":config.bg_thresh, "prediction scales":[1., *config.scales]} | ({"CRF":config.crf} if config.crf else {}),
+    return {"saliency":origin, "thresholds":{"background (seed)":config.bg_thresh, "prediction scales":[r*s for r in config.infer_scales for s in (1., *(config.scales or ()))]} | ({"CRF":config.crf} if config.crf else {}),
             "ground_truth":["The masks were read to compute the scores, and for nothing else.", f"Saliency maps of the training images: {origin}.",
                             "Seed, pseudo label and refined label were given the true image-level labels and, except for the seed, the saliency maps; the prediction was given neither.",
                             f"Predictions of the training images, which refined labels are made of, were refined by {crf}; the prediction was not{', prediction + CRF was' if config.crf else ''}."]}
@@ -322,8 +321,8 @@ def describe(
 _SMALL = {"cls_backbone":None, "cls_batch":8, "extra_mult":10., "norm":"standard", "batch_size":8, "accumulate":1, "lr_every":1, "save_every":50, "log_every":10}
 PRESETS = {
     "voc": {"train_split":"train_aug", "crf":"i2crc"},
-    "shapes": _SMALL | {"backbone":"vit_toy", "pretrained":True, "cls_size":112, "saliency_size":112, "cls_iters":200, "cls_drops":(130,180), "extra":64, "jitter":(.1,.1,.1,.02),
-                        "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":600, "lr":1e-3, "crf":"toco", "workers":0},
+    "shapes": _SMALL | {"backbone":"unet_toy", "pretrained":True, "cls_backbone":"vit_toy", "cls_size":112, "saliency_size":112, "cls_iters":200, "cls_drops":(130,180), "extra":64, "jitter":(.1,.1,.1,.02),
+                        "salient":64, "core_score":.9, "scales":None, "infer_scales":(1.,1.5,2.), "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":300, "again":2.5, "lr":1e-3, "decoder_mult":10., "crf":"psa", "workers":0},
     "photos": _SMALL | {"saliency":"rbd", "backbone":"mobilenetv2_100", "cls_size":224, "saliency_size":224, "cls_iters":200, "cls_drops":(130,180), "cls_lr":1e-4, "extra_mult":100., "extra":128,
                         "crop_size":160, "iters":300, "lr":5e-5, "decoder_mult":4., "workers":1},
 }
