@@ -195,8 +195,8 @@ def test_torchrun(scenes, here):
     "NCCL, with as many processes as there are GPUs, at most two"
     n = min(torch.cuda.device_count(), 2)
     script = here/"launched.py"
-    script.write_text("import sys, torch\nfrom wsss_nb.cli import main\nstatus = main(sys.argv[1:])\nprint('backend', torch.distributed.get_backend(), torch.distributed.get_world_size())\ntorch.distributed.destroy_process_group()\nsys.exit(status)\n")
+    script.write_text("import sys, torch\nfrom wsss_nb.cli import main\nstatus = main(sys.argv[1:])\nprint('backend', torch.distributed.get_backend(), torch.distributed.get_world_size())\nsys.exit(status)\n")
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), str(script), "wsss-run", "cpdgl", "--data", str(scenes), "--out", "run", "--device", "cuda", *settings("cpdgl")]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "destroy_process_group" not in done.stderr, done.stderr
     assert "nccl" in done.stdout and json.loads(Run("run").result.read_text())["processes"] == n

@@ -25,7 +25,7 @@ from wsss_nb.train import Trainer
 ADAMW = "WSSS_TEST_ADAMW"  # set: let the harness train as users do
 SHORT = "WSSS_TEST_SHORT"  # the process that finds memory short in its third step
 HARNESS = f"""
-import json, os, sys
+import atexit, json, os, sys
 from functools import partial
 from pathlib import Path
 import torch
@@ -42,6 +42,7 @@ if os.environ.get("{SHORT}") == os.environ["RANK"]:
     torch.nn.functional.multilabel_soft_margin_loss = short
 folder, *commands = map(json.loads, sys.argv[1:])
 Path(folder, "pid"+os.environ["RANK"]).write_text(str(os.getpid()))
+atexit.register(lambda: Path(folder, "end"+os.environ["RANK"]).write_text("connected" if torch.distributed.is_initialized() else "parted"))  # what `join` registers comes before this
 for argv in commands:
     if status := main(["wsss-run", *argv]): sys.exit(status)
 """
@@ -116,6 +117,10 @@ def test_written_once(pairs):
         assert not list((folder/name).rglob(".*"))
     assert json.loads((folder/"toco"/"result.json").read_text())["processes"] == 2
 
+def test_parted_at_the_end(pairs):
+    "A process that is still connected when the interpreter goes may abort although its work is done"
+    assert [(pairs[0]/f"end{rank}").read_text() for rank in range(2)] == ["parted"]*2
+
 
 def test_a_mistake_is_told_once(scenes, tmp_path):
     "Only the second process meets the damaged photo: both end, with one line between them and a checkpoint of the step before"
@@ -136,6 +141,7 @@ def test_short_of_memory(scenes, tmp_path, name):
     _, err = ended(process, 100)
     setting = "cls_batch" if name in STAGED else "batch_size"
     assert process.returncode and re.search(rf"^wsss-run: .*step \d: out of memory; try fewer images per step \(--set {setting}=...\)", err, re.M), err
+    assert (tmp_path/"end1").read_text() == "connected"  # to part in order it would have had to wait
 
 
 def test_a_stop_is_agreed_upon(alone, scenes, tmp_path):

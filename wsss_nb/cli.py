@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'usage_error', 'run_command', 'wsss_run', 'print_result',
            'wsss_eval', 'report_crf', 'wsss_crf', 'wsss_list', 'main']
 
 # %% ../nbs/95_cli.ipynb #675f25cc
-import os,re,shlex,sys
+import atexit,os,re,shlex,sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -44,8 +44,7 @@ def run_command(
         for k in ("pdb","xtra"): args.pop(k, None)
         status = func(**args)
     except UserError as e:
-        joined = "wsss_nb.parallel" in sys.modules and sys.modules["wsss_nb.parallel"].processes()[1] > 1
-        say(" ".join(str(e).splitlines()), joined and not getattr(e, "agreed", False))
+        say(" ".join(str(e).splitlines()), _fails_alone(e))
         return 2
     except KeyboardInterrupt:
         say(f"stopped; what is written stays, and {'the same command goes on' if prog.startswith(('wsss-crf','wsss-data')) else 'a run goes on with --resume'}")
@@ -53,9 +52,16 @@ def run_command(
     except BrokenPipeError: return 0
     except OSError as e:
         if e.filename is None: raise
-        say(f"{e.filename}: {e.strerror}")
+        say(f"{e.filename}: {e.strerror}", _fails_alone(e))
         return 2
     return status or 0
+
+def _fails_alone(error):
+    "Tell whether this process alone knows of `error`; then it must not wait for the others at its end"
+    parallel = sys.modules.get("wsss_nb.parallel")
+    if not parallel or parallel.processes()[1] == 1 or getattr(error, "agreed", False): return False
+    atexit.unregister(parallel.leave)
+    return True
 
 # %% ../nbs/95_cli.ipynb #5c1e95a3
 def wsss_run(
