@@ -29,6 +29,15 @@ def usage_error(
     if unknown: did_you_mean(unknown[1], [o for o in parser._option_string_actions if o.startswith("--")], "option")
     raise UserError(f"{message} (see {parser.prog} --help)")
 
+# %% ../nbs/95_cli.ipynb #21257ea6
+def _fails_alone(error):
+    "Tell whether this process alone knows of `error`; then it must not wait for the others at its end"
+    parallel = sys.modules.get("wsss_nb.parallel")
+    if not parallel or parallel.processes()[1] == 1 or getattr(error, "agreed", False): return False
+    atexit.unregister(parallel.leave)
+    return True
+
+
 # %% ../nbs/95_cli.ipynb #21257ea7
 def run_command(
     func:Callable,        # documented function
@@ -55,13 +64,6 @@ def run_command(
         say(f"{e.filename}: {e.strerror}", _fails_alone(e))
         return 2
     return status or 0
-
-def _fails_alone(error):
-    "Tell whether this process alone knows of `error`; then it must not wait for the others at its end"
-    parallel = sys.modules.get("wsss_nb.parallel")
-    if not parallel or parallel.processes()[1] == 1 or getattr(error, "agreed", False): return False
-    atexit.unregister(parallel.leave)
-    return True
 
 # %% ../nbs/95_cli.ipynb #5c1e95a3
 def wsss_run(

@@ -71,7 +71,7 @@ def crf_file(
     try: result = infer_unaries(photo, [unary_from_softmax(probs.to(device))], settings, not save_probs, **options)[0].cpu()
     except ValueError as e: raise UserError(f"{scores}: {e}") from e
     if save_probs:
-        with atomic_path(out.with_suffix(".npz")) as tmp: np.savez_compressed(tmp, probs=result.reshape(probs.shape).numpy().astype(np.float16), labels=labels.numpy())
+        with atomic_path(out.with_suffix(".npz")) as tmp: np.savez_compressed(tmp, probs=result.reshape(probs.shape).half().numpy(), labels=labels.numpy())
         result = result.argmax(0)
     write_label(out, labels[result].reshape(probs.shape[1:]).numpy())
 
