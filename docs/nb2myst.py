@@ -1,16 +1,20 @@
 """Notebooks, prepared by nbdev as for Quarto, -> MyST notebooks for Sphinx; index.ipynb -> README.md. Needs no Quarto.
 
 `generate(folder)` writes the pages that Sphinx reads (conf.py calls it); `python docs/nb2myst.py` writes README.md."""
-import ast,os,re,shutil
+import ast,os,re,shutil,typing
 from bisect import bisect
 from pathlib import Path
 
 import nbformat.v4 as v4
+import traitlets.traitlets
 from fastcore.nbio import read_nb
 from nbdev.config import get_config,nbpath2html
 from nbdev.doclinks import NbdevLookup
 from nbdev.processors import FilterDefaults
 from nbformat import from_dict
+
+# A widget's signature names `Self`, which traitlets imports for type checkers only; early releases of Python 3.11 look it up.
+traitlets.traitlets.Self = typing.Self
 
 root = Path(__file__).parent.parent
 cfg = get_config(root)
