@@ -28,7 +28,7 @@ GROUPS = {0: "Start here", 1: "Foundations", 10: "Data", 20: "Backbones", 30: "C
 def _page(nb): return nbpath2html(nb).as_posix().removesuffix(".html")  # 10_data.core.ipynb -> data.core
 def _group(nb):
     "The group of a notebook's number; all of the package `data` stand together, also what came to need higher numbers"
-    return "Data" if "_data." in nb.name else list(GROUPS.values())[bisect(list(GROUPS), int(re.match(r"\d+", nb.name)[0])) - 1]
+    return "Data" if re.match(r"\d+_data\.", nb.name) else list(GROUPS.values())[bisect(list(GROUPS), int(re.match(r"\d+", nb.name)[0])) - 1]
 
 # %% Markdown: what is left of Quarto's dialect
 def _symbol_links(md, link):
