@@ -31,7 +31,7 @@ def usage_error(
 
 # %% ../nbs/95_cli.ipynb #21257ea6
 def _fails_alone(error):
-    "Tell whether this process alone knows of `error`; then it must not wait for the others at its end"
+    "Tell whether this process alone knows of `error`, and if so let it end without waiting for the others"
     parallel = sys.modules.get("wsss_nb.parallel")
     if not parallel or parallel.processes()[1] == 1 or getattr(error, "agreed", False): return False
     atexit.unregister(parallel.leave)
