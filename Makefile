@@ -32,7 +32,7 @@ sync: $(VENV)/.installed-dev
 
 vit_toy mit_toy: $(VENV)/.installed-run
 	$(RUN) wsss-run baseline --data shapes:n=8000,seed=7 --preset vit_toy --backbone $@ --out runs/$@ --stages train --resume
-	$(RUN) python -c "from wsss_nb.experiment import save_encoder; print(save_encoder('runs/$@', 'wsss_nb/assets/$@.safetensors'))"
+	$(RUN) python -c "from wsss_nb.use.experiment import save_encoder; print(save_encoder('runs/$@', 'wsss_nb/assets/$@.safetensors'))"
 
 clean:
 	rm -rf _build _proc _docs build dist .pytest_cache

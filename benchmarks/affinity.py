@@ -17,12 +17,12 @@ from lattice import in_turn, peak_mb, row, table
 from torch.nn import functional as F
 
 from wsss_nb.backbones.mit import attention_logits
-from wsss_nb.core import write_json
+from wsss_nb.ground.core import write_json
 from wsss_nb.refine.affinity import near_pairs
 from wsss_nb.refine.walk import near_affinity, random_walk
-from wsss_nb.runs import machine
-from wsss_nb.segformer import AffinityHead, AllMLP
-from wsss_nb.tensors import resize
+from wsss_nb.run.folder import machine
+from wsss_nb.networks.segformer import AffinityHead, AllMLP
+from wsss_nb.ground.tensors import resize
 
 RADIUS, HEADS, WIDTHS = 8, 16, (64, 128, 320, 512)
 CASES = ("walk-32-20", "walk-48-20", "walk-64-20", "attention-walk-32-20", "attention-walk-48-20", "attention-walk-64-20", "head-32", "decoder-512")

@@ -12,10 +12,10 @@ from fastcore.script import call_parse
 
 from wsss_nb.backbones.core import create_backbone
 from wsss_nb.cam.multiscale import multi_scale_cam
-from wsss_nb.core import peak_memory_mb, write_json
-from wsss_nb.network import SingleStageNet
-from wsss_nb.runs import machine
-from wsss_nb.tensors import resize
+from wsss_nb.ground.core import peak_memory_mb, write_json
+from wsss_nb.networks.single_stage import SingleStageNet
+from wsss_nb.run.folder import machine
+from wsss_nb.ground.tensors import resize
 
 CASES = {"cam-toy-112-b1": ("vit_toy", 112, 1, 5), "cam-toy-112-b16": ("vit_toy", 112, 16, 5),
          "cam-deit-tiny-224-b8": ("deit_tiny_patch16_224", 224, 8, 20), "cam-deit-tiny-448-b1": ("deit_tiny_patch16_224", 448, 1, 20)}

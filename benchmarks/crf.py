@@ -18,8 +18,8 @@ from lattice import at_quantiles, draw, memory_of, peak_mb, photos, table, verti
 from PIL import Image
 
 from wsss_nb import _lattice
-from wsss_nb.core import write_json
-from wsss_nb.runs import machine
+from wsss_nb.ground.core import write_json
+from wsss_nb.run.folder import machine
 
 HEIGHT, WIDTH, ITERATIONS = 375, 500, 10
 SETTINGS = {"80-13": (3, 3, 80, 13, 10), "67-3": (3, 3, 67, 3, 4), "121-5": (1, 1, 121, 5, 4), "67-3-g1": (1, 3, 67, 3, 4), "50-5": (3, 3, 50, 5, 10)}

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from wsss_nb.core import IGNORE_INDEX, write_json
-from wsss_nb.evaluate import evaluate_folders
-from wsss_nb.io import write_label
+from wsss_nb.ground.core import IGNORE_INDEX, write_json
+from wsss_nb.scores.confusion import evaluate_folders
+from wsss_nb.ground.io import write_label
 
 HEIGHT, WIDTH, CLASSES = 375, 500, 20+1
 

@@ -11,12 +11,12 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import numpy as np
 import torch
 
-from wsss_nb.core import write_json
+from wsss_nb.ground.core import write_json
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.methods.baseline import PRESETS, Config, Method
 from wsss_nb.methods.core import resolve_config
-from wsss_nb.runs import machine
-from wsss_nb.widgets import Explorer
+from wsss_nb.run.folder import machine
+from wsss_nb.explore.cam import Explorer
 
 
 def moved(panel, name, **state):

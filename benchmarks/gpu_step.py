@@ -11,8 +11,8 @@ import torch
 from fastcore.script import call_parse
 from train_step import METHODS, PARTS, Clock, Side
 
-from wsss_nb.core import pick_device, write_json
-from wsss_nb.runs import machine
+from wsss_nb.ground.core import pick_device, write_json
+from wsss_nb.run.folder import machine
 
 BACKBONES = {"step-tscd": "mit_b1"}
 

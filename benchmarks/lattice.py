@@ -24,9 +24,9 @@ from fastcore.script import call_parse
 from PIL import Image
 
 from wsss_nb import _lattice
-from wsss_nb.core import write_json
+from wsss_nb.ground.core import write_json
 from wsss_nb.data.shapes import ShapesDataset
-from wsss_nb.runs import machine
+from wsss_nb.run.folder import machine
 
 HERE = Path(__file__).resolve().parent
 SIGMA_RGB, SIGMA_XY = 15., 50.  # what the loss passes for a 512 crop at half size

@@ -21,13 +21,13 @@ from fastcore.script import call_parse
 from PIL import Image, ImageFilter
 from torchvision.transforms import functional as TF
 
-from wsss_nb.core import child_rng, write_json
+from wsss_nb.ground.core import child_rng, write_json
 from wsss_nb.data import transforms
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.loader import TrainingSet, training_batches
 from wsss_nb.data.transforms import IMAGENET_MEAN, IMAGENET_STD, VIEWS, TrainTransform, resize_to
-from wsss_nb.io import write_image
-from wsss_nb.runs import machine
+from wsss_nb.ground.io import write_image
+from wsss_nb.run.folder import machine
 
 PARTS = {"rescale": "rescale", "hflip": "flip and crop", "crop_at": "flip and crop", "_resized_crop": "crop of view2", "colour_jitter": "jitter", "greyscale": "jitter", "solarise": "jitter", "gaussian_blur": "blur", "normalise": "normalise"}
 

@@ -17,10 +17,10 @@ from commands import STAGED
 from fastcore.script import call_parse, store_true
 from test_processes import ADAMW, HARNESS, STAGES, command
 
-from wsss_nb.cli import main
-from wsss_nb.core import write_json
+from wsss_nb.use.cli import main
+from wsss_nb.ground.core import write_json
 from wsss_nb.methods.core import METHODS
-from wsss_nb.runs import Run, load_checkpoint, machine, read_log
+from wsss_nb.run.folder import Run, load_checkpoint, machine, read_log
 
 DOUBLE = """
 torch.Tensor.float = torch.Tensor.double

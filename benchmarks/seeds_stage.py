@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from fastcore.script import call_parse
 
-from wsss_nb.core import peak_memory_mb, write_json
+from wsss_nb.ground.core import peak_memory_mb, write_json
 from wsss_nb.data.folder import write_voc_folder
 from wsss_nb.data.datasets import open_dataset
-from wsss_nb.io import read_image, write_image
-from wsss_nb.jobs import Job
+from wsss_nb.ground.io import read_image, write_image
+from wsss_nb.run.jobs import Job
 from wsss_nb.methods.i2crc import PRESETS, Config, make_classifier, seeds
 from wsss_nb.methods.core import resolve_config
 from wsss_nb.data.segment_transforms import SquareTransform
-from wsss_nb.runs import Run, machine, save_checkpoint
+from wsss_nb.run.folder import Run, machine, save_checkpoint
 
 CASES = {"seeds-toy-112": ("shapes", 112, ()), "seeds-vgg16-256": ("voc", 375, ("train_split=train",)), "seeds-mobilenet-224": ("photos", 375, ())}
 

@@ -14,11 +14,11 @@ import torch
 from fastcore.script import call_parse
 from train_step import Scenes
 
-from wsss_nb.core import pick_device, seed_everything, write_json
+from wsss_nb.ground.core import pick_device, seed_everything, write_json
 from wsss_nb.data.loader import TrainingSet, training_batches
 from wsss_nb.data.voc import VOC_CLASSES
 from wsss_nb.methods.core import get_method, resolve_config
-from wsss_nb.runs import machine
+from wsss_nb.run.folder import machine
 
 VARIANTS = ("plain", "fused", "channels_last", "compile", "bf16")
 

@@ -24,13 +24,13 @@ from lattice import peak_mb, peer_library
 from literal_cpdgl import LiteralCPDGL
 from literal_tscd import LiteralTSCD
 
-from wsss_nb.core import seed_everything, write_json
+from wsss_nb.ground.core import seed_everything, write_json
 from wsss_nb.data.core import Dataset
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.loader import TrainingSet, training_batches
 from wsss_nb.data.voc import VOC_CLASSES
 from wsss_nb.methods.core import get_method, resolve_config
-from wsss_nb.runs import machine
+from wsss_nb.run.folder import machine
 
 HERE = Path(__file__).resolve().parent
 METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD), "step-cpdgl": ("cpdgl", LiteralCPDGL), "step-tscd": ("tscd", LiteralTSCD)}

@@ -2,7 +2,7 @@
 
 `generate(folder)` writes the pages that Sphinx reads (conf.py calls it); `python docs/nb2myst.py` writes README.md."""
 import ast,os,re,shutil,typing
-from bisect import bisect
+from functools import partial
 from pathlib import Path
 
 import nbformat.v4 as v4
@@ -21,23 +21,36 @@ cfg = get_config(root)
 site = cfg.doc_host + cfg.doc_baseurl
 lookup = NbdevLookup()
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# A notebook's number is its place in the flow of data: the first number of each group, and the group's name in the sidebar.
-GROUPS = {0: "Start here", 1: "Foundations", 10: "Data", 20: "Backbones", 30: "Class activation maps", 40: "Refinement", 50: "Pseudo labels, segmentation",
-          70: "Evaluation", 72: "Losses", 79: "Training", 82: "Methods", 92: "Commands and widgets"}
+# The rooms, in the order of the data flow: a folder of nbs/ is a room, and has a page of its own that lists what is in it.
+ROOMS = {
+    "00_start": ("Start here", "Lessons that export nothing: the whole road in a minute, then your own photos and your own method."),
+    "10_ground": ("Ground", "What every other room leans on: errors in one line, files that are whole or absent, pictures, processes."),
+    "20_data": ("Data", "Toy scenes, folders, VOC and COCO; what training sees of them; downloading, preparing and checking."),
+    "30_backbones": ("Backbones", "From an image to features."),
+    "40_cam": ("Class activation maps", "From features to a map for every class."),
+    "50_refine": ("Refinement", "From a map to a better map: lattice, CRF, PAR, affinity, random walk."),
+    "55_labels": ("Labels", "From maps to seeds and pseudo labels, crops, and rules with saliency."),
+    "60_networks": ("Networks", "Classifier and segmenter in one, decoders, projections, memories."),
+    "65_scores": ("Scores", "How good a label map is, where it fails and why; the report of a run."),
+    "70_losses": ("Losses", "One idea a page."),
+    "75_run": ("Run", "The engine: a folder, a training loop, stages. It knows no method."),
+    "80_methods": ("Methods", "One page for each published method."),
+    "90_use": ("Use", "From names to runs: experiments, published checkpoints, commands, launching."),
+    "95_explore": ("Explore", "Live panels for every stage, each with a plain function that draws the same."),
+}
 
-def _page(nb): return nbpath2html(nb).as_posix().removesuffix(".html")  # 10_data.core.ipynb -> data.core
-def _group(nb):
-    "The group of a notebook's number; all of the package `data` stand together, also what came to need higher numbers"
-    return "Data" if re.match(r"\d+_data\.", nb.name) else list(GROUPS.values())[bisect(list(GROUPS), int(re.match(r"\d+", nb.name)[0])) - 1]
+def _page(nb):
+    "The page of a notebook, from the folder of all pages, without suffix: 20_data/10_core.ipynb -> 20_data/core"
+    return nbpath2html(Path(nb)).as_posix().removesuffix(".html")
 
 # %% Markdown: what is left of Quarto's dialect
 def _symbol_links(md, link):
     "Rewrite links to symbols in the site; `link` gets the symbol and its address, such as core.html#progress"
     return re.sub(rf"\[`([^`\]]+)`\]\({re.escape(site)}/([^)]+)\)", lambda m: link(m[1], m[2]), md)
 
-def myst(md):
-    "Markdown for a page of the site"
-    md = _symbol_links(md, lambda name, address: f'<a class="nb-sym" href="{address}"><code>{name}</code></a>')
+def myst(md, up=""):
+    "Markdown for a page of the site; `up` leads from the page to the folder of all pages"
+    md = _symbol_links(md, lambda name, address: f'<a class="nb-sym" href="{up}{address}"><code>{name}</code></a>')
     md = re.sub(r'\]\(([^)]+)\)\{target="_blank"[^}]*\}', r"](\1){.nb-source}", md)
     md = re.sub(r"\]\((?!\w+:)([^)#]+\.ipynb)(#[^)]*)?\)", lambda m: f"]({_page(m[1])}.ipynb{m[2] or ''})", md)
     md = re.sub(r"^:::+ *\{\.callout-(\w+)[^}]*\}", r":::{\1}", md, flags=re.M)
@@ -46,7 +59,8 @@ def myst(md):
 
 def readme(md):
     "Markdown for README.md, which stands beside nbs/"
-    sources = {_page(nb.name): f"nbs/{nb.name}" for nb in cfg.nbs_path.glob("*.ipynb")}
+    notebooks = [nb.relative_to(cfg.nbs_path) for nb in cfg.nbs_path.rglob("*.ipynb")]
+    sources = {_page(nb): f"nbs/{nb.as_posix()}" for nb in notebooks}
     md = _symbol_links(md, lambda name, address: f"[`{name}`]({sources[address.split('.html')[0]]})")
     return re.sub(r"\]\((?!\w+:|#|nbs/)([^)]+)\)", r"](nbs/\1)", md)
 
@@ -134,25 +148,41 @@ def _write(path, text):
     "Write only what differs: Sphinx reads again what is newer"
     if not path.exists() or path.read_text(encoding="utf-8") != text: path.write_text(text, encoding="utf-8")
 
-def _toc(groups):
-    "The sidebar: a list of pages under each group's name"
-    toc = "\n\n".join("```{toctree}\n:hidden:\n:caption: %s\n%s\n```" % (name, "\n".join(pages)) for name,pages in groups.items())
-    return v4.new_markdown_cell(toc, id="toctree")
+def _toc(pages, caption=""):
+    "A list of pages for the sidebar, not shown on the page itself"
+    named = f":caption: {caption}\n" if caption else ""
+    return v4.new_markdown_cell("```{toctree}\n:hidden:\n%s\n%s\n```" % (named, "\n".join(pages)), id="toctree")
+
+def _room(room, pages):
+    "The page of a room: its name, what is in it, and a list of its pages with their subtitles"
+    title,lead = ROOMS[room]
+    listed = [f"* [{title}]({Path(page).name}.ipynb): {subtitle}" for page,(title,subtitle) in pages.items()]
+    cells = [v4.new_markdown_cell("\n".join((f"# {title}", "", lead, "", *listed)), id="room")]
+    return v4.new_notebook(cells=[*cells, _toc(Path(page).name for page in pages)], metadata={"language_info": {"name": "python"}})
+
+def _heading(nb):
+    "Title and subtitle of a notebook"
+    return re.match(r"# (.+)\n\n> (.+)", _opening(nb)).groups()
 
 def generate(dst):
     "Write the pages into the folder `dst`, and remove those whose notebook is gone"
-    kept,groups = set(),{}
-    for path in sorted(p for p in cfg.nbs_path.rglob("*") if p.is_file() and not any(part[0] in "._" for part in p.relative_to(cfg.nbs_path).parts)):
-        rel = path.relative_to(cfg.nbs_path)
-        page = dst/(f"{_page(rel)}.ipynb" if rel.suffix == ".ipynb" else rel)
+    kept,rooms = set(),{room: {} for room in ROOMS}
+    def write(page, nb):
         page.parent.mkdir(parents=True, exist_ok=True)
         kept.add(page)
-        if rel.suffix != ".ipynb": shutil.copy2(path, page)  # a picture that some notebook shows
-        else:
-            nb = translate(path, myst, mark=True)
-            if rel.name == cfg.readme_nb: nb.cells.append(_toc(groups))
-            else: groups.setdefault(_group(rel), []).append(_page(rel))
-            _write(page, v4.writes(nb))
+        _write(page, v4.writes(nb))
+    for path in sorted(p for p in cfg.nbs_path.rglob("*") if p.is_file() and not any(part[0] in "._" for part in p.relative_to(cfg.nbs_path).parts)):
+        rel = path.relative_to(cfg.nbs_path)
+        if rel.suffix != ".ipynb":  # a picture that some notebook shows
+            kept.add(dst/rel)
+            (dst/rel).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, dst/rel)
+            continue
+        nb = translate(path, partial(myst, up="../"*(len(rel.parts)-1)), mark=True)
+        if rel.name == cfg.readme_nb: nb.cells.append(_toc([f"{room}/index" for room in ROOMS], "Rooms"))
+        else: rooms[rel.parts[0]][_page(rel)] = _heading(read_nb(path))
+        write(dst/f"{_page(rel)}.ipynb", nb)
+    for room,pages in rooms.items(): write(dst/room/"index.ipynb", _room(room, pages))
     for f in dst.rglob("*"):
         if f.is_file() and f not in kept: f.unlink()
 

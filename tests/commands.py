@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from wsss_nb.cli import DATA_COMMANDS, main
+from wsss_nb.use.cli import DATA_COMMANDS, main
 
 BIN = Path(sys.executable).parent
 # settings under which training and evaluating the toy scenes below takes a second

@@ -27,8 +27,8 @@ import torch.utils.tensorboard  # noqa: E402,F401
 from commands import SMALL, STAGED, TINY  # noqa: E402
 from fastcore.script import call_parse  # noqa: E402
 
-import wsss_nb.experiment  # noqa: E402,F401
-from wsss_nb.cli import main as command  # noqa: E402
+import wsss_nb.use.experiment  # noqa: E402,F401
+from wsss_nb.use.cli import main as command  # noqa: E402
 from wsss_nb.methods.core import METHODS, get_method  # noqa: E402
 
 

@@ -7,9 +7,9 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from wsss_nb.core import IGNORE_INDEX
+from wsss_nb.ground.core import IGNORE_INDEX
 from wsss_nb.data.voc import COCO_CLASSES, VOC_CLASSES
-from wsss_nb.io import voc_colormap
+from wsss_nb.ground.io import voc_colormap
 
 COCO_NUMBERS = [n for n in range(1, 91) if n not in (12,26,29,30,45,66,68,69,71,83)]  # the 80 categories that exist
 

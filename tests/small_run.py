@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from wsss_nb.runs import CHECKPOINT_FORMAT, Run
+from wsss_nb.run.folder import CHECKPOINT_FORMAT, Run
 
 FOLDER = Path(__file__).parent/"data"
 COMMAND = ("wsss-run", "cpdgl", "--data", "shapes:n=12,size=64", "--stages", "train", "--preset", "shapes", "--backbone", "vit:img_size=64,patch_size=8,embed_dim=8,depth=3,num_heads=1,mlp_ratio=2",

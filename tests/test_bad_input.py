@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from commands import TINY, run
 from test_data_errors import BAD, NAME, folder, good, png16  # noqa: F401  (fixtures)
 from wsss_nb.backbones.core import create_backbone
-from wsss_nb.io import read_label, write_label
-from wsss_nb.runs import Run, load_checkpoint
+from wsss_nb.ground.io import read_label, write_label
+from wsss_nb.run.folder import Run, load_checkpoint
 
 ALL_AT_ONCE = (*TINY, "iters=1", "batch_size=6", "val_split=train")  # every image in the first step, every mask after it
 

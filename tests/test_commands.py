@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from commands import BIN, TINY, run
-from wsss_nb.cli import COMMANDS, DATA_COMMANDS
-from wsss_nb.core import IGNORE_INDEX
-from wsss_nb.io import read_cam, read_label, write_label
+from wsss_nb.use.cli import COMMANDS, DATA_COMMANDS
+from wsss_nb.ground.core import IGNORE_INDEX
+from wsss_nb.ground.io import read_cam, read_label, write_label
 
 HELPS = [*([c] for c in COMMANDS), ["wsss-data"], *(["wsss-data", a] for a in DATA_COMMANDS)]
 
@@ -35,7 +35,7 @@ def test_help(argv):
 
 def test_help_without_torch():
     script = f"""import sys
-from wsss_nb.cli import main
+from wsss_nb.use.cli import main
 for argv in {HELPS}:
     try: status = main([*argv, "--help"])
     except SystemExit as e: status = e.code

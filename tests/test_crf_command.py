@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from wsss_nb.data.datasets import open_dataset
-from wsss_nb.io import read_image, read_label, write_cam, write_image
+from wsss_nb.ground.io import read_image, read_label, write_cam, write_image
 from wsss_nb.refine.crf import CRF_PRESETS, cam_probs, dense_crf
 from wsss_nb.refine.crf_files import read_scores
 from wsss_nb.refine.lattice import extension
 
-COMMAND = [sys.executable, "-c", "import sys; from wsss_nb.cli import main; sys.exit(main(['wsss-crf', *sys.argv[1:]]))"]
+COMMAND = [sys.executable, "-c", "import sys; from wsss_nb.use.cli import main; sys.exit(main(['wsss-crf', *sys.argv[1:]]))"]
 
 
 def probabilities(shape, seed):

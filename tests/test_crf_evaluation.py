@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from commands import TINY
 from wsss_nb.data.transforms import normalise
-from wsss_nb.io import read_image, read_label
+from wsss_nb.ground.io import read_image, read_label
 from wsss_nb.methods.core import SingleStageMethod
 from wsss_nb.refine.crf import dense_crf
-from wsss_nb.viz import overlay
+from wsss_nb.ground.viz import overlay
 
 PRODUCTS = ["seed", "pseudo_label", "prediction"]
 

@@ -21,13 +21,13 @@ from test_golden_tsd_cam import close, load
 from test_golden_tsd_step import NAMES, backward, check_grads, counting
 from test_golden_tsd_step import method_like as tsd_like
 
-from wsss_nb.core import seed_everything
+from wsss_nb.ground.core import seed_everything
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.loader import TrainingSet, training_batches
-from wsss_nb.io import read_label
+from wsss_nb.ground.io import read_label
 from wsss_nb.methods.core import get_method, resolve_config
 from wsss_nb.refine.crf import dense_crf
-from wsss_nb.runs import Run, read_log
+from wsss_nb.run.folder import Run, read_log
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SINGLE = ("baseline", "toco", "tsd-cam", "cpdgl", "tscd")
@@ -195,7 +195,7 @@ def test_torchrun(scenes, here):
     "NCCL, with as many processes as there are GPUs, at most two"
     n = min(torch.cuda.device_count(), 2)
     script = here/"launched.py"
-    script.write_text("import sys, torch\nfrom wsss_nb.cli import main\nstatus = main(sys.argv[1:])\nprint('backend', torch.distributed.get_backend(), torch.distributed.get_world_size())\nsys.exit(status)\n")
+    script.write_text("import sys, torch\nfrom wsss_nb.use.cli import main\nstatus = main(sys.argv[1:])\nprint('backend', torch.distributed.get_backend(), torch.distributed.get_world_size())\nsys.exit(status)\n")
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), str(script), "wsss-run", "cpdgl", "--data", str(scenes), "--out", "run", "--device", "cuda", *settings("cpdgl")]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "destroy_process_group" not in done.stderr, done.stderr

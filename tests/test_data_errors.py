@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb.core import IGNORE_INDEX, UserError
+from wsss_nb.ground.core import IGNORE_INDEX, UserError
 from wsss_nb.data.check import check_dataset, finding_lines
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.folder import write_voc_folder
 from wsss_nb.data.shapes import ShapesDataset
-from wsss_nb.io import read_image
+from wsss_nb.ground.io import read_image
 
 NAME = "train_00003"
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from loopback import serving, until
-from wsss_nb.core import UserError
+from wsss_nb.ground.core import UserError
 from wsss_nb.data import download as module
 from wsss_nb.data.download import Archive, download, get_archive
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb.core import IGNORE_INDEX, UserError
-from wsss_nb.evaluate import ConfusionMatrix, evaluate_folders, worst_images
-from wsss_nb.io import write_label
+from wsss_nb.ground.core import IGNORE_INDEX, UserError
+from wsss_nb.scores.confusion import ConfusionMatrix, evaluate_folders, worst_images
+from wsss_nb.ground.io import write_label
 
 
 def random_labels(rng, n, shape=(3, 40, 50), absent=(), ignored=.1):

@@ -11,12 +11,12 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsss_nb.core import UserError
+from wsss_nb.ground.core import UserError
 from wsss_nb.data.folder import read_classes, read_ids, read_image_labels, read_label_dict
 from wsss_nb.data.prepare import coco_mask, read_coco, read_sbd_mask, write_image_labels
-from wsss_nb.experiment import load_run
-from wsss_nb.io import read_cam, read_label
-from wsss_nb.runs import Run, read_log, read_result
+from wsss_nb.use.experiment import load_run
+from wsss_nb.ground.io import read_cam, read_label
+from wsss_nb.run.folder import Run, read_log, read_result
 
 CLASSES = ("background", "cat", "dog")
 fuzz = settings(max_examples=int(os.environ.get("FUZZ", 150)), deadline=None)

@@ -12,13 +12,13 @@ from wsss_nb.cam.core import cam_to_label
 from wsss_nb.losses.contrast import patch_contrast_loss
 from wsss_nb.losses.prototype import local_contrast_loss, prototype_contrast_loss
 from wsss_nb.losses.segment import balanced_seg_loss
-from wsss_nb.memory import MemoryNet, gathered, move_prototypes
+from wsss_nb.networks.memory import MemoryNet, gathered, move_prototypes
 from wsss_nb.methods.cpdgl import PRESETS, Config, Method
-from wsss_nb.network import SingleStageNet
-from wsss_nb.projection import ProjectionHead
+from wsss_nb.networks.single_stage import SingleStageNet
+from wsss_nb.networks.projection import ProjectionHead
 from wsss_nb.refine.affinity import pairwise_affinity_label
-from wsss_nb.segment import ASPP
-from wsss_nb.train import Schedule, lr_factor
+from wsss_nb.networks.decoders import ASPP
+from wsss_nb.run.loop import Schedule, lr_factor
 
 UNUSED = re.compile(r"encoder(_k)?\.head\.|proj_head(_t)?\.last_layer\.")  # in the checkpoints, read by nothing
 

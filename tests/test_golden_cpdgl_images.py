@@ -12,16 +12,16 @@ from torch.nn import functional as F
 
 from wsss_nb.cam.core import cam_to_label, class_activation_map, valid_cam
 from wsss_nb.cam.multiscale import multi_scale_cam
-from wsss_nb.crops import cut_crops, tagged_corners
+from wsss_nb.labels.crops import cut_crops, tagged_corners
 from wsss_nb.data.transforms import denormalise, hflip, normalise, random_crop, rescale, varied_crop
-from wsss_nb.evaluate import ConfusionMatrix, image_f1
+from wsss_nb.scores.confusion import ConfusionMatrix, image_f1
 from wsss_nb.methods.cpdgl import PRESETS, Config, Method
-from wsss_nb.network import SingleStageNet
-from wsss_nb.pseudo_labels import make_pseudo_label
+from wsss_nb.networks.single_stage import SingleStageNet
+from wsss_nb.labels.pseudo import make_pseudo_label
 from wsss_nb.refine.crf import dense_crf
 from wsss_nb.refine.par import pixel_affinity, propagate_affinity
-from wsss_nb.segment import ASPP
-from wsss_nb.tensors import resize
+from wsss_nb.networks.decoders import ASPP
+from wsss_nb.ground.tensors import resize
 
 
 def share(a, b): return (a == torch.as_tensor(b)).float().mean().item()

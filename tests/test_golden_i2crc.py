@@ -12,13 +12,13 @@ from wsss_nb.backbones.vgg import VGG
 from wsss_nb.data.saliency import resize_saliency
 from wsss_nb.data.segment_transforms import MEAN_RGB, SquareTransform, cut_piece
 from wsss_nb.data.transforms import colour_jitter, resize_to
-from wsss_nb.deeplab import DeepLab, multi_scale_loss, resize_label
-from wsss_nb.evaluate import ConfusionMatrix
-from wsss_nb.label_rules import cam_bytes, pseudo_label, refine_label
+from wsss_nb.networks.deeplab import DeepLab, multi_scale_loss, resize_label
+from wsss_nb.scores.confusion import ConfusionMatrix
+from wsss_nb.labels.rules import cam_bytes, pseudo_label, refine_label
 from wsss_nb.losses.relation import center_loss, relation_losses
 from wsss_nb.methods.i2crc import Classifier, Config, make_classifier
-from wsss_nb.schedules import poly_factor
-from wsss_nb.tensors import resize
+from wsss_nb.run.schedules import poly_factor
+from wsss_nb.ground.tensors import resize
 
 
 def load(path): return {k: torch.as_tensor(v) if v.dtype.kind != "U" else v for k, v in np.load(path).items()}

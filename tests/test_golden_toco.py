@@ -8,7 +8,7 @@ from wsss_nb.cam.core import roi_mask
 from wsss_nb.data.transforms import denormalise
 from wsss_nb.losses.contrast import class_contrast_loss, patch_contrast_loss
 from wsss_nb.methods.toco import Config, Method
-from wsss_nb.projection import ProjectionHead, ProjectionNet
+from wsss_nb.networks.projection import ProjectionHead, ProjectionNet
 from wsss_nb.refine.affinity import pairwise_affinity_label
 
 

@@ -8,13 +8,13 @@ from test_golden_tsd_cam import close, load, params
 from wsss_nb.backbones.core import load_matching
 from wsss_nb.backbones.mit import MiT, attention_logits, build_backbone
 from wsss_nb.cam.core import valid_cam
-from wsss_nb.core import IGNORE_INDEX
+from wsss_nb.ground.core import IGNORE_INDEX
 from wsss_nb.losses.affinity import affinity_loss
-from wsss_nb.pseudo_labels import refine_in_box, walk_pseudo_label
+from wsss_nb.labels.pseudo import refine_in_box, walk_pseudo_label
 from wsss_nb.refine.affinity import label_on_grid, near_pairs, pairwise_affinity_label
 from wsss_nb.refine.walk import near_affinity, random_walk
-from wsss_nb.segformer import AllMLP, SegFormerNet, multi_scale_cam_affinity
-from wsss_nb.tensors import resize
+from wsss_nb.networks.segformer import AllMLP, SegFormerNet, multi_scale_cam_affinity
+from wsss_nb.ground.tensors import resize
 
 
 def network_like(z, **options):

@@ -7,13 +7,13 @@ from test_golden_tsd_cam import close, load
 from torch.nn import functional as F
 
 from wsss_nb.cam.core import cam_to_label, ignore_outside, valid_cam
-from wsss_nb.core import IGNORE_INDEX
+from wsss_nb.ground.core import IGNORE_INDEX
 from wsss_nb.data.transforms import crop_at, denormalise, hflip, normalise, rescale, resize_short, resize_to
-from wsss_nb.evaluate import ConfusionMatrix, image_f1
+from wsss_nb.scores.confusion import ConfusionMatrix, image_f1
 from wsss_nb.losses.segment import balanced_seg_loss
-from wsss_nb.pseudo_labels import make_pseudo_label
+from wsss_nb.labels.pseudo import make_pseudo_label
 from wsss_nb.refine.par import neighbours, par
-from wsss_nb.train import Schedule, lr_factor
+from wsss_nb.run.loop import Schedule, lr_factor
 
 
 def alike(label, expected, differ=.002): assert (label == expected.long()).float().mean() >= 1-differ

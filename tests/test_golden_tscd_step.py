@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from wsss_nb.cam.core import cam_to_label, valid_cam
 from wsss_nb.data.transforms import normalise
-from wsss_nb.evaluate import ConfusionMatrix, image_f1
+from wsss_nb.scores.confusion import ConfusionMatrix, image_f1
 from wsss_nb.methods.core import resolve_config
 from wsss_nb.methods.tscd import PRESETS, Config, Method
-from wsss_nb.tensors import resize
-from wsss_nb.train import Schedule
+from wsss_nb.ground.tensors import resize
+from wsss_nb.run.loop import Schedule
 
 
 def method_like(z, monkeypatch, **changes):

@@ -7,15 +7,15 @@ from golden_files import cases, golden
 from wsss_nb.backbones.vit import build_vit
 from wsss_nb.cam.core import cam_to_label, ignore_outside, roi_mask, valid_cam
 from wsss_nb.cam.multiscale import multi_scale_cam
-from wsss_nb.crops import crop_candidates, uncertain_crops
+from wsss_nb.labels.crops import crop_candidates, uncertain_crops
 from wsss_nb.losses.segment import balanced_seg_loss
-from wsss_nb.network import SingleStageNet
-from wsss_nb.pseudo_labels import make_pseudo_label
+from wsss_nb.networks.single_stage import SingleStageNet
+from wsss_nb.labels.pseudo import make_pseudo_label
 from wsss_nb.refine.affinity import pairwise_affinity_label
 from wsss_nb.refine.par import par
-from wsss_nb.segment import LargeFOV, multi_scale_logits
-from wsss_nb.tensors import resize
-from wsss_nb.train import Schedule, lr_factor
+from wsss_nb.networks.decoders import LargeFOV, multi_scale_logits
+from wsss_nb.ground.tensors import resize
+from wsss_nb.run.loop import Schedule, lr_factor
 
 
 def load(path): return {k: torch.as_tensor(v) for k, v in np.load(path).items()}

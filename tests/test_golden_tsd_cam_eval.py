@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from golden_files import cases, golden
 
-from wsss_nb.evaluate import ConfusionMatrix, image_f1
-from wsss_nb.io import voc_colormap
+from wsss_nb.scores.confusion import ConfusionMatrix, image_f1
+from wsss_nb.ground.io import voc_colormap
 
 
 def scored(z, kind, **options):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden_files import cases, golden
 
-from wsss_nb.core import IGNORE_INDEX
+from wsss_nb.ground.core import IGNORE_INDEX
 from wsss_nb.data.transforms import crop_at, denormalise, draw_crop, gaussian_blur, normalise, random_crop, rescale, resize_short, resize_to, solarise
 
 each_file = pytest.mark.parametrize("path", golden("tsd_cam", "toco_transforms"))

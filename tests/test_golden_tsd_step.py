@@ -9,7 +9,7 @@ from wsss_nb.data.transforms import denormalise
 from wsss_nb.losses.correlation import shrink
 from wsss_nb.methods.tsd_cam import PRESETS, Config, Method
 from wsss_nb.refine.affinity import pairwise_affinity_label
-from wsss_nb.tensors import enlarge
+from wsss_nb.ground.tensors import enlarge
 
 OPTIONS = {k: v for k, v in STEP.items() if k in Config.__dataclass_fields__} | {"view_scale": "scale_factor", "corr_samples": "feature_samples", "w_corr": "w_corr", "w_er": "w_er"}
 NAMES = {"cls": "cls", "aux": "cls_aux", "ptc": "ptc", "seg": "seg", "reg": "reg", "corr": "corr", "er": "er"}  # of a term -> of its value in a file

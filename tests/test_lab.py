@@ -8,7 +8,7 @@ from lab import complaints,run_all
 
 pw = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 
-EXPLORER = Path(__file__).parent.parent/"nbs"/"96_widgets.ipynb"
+EXPLORER = Path(__file__).parent.parent/"nbs"/"95_explore"/"10_cam.ipynb"
 MAKE = """\
 import io
 import numpy as np
@@ -84,7 +84,7 @@ def test_explorer(lab, tmp_path):
 
 def test_affinity_explorer(lab, tmp_path):
     "A click on the photo says which patch it is and changes the picture"
-    page = lab.open(EXPLORER.with_name("98_widgets_affinity.ipynb"))
+    page = lab.open(EXPLORER.with_name("30_affinity.ipynb"))
     run_all(page)
     panel = page.locator(".jp-OutputArea", has=page.locator(".wsss-caption")).last
     caption,picture,photo = panel.locator(".wsss-caption .widget-html-content"),panel.locator(".widget-image"),panel.locator("img.wsss-clickable")

@@ -3,7 +3,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from wsss_nb.backbones.core import create_backbone
-from wsss_nb.memory import MemoryNet, gathered
+from wsss_nb.networks.memory import MemoryNet, gathered
 
 B, N, L = 2, 3, 30
 

@@ -10,7 +10,7 @@ cfg = get_config(__file__)
 NBDEV_TEST = [Path(sys.executable).with_name("nbdev-test"), "--n-workers", "0"]
 FLAGS = f"widget {os.environ.get('NB_FLAGS', '')}".strip()
 
-@pytest.mark.parametrize("nb", sorted(nbglob(cfg.nbs_path, as_path=True)), ids=lambda p: p.stem)
+@pytest.mark.parametrize("nb", sorted(nbglob(cfg.nbs_path, as_path=True)), ids=lambda p: p.relative_to(cfg.nbs_path).as_posix().removesuffix(".ipynb"))
 def test_notebook(nb):
     before = set(nb.parent.iterdir())
     done = subprocess.run([*NBDEV_TEST, "--flags", FLAGS, nb], cwd=cfg.config_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from small_run import COMMAND, FOLDER
-from wsss_nb.experiment import load_run
-from wsss_nb.runs import Run, load_checkpoint, read_log
+from wsss_nb.use.experiment import load_run
+from wsss_nb.run.folder import Run, load_checkpoint, read_log
 
 RUNS = sorted(FOLDER.glob("run_*"))
 

@@ -16,14 +16,14 @@ import pytest
 from commands import BIN, TINY, run
 from loopback import serving
 from miniatures import Coco, Sbd, Voc, coco_zips, sbd_tgz, voc_tar
-from wsss_nb.core import IGNORE_INDEX, UserError
+from wsss_nb.ground.core import IGNORE_INDEX, UserError
 from wsss_nb.data import download
 from wsss_nb.data.check import check_dataset
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.folder import read_image_labels
 from wsss_nb.data.prepare import CocoObject, coco_mask, prepare_coco, read_coco
 from wsss_nb.data.voc import COCO_CLASSES, VOC_CLASSES
-from wsss_nb.io import read_label, write_image
+from wsss_nb.ground.io import read_label, write_image
 
 pytest.importorskip("scipy", reason="SBD's masks are MATLAB files: pip install -e '.[data]'")
 pytest.importorskip("pycocotools", reason="COCO's masks are polygons: pip install -e '.[data]'")
@@ -60,7 +60,7 @@ def data(archives, tmp_path_factory):
         folder.mkdir(exist_ok=True)
         (folder/name).write_bytes(data)
         download.unpack(folder/name, folder)
-    from wsss_nb.cli import main
+    from wsss_nb.use.cli import main
     for argv in (("voc", root/"voc"), ("sbd", root/"voc"), ("coco", root/"coco")): assert main(["wsss-data", "to-voc", *map(str, argv)]) == 0
     return root
 
@@ -289,7 +289,7 @@ def test_test_images_put_there_by_hand(site, call, here, archives):
 
 
 def test_out_of_memory_in_a_worker(tmp_path):
-    from wsss_nb.core import map_on_cores
+    from wsss_nb.ground.core import map_on_cores
     with pytest.raises(UserError, match="a worker process died"): list(map_on_cores(os._exit, [1]*100, workers=2))
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_golden_tsd_cam import close, load, params
 
-from wsss_nb.core import UserError
+from wsss_nb.ground.core import UserError
 from wsss_nb.data.voc import COCO_CLASSES, VOC_CLASSES
-from wsss_nb.io import read_label
-from wsss_nb.released import LAYOUTS, load_released
+from wsss_nb.ground.io import read_label
+from wsss_nb.use.released import LAYOUTS, load_released
 
 NEWER = {"last_layer.weight_g": "last_layer.parametrizations.weight.original0", "last_layer.weight_v": "last_layer.parametrizations.weight.original1"}
 NAMINGS = {"weight_g": lambda k: k, "original0": lambda k: next((k.replace(a, b) for a, b in NEWER.items() if a in k), k)}

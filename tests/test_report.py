@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 
-from wsss_nb.evaluate import ConfusionMatrix, image_record
-from wsss_nb.report import write_report
+from wsss_nb.scores.confusion import ConfusionMatrix, image_record
+from wsss_nb.scores.report import write_report
 
 CLASSES = ("background", "a class with rather a long name", "dog")
 

@@ -19,15 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsss_nb.backbones.core import read_weights
-from wsss_nb.core import UserError
+from wsss_nb.ground.core import UserError
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.download import inside, unpack
 from wsss_nb.data.folder import read_ids, read_image_labels, read_label_dict
 from wsss_nb.data.prepare import prepare_sbd, read_coco
 from wsss_nb.data.shapes import ShapesDataset
-from wsss_nb.io import read_cam
+from wsss_nb.ground.io import read_cam
 from wsss_nb.refine.crf_files import read_scores
-from wsss_nb.runs import Run, load_checkpoint
+from wsss_nb.run.folder import Run, load_checkpoint
 
 
 # %% Pickles

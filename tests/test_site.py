@@ -28,16 +28,17 @@ def test_every_symbol_has_its_page():
 def test_every_exported_name_is_on_its_page():
     "Constants have no anchor: their source is shown"
     missing = []
-    for nb in sorted((ROOT/"nbs").glob("[0-9]*.ipynb")):
-        module = ROOT/"wsss_nb"/f"{nb.stem[3:].replace('.', '/')}.py"
+    for nb in sorted((ROOT/"nbs").glob("*/[0-9]*.ipynb")):
+        room,name = nb.parent.name,nb.stem[3:]
+        module = ROOT/"wsss_nb"/room[3:]/f"{name}.py"
         if not module.exists(): continue
         tree = ast.parse(module.read_text(encoding="utf-8"))
         names = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
-        text = unescape(re.sub(r"<[^>]+>", "", (SITE/f"{nb.stem[3:]}.html").read_text(encoding="utf-8")))
+        text = unescape(re.sub(r"<[^>]+>", "", (SITE/room/f"{name}.html").read_text(encoding="utf-8")))
         missing += [f"{nb.name}: {name}" for name in names if not re.search(rf"\b{name}\b", text)]
     assert not missing, "\n".join(missing)
 
 def test_nothing_from_elsewhere():
-    for page in SITE.glob("*.html"):
+    for page in SITE.rglob("*.html"):
         found = re.findall(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*"', page.read_text(encoding="utf-8"))
         assert not found, f"{page.name}: {found}"

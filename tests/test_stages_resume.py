@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from commands import STAGED, run
-from wsss_nb.io import read_cam, read_label
+from wsss_nb.ground.io import read_cam, read_label
 from wsss_nb.methods.i2crc import STAGES
-from wsss_nb.runs import Run, load_checkpoint, read_log
+from wsss_nb.run.folder import Run, load_checkpoint, read_log
 
 SETTINGS = (*STAGED["i2crc"], "saliency=rbd")
 FOLDERS = {"saliency": "saliency", "seeds": "cams", "pseudo-labels": "labels", "predict-train": "predictions_train", "refine-labels": "labels_refined", "evaluate": "predictions"}
@@ -24,9 +24,9 @@ TRAININGS = ("classify", "segment", "segment-again")
 HARNESS = """
 import json, os, signal, sys
 from pathlib import Path
-from wsss_nb.cli import main
-import accelerate, timm, torch.utils.tensorboard, wsss_nb.experiment, wsss_nb.methods.i2crc
-from wsss_nb.train import Trainer
+from wsss_nb.use.cli import main
+import accelerate, timm, torch.utils.tensorboard, wsss_nb.use.experiment, wsss_nb.methods.i2crc
+from wsss_nb.run.loop import Trainer
 out, folders, attempts, argv = (json.loads(a) for a in sys.argv[1:])
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)

@@ -9,10 +9,10 @@ import torch
 
 from commands import SMALL, STAGED, TINY
 from wsss_nb.data.folder import FolderDataset
-from wsss_nb.experiment import stages_of
-from wsss_nb.io import write_label
+from wsss_nb.use.experiment import stages_of
+from wsss_nb.ground.io import write_label
 from wsss_nb.methods.core import METHODS, get_method
-from wsss_nb.runs import Run, load_checkpoint
+from wsss_nb.run.folder import Run, load_checkpoint
 
 WEAK = (*TINY, "iters=6", "seg_start=2", "val_every=2")
 FULL = ("--preset", "full", *TINY[2:], "backbone=vit_toy", "aux_layer=-2")  # the preset for comparison, small

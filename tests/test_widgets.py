@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from wsss_nb.core import UserError
-from wsss_nb.experiment import load_run, run_method
-from wsss_nb.stages import label_image, predict_image
-from wsss_nb.viz import overlay, overlay_cam
-from wsss_nb.widgets import SCALES, Explorer, StageMaps, explorer_caption, explorer_picture
+from wsss_nb.ground.core import UserError
+from wsss_nb.use.experiment import load_run, run_method
+from wsss_nb.run.evaluate import label_image, predict_image
+from wsss_nb.ground.viz import overlay, overlay_cam
+from wsss_nb.explore.cam import SCALES, Explorer, StageMaps, explorer_caption, explorer_picture
 
 BRIEF = ["iters=8", "batch_size=4", "warmup_iter=1", "seg_start=4", "save_every=8", "val_images=0"]
 
@@ -76,7 +76,7 @@ def test_nothing_is_computed_twice(panel):
 def test_each_change_is_drawn_once(panel, monkeypatch):
     "Also where the new image brings other classes, with the chosen one among them or not"
     maps, only, drawn, expected = panel.maps, panel.controls["only"], [], []
-    monkeypatch.setattr("wsss_nb.widgets.explorer_caption", lambda maps, **settings: drawn.append((settings["image"], settings["only"])) or "")
+    monkeypatch.setattr("wsss_nb.explore.cam.explorer_caption", lambda maps, **settings: drawn.append((settings["image"], settings["only"])) or "")
     for image in [i for i in maps.places if i != panel.controls["image"].value][:10]:
         present, chosen = (np.flatnonzero(maps.data.image_labels(image))+1).tolist(), only.value
         panel.controls["image"].value = image

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from wsss_nb.core import UserError
-from wsss_nb.experiment import load_run, run_method
-from wsss_nb.stages import label_image
-from wsss_nb.widgets_affinity import AffinityExplorer, AffinityMaps, affinity_caption, affinity_picture, partners
+from wsss_nb.ground.core import UserError
+from wsss_nb.use.experiment import load_run, run_method
+from wsss_nb.run.evaluate import label_image
+from wsss_nb.explore.affinity import AffinityExplorer, AffinityMaps, affinity_caption, affinity_picture, partners
 
 BRIEF = ["iters=3", "batch_size=2", "warmup_iter=1", "seg_start=1", "save_every=3", "val_images=0", "crop_size=64"]
 

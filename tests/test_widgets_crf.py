@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb.core import UserError
+from wsss_nb.ground.core import UserError
 from wsss_nb.refine.crf import CRF_PRESETS, CRFSettings, dense_crf
-from wsss_nb.viz import overlay
-from wsss_nb.widgets_crf import CRFExample, CRFPanel, crf_caption, crf_picture, toy_examples
+from wsss_nb.ground.viz import overlay
+from wsss_nb.explore.crf import CRFExample, CRFPanel, crf_caption, crf_picture, toy_examples
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_the_picture_is_the_crf(panel):
 @pytest.mark.parametrize("preset", CRF_PRESETS)
 def test_presets_are_drawn_once(panel, monkeypatch, preset):
     drawn = []
-    monkeypatch.setattr("wsss_nb.widgets_crf.crf_caption", lambda example, classes, settings: drawn.append(settings) or "")
+    monkeypatch.setattr("wsss_nb.explore.crf.crf_caption", lambda example, classes, settings: drawn.append(settings) or "")
     if preset == panel.controls["preset"].value: panel.controls["preset"].value = "psa"; drawn.clear()
     panel.controls["preset"].value = preset
     assert drawn == [CRF_PRESETS[preset]] and panel.settings() == CRF_PRESETS[preset]

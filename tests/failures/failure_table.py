@@ -27,8 +27,8 @@ import torch  # noqa: E402
 from commands import TINY, run, started  # noqa: E402
 
 from wsss_nb.methods.baseline import Method  # noqa: E402
-from wsss_nb.runs import Run, read_log  # noqa: E402
-from wsss_nb.train import LossStep, Trainer  # noqa: E402
+from wsss_nb.run.folder import Run, read_log  # noqa: E402
+from wsss_nb.run.loop import LossStep, Trainer  # noqa: E402
 
 ITERS = 8
 ARGV = ("wsss-run", "baseline", "--data", "scenes", "--out", "out", "--stages", "train", *TINY, f"iters={ITERS}", "save_every=2", "log_every=1", "val_every=6")
@@ -149,7 +149,7 @@ def other_locale(t):
     "Commas in numbers, another alphabet's encoding, the other side of the date line, in a process that obeys its surroundings"
     made = subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", "locales/de_DE.UTF-8"], capture_output=True) if Path("locales").mkdir() is None and shutil.which("localedef") else None
     name = "de_DE.UTF-8" if made and Path("locales/de_DE.UTF-8").exists() else "C"
-    script = f"import locale,sys; locale.setlocale(locale.LC_ALL, ''); assert {name == 'C'} or locale.localeconv()['decimal_point'] == ','; from wsss_nb.cli import main; sys.exit(main(sys.argv[1:]))"
+    script = f"import locale,sys; locale.setlocale(locale.LC_ALL, ''); assert {name == 'C'} or locale.localeconv()['decimal_point'] == ','; from wsss_nb.use.cli import main; sys.exit(main(sys.argv[1:]))"
     env = os.environ | {"LOCPATH": os.path.abspath("locales"), "LC_ALL": name, "LANG": name, "TZ": "Pacific/Kiritimati", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", script, *map(str, ARGV)], capture_output=True, text=True, env=env, timeout=120)
     return done.returncode, done.stderr
@@ -183,7 +183,7 @@ def page():
     def code(s): return f"`{s.removeprefix('wsss-run: ')}`" if s else "nothing"
     return head+"\n".join(f"| {r.happens[0].upper()+r.happens[1:]} | {code(r.says)} | {r.left} |" for r in ROWS.values())
 
-NOTEBOOK, CELL = ROOT/"nbs"/"06_failures.ipynb", "6fa1000b"
+NOTEBOOK, CELL = ROOT/"nbs"/"10_ground"/"60_failures.ipynb", "6fa1000b"
 
 def cell(): return next(c for c in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if c["id"] == CELL)
 

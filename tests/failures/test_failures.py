@@ -9,8 +9,8 @@ import torch
 from failure_table import ARGV, ITERS, ROWS, Tools, cell, matches, page
 
 from commands import STAGED, call  # noqa: F401
-from wsss_nb.runs import Run, read_log, load_checkpoint
-from wsss_nb.train import LossStep
+from wsss_nb.run.folder import Run, read_log, load_checkpoint
+from wsss_nb.run.loop import LossStep
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def world(here, scenes):
 
 @pytest.fixture(scope="module")
 def undisturbed(scenes, tmp_path_factory):
-    from wsss_nb.cli import main
+    from wsss_nb.use.cli import main
     root = tmp_path_factory.mktemp("undisturbed")
     shutil.copytree(scenes, root/"scenes")
     assert main([str(root/"scenes") if a == "scenes" else str(root/"out") if a == "out" else a for a in ARGV]) == 0
