@@ -18,7 +18,8 @@ from wsss_nb.networks.single_stage import SingleStageNet
 from wsss_nb.networks.projection import ProjectionHead
 from wsss_nb.refine.affinity import pairwise_affinity_label
 from wsss_nb.networks.decoders import ASPP
-from wsss_nb.run.loop import Schedule, lr_factor
+from wsss_nb.run.loop import Schedule
+from wsss_nb.run.schedules import lr_factor
 
 UNUSED = re.compile(r"encoder(_k)?\.head\.|proj_head(_t)?\.last_layer\.")  # in the checkpoints, read by nothing
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from wsss_nb.backbones.resnet import ResNet
 from wsss_nb.backbones.vgg import VGG
 from wsss_nb.data.saliency import resize_saliency
-from wsss_nb.data.segment_transforms import MEAN_RGB, SquareTransform, cut_piece
-from wsss_nb.data.transforms import colour_jitter, resize_to
+from wsss_nb.data.segment_transforms import SquareTransform, cut_piece
+from wsss_nb.data.transforms import MEAN_RGB,colour_jitter,resize_to
 from wsss_nb.networks.deeplab import DeepLab, multi_scale_loss, resize_label
 from wsss_nb.scores.confusion import ConfusionMatrix
 from wsss_nb.labels.rules import cam_bytes, pseudo_label, refine_label

@@ -13,7 +13,8 @@ from wsss_nb.scores.confusion import ConfusionMatrix, image_f1
 from wsss_nb.losses.segment import balanced_seg_loss
 from wsss_nb.labels.pseudo import make_pseudo_label
 from wsss_nb.refine.par import neighbours, par
-from wsss_nb.run.loop import Schedule, lr_factor
+from wsss_nb.run.loop import Schedule
+from wsss_nb.run.schedules import lr_factor
 
 
 def alike(label, expected, differ=.002): assert (label == expected.long()).float().mean() >= 1-differ

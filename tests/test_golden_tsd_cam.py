@@ -15,7 +15,8 @@ from wsss_nb.refine.affinity import pairwise_affinity_label
 from wsss_nb.refine.par import par
 from wsss_nb.networks.decoders import LargeFOV, multi_scale_logits
 from wsss_nb.ground.tensors import resize
-from wsss_nb.run.loop import Schedule, lr_factor
+from wsss_nb.run.loop import Schedule
+from wsss_nb.run.schedules import lr_factor
 
 
 def load(path): return {k: torch.as_tensor(v) for k, v in np.load(path).items()}

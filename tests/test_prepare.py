@@ -289,7 +289,7 @@ def test_test_images_put_there_by_hand(site, call, here, archives):
 
 
 def test_out_of_memory_in_a_worker(tmp_path):
-    from wsss_nb.ground.core import map_on_cores
+    from wsss_nb.ground.cores import map_on_cores
     with pytest.raises(UserError, match="a worker process died"): list(map_on_cores(os._exit, [1]*100, workers=2))
 
 

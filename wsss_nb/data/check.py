@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..ground.core import UserError,map_on_cores,progress
+from ..ground.core import UserError,progress
+from ..ground.cores import map_on_cores
 from .core import check_mask,labels_of_mask
 from .datasets import on_disk
 from .folder import FolderDataset,list_files,read_image_labels,read_saliency

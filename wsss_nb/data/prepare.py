@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..ground.core import IGNORE_INDEX,UserError,atomic_path,did_you_mean,map_on_cores,progress,write_json
+from ..ground.core import IGNORE_INDEX,UserError,atomic_path,did_you_mean,progress,write_json
+from ..ground.cores import map_on_cores
 from .core import check_mask,labels_of_mask
 from .datasets import on_disk
 from .folder import find_images,is_path,list_files,read_ids,read_image_labels,read_saliency,write_lines

@@ -6,20 +6,13 @@ Docs: https://example.github.io/wsss_nb/10_ground/core.html.md"""
 
 # %% auto #0
 __all__ = ['IGNORE_INDEX', 'BACKGROUND', 'UserError', 'did_you_mean', 'atomic_path', 'write_json', 'child_rng', 'seed_everything',
-           'num_cores', 'first_process', 'pick_device', 'progress', 'peak_memory_mb', 'reset_peak_memory',
-           'map_on_cores']
+           'num_cores', 'first_process', 'pick_device', 'progress', 'peak_memory_mb', 'reset_peak_memory']
 
 # %% ../../nbs/10_ground/10_core.ipynb #b0c46ddd
-import json,os,random,re,resource,signal,sys
-from collections import deque
-from collections.abc import Callable,Iterable,Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import json,os,random,re,resource,sys
+from collections.abc import Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import partial
-from itertools import chain,islice
-from multiprocessing import get_context
 from pathlib import Path
 from secrets import token_hex
 
@@ -146,27 +139,3 @@ def reset_peak_memory():
         if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     try: Path("/proc/self/clear_refs").write_text("5")
     except OSError: pass
-
-# %% ../../nbs/10_ground/10_core.ipynb #a1c0de02
-def map_on_cores(
-    func:Callable,         # what to do with a job; defined in a module, so that another process can import it
-    jobs:Iterable,         # read as needed; each can be pickled
-    workers:int|None=None, # processes; None: one per core
-    few:int=32,            # so many jobs, or fewer, are not worth other processes
-)->Iterator:               # results, in order
-    "Yield `func(job)` of each job, computed in other processes; raise what a job raised, `UserError` if a process died or `workers` is below 1"
-    if workers is not None and workers < 1: raise UserError(f"--workers {workers}: must be 1 or more")
-    workers,jobs,waiting = workers or num_cores(),iter(jobs),deque()
-    first = list(islice(jobs, few+1))
-    jobs = chain(first, jobs)
-    if workers == 1 or len(first) <= few:
-        yield from map(func, jobs)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=partial(signal.signal, signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is answered once, here
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(func, job))
-            if len(waiting) > 16*workers: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
-    except BrokenProcessPool as e: raise UserError(f"a worker process died, most likely for lack of memory; what is written stays: go on with --workers {max(workers//2, 1)}") from e
-    finally: pool.shutdown(wait=False, cancel_futures=True)

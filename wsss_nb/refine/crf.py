@@ -6,20 +6,19 @@ Docs: https://example.github.io/wsss_nb/50_refine/crf.html.md"""
 
 # %% auto #0
 __all__ = ['CRF_PRESETS', 'CRFSettings', 'crf_settings', 'crf_guide', 'has_weight', 'run_pydensecrf', 'crf_of', 'infer_unaries',
-           'dense_crf', 'label_crf', 'cam_probs', 'cam_crf_label', 'map_in_order', 'dense_crf_many']
+           'dense_crf', 'label_crf', 'cam_probs', 'cam_crf_label', 'dense_crf_many']
 
 # %% ../../nbs/50_refine/30_crf.ipynb #2446c5d2
-from collections import deque
 from collections.abc import Iterable,Iterator,Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass,replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError,did_you_mean,num_cores
-from ..data.segment_transforms import MEAN_RGB
+from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError,did_you_mean
+from ..data.transforms import MEAN_RGB
+from ..ground.cores import map_in_order
 from .lattice import per_axis
 from .meanfield import CRF,NORMALIZATIONS,Term,normalization_name,to_tensor,unary_from_labels,unary_from_softmax
 
@@ -228,23 +227,6 @@ def cam_crf_label(
     return out if isinstance(cam, Tensor) else out.numpy()
 
 # %% ../../nbs/50_refine/30_crf.ipynb #5197cce3
-def map_in_order(
-    fn,                    # what to do with each item
-    items:Iterable,        # read as needed
-    jobs:int|None=None,    # items at a time; None: one per core
-)->Iterator:               # results, in order
-    "Yield `fn(item)` of each item, computed in threads, a few ahead of who reads them; an error is raised at its place"
-    jobs = jobs or num_cores()
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(fn, item))
-                if len(waiting) > 2*jobs: yield waiting.popleft().result()
-            while waiting: yield waiting.popleft().result()
-        finally:
-            for f in waiting: f.cancel()
-
 def dense_crf_many(
     pairs:Iterable,        # (image, probs) of each image
     jobs:int|None=None,    # images at a time; None: one per core

@@ -19,7 +19,8 @@ from torch import Tensor
 from ..ground.core import UserError,atomic_path,did_you_mean,num_cores,progress,write_json
 from ..data.folder import find_images
 from ..ground.io import read_image,write_label
-from .crf import cam_probs,crf_settings,infer_unaries,map_in_order
+from .crf import cam_probs,crf_settings,infer_unaries
+from ..ground.cores import map_in_order
 from .meanfield import unary_from_softmax
 from ..ground.tensors import resize
 

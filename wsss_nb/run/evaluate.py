@@ -30,10 +30,12 @@ from ..scores.confusion import ConfusionMatrix,image_record,worst_images
 from ..ground.io import read_cam,read_label,write_cam,write_label
 from ..ground.parallel import first_only,gather_objects,processes,share,together
 from ..labels.pseudo import make_pseudo_label,refine_cam
-from ..refine.crf import CRF_PRESETS,dense_crf,map_in_order
+from ..refine.crf import CRF_PRESETS,dense_crf
+from ..ground.cores import map_in_order
 from ..scores.report import write_report
 from .folder import Run,read_result,update_result,versions,without_none
-from .loop import Trainer,lr_factor
+from .loop import Trainer
+from .schedules import lr_factor
 
 # %% ../../nbs/75_run/50_evaluate.ipynb #b0cd4750
 def has_walk(

@@ -22,7 +22,7 @@ from ..data.core import Dataset
 from ..data.datasets import open_dataset
 from ..ground.io import read_image,read_label
 from ..ground.parallel import processes,share,together
-from ..refine.crf import map_in_order
+from ..ground.cores import map_in_order
 
 # %% ../../nbs/75_run/40_jobs.ipynb #7b9cbbb8
 @dataclass(frozen=True)
