@@ -7,7 +7,7 @@ Docs: https://example.github.io/wsss_nb/75_run/folder.html.md"""
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'config_hash', 'without_none', 'changed_settings', 'Run', 'append_log', 'read_log', 'rewind_log',
            'save_checkpoint', 'keep_previous', 'disk_errors', 'load_checkpoint', 'latest_checkpoint', 'save_weights',
-           'versions', 'source_commit', 'machine', 'read_result', 'update_result', 'typed_settings']
+           'versions', 'source_commit', 'machine', 'read_result', 'update_result']
 
 # %% ../../nbs/75_run/20_folder.ipynb #37207d74
 import csv,hashlib,json,os,platform,subprocess,sys,tomllib
@@ -22,8 +22,9 @@ from torch import nn
 
 import wsss_nb
 from ..backbones.core import why_unreadable
-from ..ground.core import UserError,atomic_path,did_you_mean,first_process,write_json
+from ..ground.core import UserError,atomic_path,first_process,write_json
 from ..ground.failures import lock_folder
+from .artefacts import suffix_of
 
 # %% ../../nbs/75_run/20_folder.ipynb #2b287e73
 def config_hash(
@@ -37,17 +38,24 @@ def without_none(
     config:dict, # settings
 )->dict:         # plain lists instead of tuples, no None
     "Return settings as TOML can hold them"
-    return json.loads(json.dumps({k:without_none(v) if isinstance(v, dict) else v for k,v in config.items() if v is not None}))
+    kept = {k:without_none(v) if isinstance(v, dict) else v for k,v in config.items() if v is not None}
+    return json.loads(json.dumps(kept))
 
 def changed_settings(
     old:dict,  # settings as they were
     new:dict,  # settings as they are asked for now
 )->list[str]:  # "name: old -> new"
-    "Return what differs between two sets of settings; not how many processes load images, which changes nothing that comes out"
+    """Return what differs between two sets of settings
+
+    How many processes load images, and where the file of a method lies, changes nothing that comes out."""
     def flat(c, prefix=""):
-        return {name:v for k,x in c.items() for name,v in (flat(x, f"{prefix}{k}.").items() if isinstance(x, dict) else [(prefix+k, x)])}
+        found = {}
+        for k,x in c.items(): found |= flat(x, f"{prefix}{k}.") if isinstance(x, dict) else {prefix+k:x}
+        return found
     a,b = flat(without_none(old)),flat(without_none(new))
-    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted(a.keys()|b.keys()) if a.get(k) != b.get(k) and k.split(".")[-1] != "workers"]
+    differ = [k for k in sorted(a.keys()|b.keys()) if a.get(k) != b.get(k)]
+    free = ("workers","source","source_hash")
+    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in differ if k.split(".")[-1] not in free]
 
 # %% ../../nbs/75_run/20_folder.ipynb #0f6bfda7
 class Run:
@@ -57,16 +65,18 @@ class Run:
         stage:str|None=None, # which training of it, where there are several
     ):
         self.path,self.stage,self.held = Path(path),stage,None
-        self.log,self.result,self.config_file = self.path/(f"log_{stage}.csv" if stage else "log.csv"),self.path/"result.json",self.path/"config.toml"
+        self.log = self.path/(f"log_{stage}.csv" if stage else "log.csv")
+        self.result,self.config_file = self.path/"result.json",self.path/"config.toml"
         self.checkpoints,self.report = self.path/"checkpoints"/(stage or ""),self.path/"report"
         self.events = self.path/"events"/stage if stage else self.path
-        self.last,self.previous,self.best = (self.checkpoints/name for name in ("last.pt","previous.pt","best.safetensors"))
+        self.last,self.previous = self.checkpoints/"last.pt",self.checkpoints/"previous.pt"
+        self.best = self.checkpoints/"best.safetensors"
         self.evaluated_with,self.refined_with = self.path/"evaluated_with.json",self.path/"refined_with.json"
     def file(self,
-        kind:str, # "cams", "labels", "predictions", "predictions_crf" or another folder of PNGs
+        kind:str, # an artefact with a file per image, such as "cams" or "labels"
         id:str,   # of the image
     )->Path:      # where its file belongs
-        return self.path/kind/f"{id}{'.npz' if kind == 'cams' else '.png'}"
+        return self.path/kind/f"{id}{suffix_of(kind)}"
 
 # %% ../../nbs/75_run/20_folder.ipynb #35ecdf13
 @patch
@@ -75,12 +85,18 @@ def start(self:Run,
     resume:bool=False, # continue what is there?
     settings:dict|None=None, # those of what is there, where its file does not have them all; None: it has
 )->Run:                # itself
-    "Write the settings; raise `UserError` if the folder holds another run, or the same one and `resume` was not asked for, or if another process works in it"
+    """Write the settings
+
+    Raises `UserError` if the folder holds another run, or the same one and `resume` was not asked for, or if another
+    process works in it."""
     if self.config_file.exists():
         old = self.load_config() | ({"settings":settings} if settings else {})
-        if not resume: raise UserError(f"{self.path}: holds a run already; continue it with --resume, or choose another --out")
+        if not resume:
+            raise UserError(f"{self.path}: holds a run already; continue it with --resume, or choose another --out")
         changed = changed_settings(old, config)
-        if changed: raise UserError(f"{self.path}: holds a run with other settings ({changed[0]}); choose another --out, or repeat its settings to resume it")
+        if changed:
+            raise UserError(f"{self.path}: holds a run with other settings ({changed[0]}); "
+                            "choose another --out, or repeat its settings to resume it")
         self.lock()
         for half in [*self.path.glob("*/.*"), *self.path.glob("*/*/.*")]: half.is_file() and half.unlink()
     self.lock()
@@ -98,7 +114,8 @@ def load_config(self:Run)->dict: # settings as they were resolved
     if not self.path.exists(): raise UserError(f"{self.path}: no such run folder")
     if not self.config_file.is_file(): raise UserError(f"{self.path}: not a run folder (config.toml is missing)")
     try: return tomllib.loads(self.config_file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise UserError(f"{self.config_file}: not readable as TOML ({e})") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{self.config_file}: not readable as TOML ({e})") from e
 
 # %% ../../nbs/75_run/20_folder.ipynb #bccc2120
 def append_log(
@@ -114,7 +131,8 @@ def append_log(
             writer = csv.DictWriter(f, list(columns))
             if new: writer.writeheader()
             writer.writerow(row)
-    except OSError as e: raise UserError(f"{path}: cannot be written ({e.strerror}); mend that and go on with --resume") from e
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written ({e.strerror}); mend that and go on with --resume") from e
 
 # %% ../../nbs/75_run/20_folder.ipynb #2338330c
 def read_log(
@@ -126,13 +144,16 @@ def read_log(
         with path.open(newline="", encoding="utf-8") as f: reader,rows = (r := csv.DictReader(f)),list(r)
         if rows and "step" not in reader.fieldnames: raise ValueError("no column 'step'")
         return [{k:float(v) for k,v in r.items() if v} for r in rows if None not in r and None not in r.values()]
-    except (ValueError, csv.Error) as e: raise UserError(f"{path}: not readable as a log ({e}); move it away, the run goes on without it") from e
+    except (ValueError, csv.Error) as e:
+        raise UserError(f"{path}: not readable as a log ({e}); move it away, the run goes on without it") from e
 
 def rewind_log(
     path:Path, # log.csv
     step:int,  # last step that counts
 ):
-    "Drop the lines after `step`; of a log without lines, which a crash left before the first was written, nothing stays"
+    """Drop the lines after `step`
+
+    Of a log without lines, which a crash left before the first was written, nothing stays."""
     rows = read_log(path)
     if not rows: return path.unlink(missing_ok=True)
     with path.open(newline="", encoding="utf-8") as f: columns = next(csv.reader(f))
@@ -154,7 +175,8 @@ def save_checkpoint(
     **more,                          # plain numbers to keep beside, such as the best score
 ):
     "Write `last.pt`; the one before becomes `previous.pt`"
-    state = {"format":CHECKPOINT_FORMAT, "step":step, **more, "model":method.state_dict(), "optimizer":optimizer.state_dict(),
+    state = {"format":CHECKPOINT_FORMAT, "step":step, **more,
+             "model":method.state_dict(), "optimizer":optimizer.state_dict(),
              "rng":torch.get_rng_state(), "rng_cuda":[torch.cuda.get_rng_state()] if torch.cuda.is_available() else []}
     if scaler: state["scaler"] = scaler.state_dict()
     with atomic_path(run.last) as tmp:
@@ -183,7 +205,9 @@ def keep_previous(
 def disk_errors():
     "Turn what torch and safetensors raise while writing (a full disk, as a rule) into the `OSError` that it is"
     try: yield
-    except Exception as e: raise OSError(0, f"is the disk full? {(str(e) or type(e).__name__).splitlines()[0][:100]}") from e
+    except Exception as e:
+        why = (str(e) or type(e).__name__).splitlines()[0][:100]
+        raise OSError(0, f"is the disk full? {why}") from e
 
 # %% ../../nbs/75_run/20_folder.ipynb #bd7b3003
 def _read_checkpoint(path):
@@ -191,8 +215,10 @@ def _read_checkpoint(path):
     try: state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError: raise UserError(f"{path}: no checkpoint") from None
     except Exception as e: raise UserError(f"{path}: not a readable checkpoint ({why_unreadable(e)})") from e
-    if not isinstance(state, dict): raise UserError(f"{path}: not a checkpoint of a run (it holds no dictionary, but {type(state).__name__})")
-    if state.get("format") != CHECKPOINT_FORMAT: raise UserError(f"{path}: checkpoint format {state.get('format')}, this version reads {CHECKPOINT_FORMAT}")
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: not a checkpoint of a run (it holds no dictionary, but {type(state).__name__})")
+    if state.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"{path}: checkpoint format {state.get('format')}, this version reads {CHECKPOINT_FORMAT}")
     missing = {"step","model","optimizer","rng"}-state.keys()
     if missing: raise UserError(f"{path}: not a checkpoint of a run (without {', '.join(sorted(missing))})")
     return state
@@ -209,11 +235,14 @@ def load_checkpoint(
 def latest_checkpoint(
     run:Run,    # where from
 )->dict|None:   # None: there is none
-    "Return what a training goes on from: the last checkpoint or, with a word on standard error, the one before if the last cannot be used"
+    """Return what a training goes on from
+
+    That is the last checkpoint or, with a word on standard error, the one before if the last cannot be used."""
     if not run.previous.exists(): return load_checkpoint(run) if run.last.exists() else None
     try: return _read_checkpoint(run.last)
     except UserError as e: state,why = _read_checkpoint(run.previous),e
-    if first_process(): print(f"{why}; going on from step {state['step']}, which {run.previous.name} holds", file=sys.stderr)
+    if first_process():
+        print(f"{why}; going on from step {state['step']}, which {run.previous.name} holds", file=sys.stderr)
     return state
 
 # %% ../../nbs/75_run/20_folder.ipynb #bd7b3009
@@ -224,17 +253,20 @@ def save_weights(
 ):
     "Write the tensors of a module"
     from safetensors.torch import save_file
-    with atomic_path(path) as tmp, disk_errors(): save_file({k:v.contiguous() for k,v in module.state_dict().items()}, tmp, metadata={"note":note})
+    state = {k:v.contiguous() for k,v in module.state_dict().items()}
+    with atomic_path(path) as tmp, disk_errors(): save_file(state, tmp, metadata={"note":note})
 
 # %% ../../nbs/75_run/20_folder.ipynb #ce2e12dd
 def versions()->dict[str,str]: # name -> version
     "Return the versions that a number depends on"
     from importlib.metadata import version
-    return {"wsss_nb": wsss_nb.__version__, "python": platform.python_version()} | {p: version(p) for p in ("torch","timm","numpy","pillow")}
+    own = {"wsss_nb":wsss_nb.__version__, "python":platform.python_version()}
+    return own | {p:version(p) for p in ("torch","timm","numpy","pillow")}
 
 def source_commit()->str|None: # 12 digits, "+" behind them if files were changed since; None outside a git checkout
     "Return the commit that this package is at"
-    def git(*args): return subprocess.run(["git","-C",str(Path(wsss_nb.__file__).parent),*args], capture_output=True, text=True, timeout=10)
+    here = str(Path(wsss_nb.__file__).parent)
+    def git(*args): return subprocess.run(["git","-C",here,*args], capture_output=True, text=True, timeout=10)
     try: head = git("rev-parse","--short=12","HEAD")
     except (OSError, subprocess.TimeoutExpired): return None
     if head.returncode: return None
@@ -243,8 +275,10 @@ def source_commit()->str|None: # 12 digits, "+" behind them if files were change
 def machine()->dict: # processor, cores, system
     "Return what a time was measured on"
     cpuinfo = Path("/proc/cpuinfo")
-    names = [l.split(":",1)[1].strip() for l in cpuinfo.read_text().splitlines() if l.startswith("model name")] if cpuinfo.exists() else []
-    found = {"cpu":names[0] if names else platform.processor(), "cores":os.cpu_count(), "threads":torch.get_num_threads(), "system":platform.system()}
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [l.split(":",1)[1].strip() for l in lines if l.startswith("model name")]
+    found = {"cpu":names[0] if names else platform.processor(), "cores":os.cpu_count(),
+             "threads":torch.get_num_threads(), "system":platform.system()}
     return found | ({"gpu":torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 # %% ../../nbs/75_run/20_folder.ipynb #a481e9db
@@ -253,7 +287,8 @@ def read_result(
 )->dict:       # empty if there is none
     "Return what a result file holds; raise `UserError` if it is damaged"
     try: return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as e: raise UserError(f"{path}: not readable as JSON ({e}); remove it and run --stages evaluate again") from e
+    except ValueError as e:
+        raise UserError(f"{path}: not readable as JSON ({e}); remove it and run --stages evaluate again") from e
 
 def update_result(
     path:Path,   # result.json
@@ -267,20 +302,3 @@ def update_result(
         elif v is not None: result[k] = v
     write_json(path, result)
     return result
-
-# %% ../../nbs/75_run/20_folder.ipynb #7a11edd0
-def typed_settings(
-    found:dict,       # settings as a file has them
-    config_class,     # dataclass of a method
-    file:str|Path,    # where they are from, for the message
-)->dict:              # lists as tuples
-    "Return settings of a file; raise `UserError` for one that the method does not have or that has another type"
-    def fits(v, f):
-        if isinstance(f.default, tuple): return isinstance(v, tuple) and len(v) > 0 and all(type(x) in (int,float) for x in v)
-        if f.default is None: return type(v) is (int if "int" in str(f.type) else str)
-        return type(v) is type(f.default) or type(f.default) is float and type(v) is int
-    settings = {did_you_mean(k, config_class.__dataclass_fields__, f"setting in {file}"):tuple(v) if isinstance(v, list) else v for k,v in found.items()}
-    for k,v in settings.items():
-        f = config_class.__dataclass_fields__[k]
-        if not fits(v, f): raise UserError(f"{file}: {k} = {v!r} is not of the kind of {k} = {f.default!r}; mend it, or train again")
-    return settings

@@ -12,6 +12,7 @@ import math,signal,threading,time,warnings
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager,nullcontext
+from functools import partial
 
 import torch
 from fastcore.basics import patch
@@ -75,17 +76,17 @@ def graceful_stop():
 
 # %% ../../nbs/75_run/30_loop.ipynb #4546b38c
 class LossStep(nn.Module):
-    "Calls `training_losses` in its forward, so that DDP and autocast apply; returns the total and the value of each term"
+    "Calls `training_losses` in its forward, so that DDP and autocast apply; returns total and value of each term"
     def __init__(self,
-        method:nn.Module, # offers `training_losses(batch, step)`
+        network:nn.Module, # offers `training_losses(batch, step)`
     ):
         super().__init__()
-        self.method = method
+        self.network = network
     def forward(self,
         batch:dict, # of `training_batches`
         step:int,   # steps done so far
     )->tuple[Tensor,dict[str,Tensor]]: # weighted sum, value of each term
-        terms = self.method.training_losses(batch, step)
+        terms = self.network.training_losses(batch, step)
         total = sum(weight*value for weight,value in terms.values())
         return total,{name:value.detach() for name,(weight,value) in terms.items()}
 
@@ -98,15 +99,22 @@ def check_finite(
     "Raise `UserError` naming term, step and images if a loss is not a number"
     for name,value in terms.items():
         if not math.isfinite(value.item()):
-            raise UserError(f"loss {name!r} is {value.item()} at step {step} (images {', '.join(ids)}); the weights before this step are saved: look at these images, or train with a lower rate (--set lr=...) into another --out")
+            raise UserError(f"loss {name!r} is {value.item()} at step {step} (images {', '.join(ids)}); "
+                            "the weights before this step are saved: look at these images, or train with a lower rate "
+                            "(--set lr=...) into another --out")
 
 # %% ../../nbs/75_run/30_loop.ipynb #c4ec0d1b
 def _accelerator(device, precision):
-    "Return Accelerate's part of a training: device, precision, DDP; buffers are not sent round, since all processes compute them alike"
+    """Return Accelerate's part of a training: device, precision, DDP
+
+    Buffers are not sent round, since all processes compute them alike."""
     from accelerate import Accelerator,DistributedDataParallelKwargs
     join(device)
-    for words in ("`broadcast_buffers` is deprecated", "Grad strides do not match"): warnings.filterwarnings("ignore", f".*{words}")  # torch 2.14 renames the one, and means depthwise convolutions by the other
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
+    # torch 2.14 renames the one, and means depthwise convolutions by the other
+    for words in ("`broadcast_buffers` is deprecated", "Grad strides do not match"):
+        warnings.filterwarnings("ignore", f".*{words}")
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    return Accelerator(cpu=device == "cpu", mixed_precision=precision, kwargs_handlers=[ddp])
 
 def check_divisible(
     batch_size:int, # images per step
@@ -115,39 +123,48 @@ def check_divisible(
     name:str="batch_size", # of the setting
 ):
     "Raise `UserError` if a batch cannot be divided evenly"
-    for parts,what in ((processes, f"the {processes} processes"), (processes*accumulate, f"{processes} processes times accumulate={accumulate}")):
+    shared,both = f"the {processes} processes",f"{processes} processes times accumulate={accumulate}"
+    for parts,what in ((processes, shared), (processes*accumulate, both)):
         if batch_size % parts: raise UserError(f"--set {name}={batch_size}: must be divisible by {what}")
 
 # %% ../../nbs/75_run/30_loop.ipynb #6c35eb07
 class Trainer:
     "The training loop of one run"
     def __init__(self,
-        method:nn.Module,       # offers `param_groups()`, `loss_names`, `training_losses(batch, step)`
+        network:nn.Module,      # what trains: offers `param_groups()`, `loss_names`, `training_losses(batch, step)`
         samples:TrainingSet,    # what it learns from
         run:Run,                # where logs and checkpoints go
         iters:int,              # steps
-        batch_size:int,         # images per step, all processes together
+        # images per step, all processes together; or a function of the samples consumed so far
+        batch_size:int|Callable,
         warmup_iter:int=1500,   # of the schedule
         weight_decay:float=.01, # on all groups
-        validate:Callable|None=None, # method -> dictionary of scores; `prediction` chooses best.safetensors
+        validate:Callable|None=None, # network -> dictionary of scores; `prediction` chooses best.safetensors
         val_every:int=2000,     # steps between validations
         save_every:int=500,     # steps between checkpoints
         log_every:int=20,       # steps between lines of the log
         workers:int=0,          # loader processes
         device:str="cpu",       # or "cuda"
         precision:str="no",     # of Accelerate: "no", "bf16", "fp16"
-        optimizer:Callable=torch.optim.AdamW, # makes one of groups and `weight_decay`; the betas and eps of AdamW are those of ToCo T7
+        # makes an optimiser of groups and `weight_decay`; betas and eps of AdamW are those of ToCo T7
+        optimizer:Callable=torch.optim.AdamW,
         factor:Callable|None=None, # of the rate, by steps done; None: `lr_factor`
         accumulate:int=1,       # parts of a batch that go through one after the other before a step
+        shared_norms:bool=True, # do batch norms take their statistics over all processes, or each over its own images?
     ):
-        self.run,self.samples,self.validate,self.iters,self.batch_size,self.workers,self.accumulate = run,samples,validate,iters,batch_size,workers,accumulate
+        self.run,self.samples,self.validate = run,samples,validate
+        self.iters,self.workers,self.accumulate = iters,workers,accumulate
+        self.batch_size = batch_size if callable(batch_size) else lambda consumed: batch_size
         self.every = {"val":val_every, "save":save_every, "log":log_every}
         self.accelerator = _accelerator(device, precision)
-        check_divisible(batch_size, processes()[1], accumulate)
-        self.method = share_batch_norms(method.to(self.accelerator.device))
-        self.model,self.optimizer = self.accelerator.prepare(LossStep(self.method), optimizer(method.param_groups(), weight_decay=weight_decay))
-        self.schedule = Schedule(self.optimizer, factor=factor) if factor else Schedule(self.optimizer, iters, warmup_iter)
-        self.step,self.best,self.seconds,self.events = 0,-math.inf,0.,None
+        check_divisible(self.batch_size(0), processes()[1], accumulate)
+        self.network = network.to(self.accelerator.device)
+        if shared_norms: share_batch_norms(self.network)
+        made = optimizer(network.param_groups(), weight_decay=weight_decay)
+        self.model,self.optimizer = self.accelerator.prepare(LossStep(self.network), made)
+        curve = partial(lr_factor, max_iter=iters, warmup_iter=warmup_iter)
+        self.schedule = Schedule(self.optimizer, factor=factor or curve)
+        self.step,self.consumed,self.best,self.seconds,self.events = 0,0,-math.inf,0.,None
 
 # %% ../../nbs/75_run/30_loop.ipynb #3c9124b9
 @patch
@@ -155,20 +172,25 @@ def restore(self:Trainer):
     "Continue where the last checkpoint was written; without one, from the beginning"
     state = together(lambda: latest_checkpoint(self.run))
     steps = gather_objects(state and state["step"])
-    if len(set(steps)) > 1: raise UserError(f"{self.run.last}: the processes find different checkpoints (steps {', '.join(map(str, steps))}); --out must be on a disk that all machines share")
+    if len(set(steps)) > 1:
+        found = ", ".join(map(str, steps))
+        raise UserError(f"{self.run.last}: the processes find different checkpoints (steps {found}); "
+                        "--out must be on a disk that all machines share")
     if state is None: return
-    self.method.load_state_dict(state["model"])
+    self.network.load_state_dict(state["model"])
     self.optimizer.load_state_dict(state["optimizer"])
     if "scaler" in state and self.accelerator.scaler: self.accelerator.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"])
     if state["rng_cuda"] and torch.cuda.is_available(): torch.cuda.set_rng_state(state["rng_cuda"][0])
     self.step,self.best,self.seconds = state["step"],state["best"],state["seconds"]
+    self.consumed = state.get("consumed", self.step*self.batch_size(0))  # before version 0.2 sizes were fixed
 
 @patch
 def save(self:Trainer):
     "Write `last.pt`; all wait for the first process, which does it"
-    first_only(lambda: save_checkpoint(self.run, self.method, self.optimizer, self.step, self.accelerator.scaler, best=self.best, seconds=self.seconds))
-
+    more = {"best":self.best, "seconds":self.seconds, "consumed":self.consumed}
+    what = self.run,self.network,self.optimizer,self.step,self.accelerator.scaler
+    first_only(lambda: save_checkpoint(*what, **more))
 
 # %% ../../nbs/75_run/30_loop.ipynb #7f97ff9f
 @patch
@@ -177,8 +199,10 @@ def one_step(self:Trainer,
 )->dict[str,Tensor]:     # value of each loss in this process
     "Do one step of the optimiser; gradients are exchanged with the last part"
     begin,lr,rows,device = time.perf_counter(),self.schedule.set(self.step),[],self.accelerator.device
+    epoch = self.consumed//len(self.samples)
     for part in parts:
         part = {k:v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k,v in part.items()}
+        part["epoch"] = epoch
         with nullcontext() if len(rows)+1 == len(parts) else self.accelerator.no_sync(self.model):
             with self.accelerator.autocast(): total,terms = self.model(part, self.step)
             together(lambda: check_finite(terms, self.step, part["id"]))
@@ -186,10 +210,9 @@ def one_step(self:Trainer,
         rows.append({"loss":total.detach(), **terms})
     self.optimizer.step()
     self.optimizer.zero_grad(set_to_none=True)
-    self.step += 1
+    self.step,self.consumed = self.step+1,self.consumed+self.batch_size(self.consumed)
     self.seconds += time.perf_counter()-begin
     return {"lr":lr, **{k:sum(r[k] for r in rows)/len(rows) for k in rows[0]}}
-
 
 # %% ../../nbs/75_run/30_loop.ipynb #fd3cce0c
 class _Stopped(UserError):
@@ -200,43 +223,51 @@ def next_parts(self:Trainer,
     batches,         # of `training_batches`
     stop,            # of `graceful_stop`
 )->list[dict]|None:  # for `one_step`; None if a stop is asked for, here or in another process
-    "Return what the next step learns from; a mistake that a loader process met is told without the traceback that comes with it from there"
+    """Return what the next step learns from
+
+    A mistake that a loader process met is told without the traceback that comes with it from there."""
     def fetch():
         if stop.asked: raise _Stopped
         try: return [next(batches) for _ in range(self.accumulate)]
-        except UserError as e: raise UserError(str(e).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from None
+        except UserError as e:
+            raise UserError(str(e).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from None
         except Exception as e: raise _Stopped if stop.asked else e  # the signal may have ended the loader's processes
     try: return together(fetch)
     except _Stopped: return None
-
-
 
 # %% ../../nbs/75_run/30_loop.ipynb #3d162cb1
 @patch
 def write_log(self:Trainer,
     rows:list[dict], # values of the steps since the last line
+    images:int,      # that they learnt from
     seconds:float,   # that they took
     scores:dict,     # of a validation, or empty
 ):
     "Append a line to `log.csv` and to TensorBoard's events"
-    columns = ("step","lr","images_per_second","loss",*self.method.loss_names,*(f"val_{k}" for k in ("seed","aux_seed","prediction")))
-    values = {k:float(sum(float(r[k]) for r in rows if k in r)/sum(k in r for r in rows)) for k in columns if any(k in r for r in rows)}
-    told = gather_objects(values)
-    values = {k:sum(v[k] for v in told)/len(told) for k in values}
-    values |= {"images_per_second":round(len(rows)*self.batch_size/max(seconds, 1e-9), 2)} | {f"val_{k}":v for k,v in scores.items()}
+    scored = [f"val_{k}" for k in ("seed","aux_seed","prediction")]
+    columns = ("step","lr","images_per_second","loss",*self.network.loss_names,*scored)
+    found = {k:[float(r[k]) for r in rows if k in r] for k in columns}
+    told = gather_objects({k:sum(v)/len(v) for k,v in found.items() if v})
+    values = {k:sum(v[k] for v in told)/len(told) for k in told[0]}
+    values["images_per_second"] = round(images/max(seconds, 1e-9), 2)
+    values |= {f"val_{k}":v for k,v in scores.items()}
     first_only(lambda: append_log(self.run.log, columns, {"step":self.step} | values))
-    for k,v in values.items() if self.events else (): self.events.add_scalar(k.replace("val_","val/") if k.startswith("val_") else f"train/{k}", v, self.step)
+    if not self.events: return
+    for k,v in values.items():
+        name = k.replace("val_", "val/") if k.startswith("val_") else f"train/{k}"
+        self.events.add_scalar(name, v, self.step)
 
 @patch
 def validation(self:Trainer)->dict: # scores, or empty
     "Run `validate` if it is due, and keep the weights that scored best"
     if self.validate is None or (self.step % self.every["val"] and self.step < self.iters): return {}
-    self.method.eval()
-    scores = self.validate(self.method)
-    self.method.train()
+    self.network.eval()
+    scores = self.validate(self.network)
+    self.network.train()
     if scores.get("prediction", -math.inf) > self.best:
         self.best = scores["prediction"]
-        first_only(lambda: save_weights(self.run.best, self.method, f"best prediction in validation, chosen with ground truth, step {self.step}"))
+        note = f"best prediction in validation, chosen with ground truth, step {self.step}"
+        first_only(lambda: save_weights(self.run.best, self.network, note))
     return scores
 
 # %% ../../nbs/75_run/30_loop.ipynb #3c0faa15
@@ -249,24 +280,37 @@ def begin_log(self:Trainer):
 
 # %% ../../nbs/75_run/30_loop.ipynb #3c0faa16
 @patch
-def fit(self:Trainer)->dict: # seconds of training (validation and loading not counted, earlier parts of a resumed run counted), images per second
-    "Train to the end; on Ctrl-C, SIGTERM, NaN or a damaged image, in whichever process, write a checkpoint and raise (`KeyboardInterrupt`, `UserError`)"
-    (rank,world),rows = processes(),[]
+def batches(self:Trainer):
+    "Return the batches of this process from where the training stands, each a part of a step"
+    (rank,world),parts = processes(),self.accumulate
+    def part_size(consumed):
+        check_divisible(size := self.batch_size(consumed), world, parts)
+        return size//(world*parts)
+    on_gpu = self.accelerator.device.type == "cuda"
+    return training_batches(self.samples, part_size, self.consumed, rank, world, self.workers, on_gpu, parts)
+
+@patch
+def fit(self:Trainer)->dict: # `seconds`, `images_per_second`: of training, earlier parts of a resumed run included
+    """Train to the end
+
+    On Ctrl-C, SIGTERM, NaN or a damaged image, in whichever process, a checkpoint is written and
+    `KeyboardInterrupt` or `UserError` raised. Validation and loading are not counted as seconds of training."""
     first_only(self.begin_log)
-    self.method.train()
-    tick = time.perf_counter()
+    self.network.train()
+    rows,tick,seen = [],time.perf_counter(),self.consumed
     bar = progress(desc="train", total=self.iters, initial=self.step, unit="step")
-    with told_plainly(lambda: f"{self.run.path}, step {self.step}", self.method), bar, graceful_stop() as stop:
-        batches = training_batches(self.samples, self.batch_size//(world*self.accumulate), self.step*self.batch_size, rank, world, self.workers, self.accelerator.device.type == "cuda")
+    with told_plainly(lambda: f"{self.run.path}, step {self.step}", self.network), bar, graceful_stop() as stop:
+        batches = self.batches()
         try:
             while self.step < self.iters and (parts := self.next_parts(batches, stop)) is not None:
                 rows.append(self.one_step(parts))
                 bar.update()
                 if not any(self.step % n == 0 for n in self.every.values()) and self.step < self.iters: continue
                 seconds,scores = time.perf_counter()-tick,self.validation()
-                self.write_log(rows, seconds, scores)
-                bar.set_postfix({k:f"{float(v):.3f}" for k,v in rows[-1].items() if k != "lr"} | {f"val {k}":f"{v:.3f}" for k,v in scores.items()}, refresh=False)
-                rows,tick = [],time.perf_counter()
+                self.write_log(rows, self.consumed-seen, seconds, scores)
+                shown = {k:v for k,v in rows[-1].items() if k != "lr"} | {f"val {k}":v for k,v in scores.items()}
+                bar.set_postfix({k:f"{float(v):.3f}" for k,v in shown.items()}, refresh=False)
+                rows,tick,seen = [],time.perf_counter(),self.consumed
                 if self.step % self.every["save"] == 0 and self.step < self.iters: self.save()
             self.save()
         except UserError:
@@ -274,4 +318,4 @@ def fit(self:Trainer)->dict: # seconds of training (validation and loading not c
             raise
         finally: self.events and self.events.close()
     if any_process(stop.asked): raise KeyboardInterrupt
-    return {"seconds":round(self.seconds, 2), "images_per_second":round(self.step*self.batch_size/self.seconds, 2)}
+    return {"seconds":round(self.seconds, 2), "images_per_second":round(self.consumed/self.seconds, 2)}
