@@ -39,7 +39,9 @@ class StatelessSampler(Sampler):
         start:int=0,    # samples consumed so far by all processes
         rank:int=0,     # which process this is
         world:int=1,    # how many there are
-    ): self.num_items,self.batch_size,self.seed,self.start,self.rank,self.world = num_items,batch_size,seed,start,rank,world
+    ):
+        self.num_items,self.batch_size,self.seed,self.start = num_items,batch_size,seed,start
+        self.rank,self.world = rank,world
     def key(self,
         k:int,          # number of the sample in the whole training
     )->tuple[int,int]:  # (epoch, index of the image)
@@ -66,7 +68,8 @@ class TrainingSet(TorchDataset):
     def __getitem__(self, key):
         epoch,index = key
         item = self.data[index]
-        sample = self.transform(item.image, child_rng(self.seed, epoch, index), **{k:getattr(item, k) for k in self.parts})
+        parts = {k:getattr(item, k) for k in self.parts}
+        sample = self.transform(item.image, child_rng(self.seed, epoch, index), **parts)
         return sample | {"image_labels": torch.tensor(item.image_labels), "id": item.id}
 
 # %% ../../nbs/20_data/38_loader.ipynb #05218d52
@@ -81,8 +84,10 @@ def training_batches(
 )->Iterator[dict]:       # endless; tensors with a batch dimension, `id` a list
     "Return an endless iterator of batches that begins at sample `start`"
     order = StatelessSampler(len(samples), batch_size, samples.seed, start, rank, world)
-    own = torch.Generator().manual_seed(samples.seed)  # a loader draws a number when it begins: not from the stream of the losses, or a resumed run would have another one
-    return iter(DataLoader(samples, batch_sampler=order, num_workers=workers, pin_memory=pin, persistent_workers=workers>0, generator=own, worker_init_fn=_one_thread))
+    # a loader draws a number when it begins: not from the stream of the losses, or a resumed run would have another one
+    own = torch.Generator().manual_seed(samples.seed)
+    return iter(DataLoader(samples, batch_sampler=order, num_workers=workers, pin_memory=pin,
+                           persistent_workers=workers>0, generator=own, worker_init_fn=_one_thread))
 
 def _one_thread(worker):
     "Let OpenCV use one thread in a loader process, as torch does there by itself: there is a process per core already"
