@@ -25,7 +25,7 @@ def _shapes_options(text):
     params = {k:p for k,p in inspect.signature(ShapesDataset).parameters.items() if k not in ("split", "masks")}
     options = {}
     for part in filter(None, text.split(",")):
-        name,eq,value = part.partition("=")
+        name,_,value = part.partition("=")
         did_you_mean(name, params, "option of shapes")
         kind = type(params[name].default)
         try: options[name] = kind(value)

@@ -107,7 +107,6 @@ def rows_of_all(
     rank,world = processes()
     return draw(world*n)[rank*n:(rank+1)*n]
 
-
 # %% ../../nbs/10_ground/50_parallel.ipynb #0a51c019
 class _MeanOverAll(torch.autograd.Function):
     "Mean over processes, differentiable: the gradient is the mean of the gradients"
@@ -138,7 +137,6 @@ def share_batch_norms(
     for m in net.modules():
         if type(m) is nn.BatchNorm2d: m.__class__ = SharedBatchNorm
     return net
-
 
 # %% ../../nbs/10_ground/50_parallel.ipynb #0a51c010
 def first_only(
