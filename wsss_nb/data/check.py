@@ -43,7 +43,8 @@ class Check:
     "What came of reading a dataset once"
     problems:list[Finding] = field(default_factory=list)   # have to be mended
     notes:list[Finding] = field(default_factory=list)      # do not have to, but may surprise
-    splits:dict[str,dict] = field(default_factory=dict)    # by name: images, published (how many there should be), masks, fingerprint
+    # by name: images, published (how many there should be), masks, fingerprint
+    splits:dict[str,dict] = field(default_factory=dict)
 
 # %% ../../nbs/20_data/70_check.ipynb #9aa0bd1e
 class _Job(NamedTuple):
@@ -51,14 +52,18 @@ class _Job(NamedTuple):
 
 def _disagreement(mask_file, present, labels, classes, strict):
     "Yield the findings of classes that only the mask or only the labels have, each with `True` if it is a problem"
-    for only,where,advice,wrong in ((present > labels, "shows {}, which the labels deny", "add the class to the labels, or mend the mask", strict),
-                                    (labels > present, "does not show {}, which the labels name", "nothing to do if the object is too small or hidden", False)):
-        if only.any(): yield wrong,Finding(str(mask_file), where.format(" ".join(classes[k+1] for k in np.flatnonzero(only))), advice)
+    denied = "shows {}, which the labels deny","add the class to the labels, or mend the mask",strict
+    unseen = "does not show {}, which the labels name","nothing to do if the object is too small or hidden",False
+    for only,(what,advice,wrong) in ((present > labels, denied), (labels > present, unseen)):
+        names = " ".join(classes[k+1] for k in np.flatnonzero(only))
+        if only.any(): yield wrong,Finding(str(mask_file), what.format(names), advice)
 
 def _saliency_findings(path):
     "Yield what is the matter with a saliency map, which may have any size"
     values = read_saliency(path)
-    if values.min() == values.max(): yield False,Finding(str(path), f"is {values.min()} everywhere", "it says nothing: make it again, or leave the file out")
+    if values.min() == values.max():
+        what,advice = f"is {values.min()} everywhere","it says nothing: make it again, or leave the file out"
+        yield False,Finding(str(path), what, advice)
 
 def _check_item(job):
     "Return (is it a problem?, finding) of everything about one photo, and the hash of its mask"
@@ -66,13 +71,16 @@ def _check_item(job):
     def look(work, path):
         try: return work()
         except UserError as e: found.append((True,as_finding(str(e))))
-        except Exception as e: found.append((True,Finding(str(path), f"cannot be read ({type(e).__name__}: {e})", "replace the file")))
+        except Exception as e:
+            found.append((True,Finding(str(path), f"cannot be read ({type(e).__name__}: {e})", "replace the file")))
     image = look(lambda: read_image(job.image), job.image)
     if image is None: return found,digest  # the others are compared with its size
-    mask = look(lambda: check_mask(read_label(job.mask), image.shape[:2], len(job.classes), job.mask), job.mask) if job.mask else None
+    def fitting_mask(): return check_mask(read_label(job.mask), image.shape[:2], len(job.classes), job.mask)
+    mask = look(fitting_mask, job.mask) if job.mask else None
     if mask is not None:
         digest = hashlib.sha256(str(mask.shape).encode()+mask.tobytes()).hexdigest()
-        if job.labels is not None: found += _disagreement(job.mask, labels_of_mask(mask, len(job.classes)-1), job.labels, job.classes, job.strict)
+        present = labels_of_mask(mask, len(job.classes)-1)
+        if job.labels is not None: found += _disagreement(job.mask, present, job.labels, job.classes, job.strict)
     if job.saliency: found += look(lambda: list(_saliency_findings(job.saliency)), job.saliency) or []
     return found,digest
 
@@ -91,7 +99,9 @@ def _open_splits(reader, root, report):
 def _count_findings(ds):
     "Yield a problem if a published split has another size here"
     published = ds.counts.get(ds.split, len(ds))
-    if published != len(ds): yield Finding(str(ds.root), f"split {ds.split!r} has {len(ds)} images, as published {published}", "unpack the archives again; a small copy is better used as a folder, without voc: or coco:")
+    if published != len(ds):
+        yield Finding(str(ds.root), f"split {ds.split!r} has {len(ds)} images, as published {published}",
+                      "unpack the archives again; a small copy is better used as a folder, without voc: or coco:")
 
 def _source_findings(ds):
     "Yield a note for each file of labels that is not used and says something else"
@@ -101,17 +111,26 @@ def _source_findings(ds):
         try: labels = read_image_labels(ds.root, ds.classes, None, ds.ids, s, troubles.append)
         except UserError as e: labels,troubles = {},[str(e)]
         other = [i for i in ds.ids if i in labels and i in ds.labels and (labels[i] != ds.labels[i]).any()]
-        if troubles: yield Finding(str(ds.root/s), f"is not used, and has faults ({troubles[0]})", f"mend or remove it: {used} is used")
-        elif other: yield Finding(str(ds.root/s), f"has other labels for {len(other)} images of {ds.split!r}, such as {other[0]}", f"nothing to do if you mean {used}, which is used")
+        if troubles:
+            yield Finding(str(ds.root/s), f"is not used, and has faults ({troubles[0]})",
+                          f"mend or remove it: {used} is used")
+        elif other:
+            what = f"has other labels for {len(other)} images of {ds.split!r}, such as {other[0]}"
+            yield Finding(str(ds.root/s), what, f"nothing to do if you mean {used}, which is used")
 
 # %% ../../nbs/20_data/70_check.ipynb #1e25283a
 def _leftover_findings(ds, opened):
     "Yield a note for each kind of file that belongs to nothing"
     maps = set(list_files(ds.root/"Saliency", ".png"))
     for folder,names in ((ds.mask_folder, ds.mask_files.keys()), (ds.root/"Saliency", maps)):
-        if lost := sorted(names-ds.images.keys()): yield Finding(str(folder), f"{len(lost)} files belong to no photo, such as {lost[0]}", "nothing uses them; are photos missing?")
-    without = sorted({i for d in opened.values() if d.split.startswith("train") and "val" not in d.split for i in d.ids}-maps) if maps else ()
-    if without: yield Finding(str(ds.root/"Saliency"), f"{len(without)} training images have no map, such as {without[0]}", "methods with saliency learn less from them; make the maps")
+        if lost := sorted(names-ds.images.keys()):
+            yield Finding(str(folder), f"{len(lost)} files belong to no photo, such as {lost[0]}",
+                          "nothing uses them; are photos missing?")
+    if not maps: return
+    training = [d for d in opened.values() if d.split.startswith("train") and "val" not in d.split]
+    if without := sorted({i for d in training for i in d.ids}-maps):
+        yield Finding(str(ds.root/"Saliency"), f"{len(without)} training images have no map, such as {without[0]}",
+                      "methods with saliency learn less from them; make the maps")
 
 # %% ../../nbs/20_data/70_check.ipynb #334248f2
 def _fingerprint(ds, digests):
@@ -135,16 +154,21 @@ def check_dataset(
     ds = next(iter(opened.values()))
     labels = {i:y for d in opened.values() for i,y in d.labels.items()}
     maps = {name:root/"Saliency"/f"{name}.png" for name in list_files(root/"Saliency", ".png")}
-    jobs = (_Job(p, ds.mask_files.get(i), maps.get(i), labels.get(i), ds.classes, not ds.counts) for i,p in ds.images.items())
+    jobs = (_Job(photo, ds.mask_files.get(i), maps.get(i), labels.get(i), ds.classes, not ds.counts)
+            for i,photo in ds.images.items())
+    results = progress(map_on_cores(_check_item, jobs, workers), "checking", total=len(ds.images), unit="image")
     digests = {}
-    for (found,digest),i in zip(progress(map_on_cores(_check_item, jobs, workers), "checking", total=len(ds.images), unit="image"), ds.images):
+    for (found,digest),i in zip(results, ds.images):
         for wrong,f in found: (check.problems if wrong else check.notes).append(f)
         if digest: digests[i] = digest
     for d in opened.values():
         check.problems += _count_findings(d)
         check.notes += _source_findings(d)
         masks = sum(i in digests for i in d.ids)
-        check.splits[d.split] = {"images":len(d)} | ({"published":d.counts[d.split]} if d.split in d.counts else {}) | ({"masks":masks, "fingerprint":_fingerprint(d, digests)} if masks else {})
+        split = {"images":len(d)}
+        if d.split in d.counts: split["published"] = d.counts[d.split]
+        if masks: split |= {"masks":masks, "fingerprint":_fingerprint(d, digests)}
+        check.splits[d.split] = split
     check.notes += _leftover_findings(ds, opened)
     return check
 
@@ -161,5 +185,9 @@ def finding_lines(
             yield from (f"    {f.file}: {f.what}" for f in same[:show])
             if len(same) > show: yield f"    ... and {len(same)-show} more"
     for name,s in check.splits.items():
-        published = " (as published)" if s.get("published") == s["images"] else f" (published: {s['published']})" if "published" in s else ""
-        yield f"{name}: {s['images']} images{published}" + (f", {s['masks']} masks, fingerprint {s['fingerprint']}" if "masks" in s else "")
+        published = masks = ""
+        if "published" in s:
+            right = s["published"] == s["images"]
+            published = " (as published)" if right else f" (published: {s['published']})"
+        if "masks" in s: masks = f", {s['masks']} masks, fingerprint {s['fingerprint']}"
+        yield f"{name}: {s['images']} images{published}{masks}"

@@ -18,7 +18,9 @@ from ..ground.core import IGNORE_INDEX,UserError
 # %% ../../nbs/20_data/10_core.ipynb #ccc41a28
 @dataclass
 class Item:
-    "One image of a dataset with its image-level labels; `mask` is `None` unless the dataset was opened with `masks=True`"
+    """One image of a dataset with its image-level labels
+
+    `mask` is `None` unless the dataset was opened with `masks=True`."""
     id:str                          # name of the image, unique in its dataset
     image:np.ndarray                # RGB, (H,W,3) uint8
     image_labels:np.ndarray|None    # 1 where class k+1 occurs, (num_fg,) float32; None if unknown (test images)
@@ -42,15 +44,20 @@ def check_mask(
 )->np.ndarray:             # `mask`
     "Return `mask`; raise `UserError` if its size or one of its values does not fit"
     if mask.shape != tuple(size):
-        raise UserError(f"{name}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, its image {size[1]}x{size[0]}; replace one of them (do not resize masks with interpolation)")
+        raise UserError(f"{name}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, its image {size[1]}x{size[0]}; "
+                        "replace one of them (do not resize masks with interpolation)")
     present = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=1))
     bad = [int(v) for v in present if v >= num_classes and v != IGNORE_INDEX]
-    if bad: raise UserError(f"{name}: value {bad[0]} in the mask is no class (0..{num_classes-1}, or {IGNORE_INDEX} to ignore); mend the mask or the class list")
+    if bad:
+        raise UserError(f"{name}: value {bad[0]} in the mask is no class (0..{num_classes-1}, "
+                        f"or {IGNORE_INDEX} to ignore); mend the mask or the class list")
     return mask
 
 # %% ../../nbs/20_data/10_core.ipynb #6119dd52
 class Dataset:
-    "A list of images with image-level labels; subclasses give `load_image`, `image_labels` and, where they exist, `load_mask` and `load_saliency`"
+    """A list of images with image-level labels
+
+    Subclasses give `load_image`, `image_labels` and, where they exist, `load_mask` and `load_saliency`."""
     has_masks = False  # is there ground truth that `masks=True` could open?
     def __init__(self,
         name:str,              # how the dataset was asked for, such as "shapes:n=100"
@@ -60,19 +67,26 @@ class Dataset:
         masks:bool=False,      # hand out ground truth? (evaluation only)
     ):
         self.name,self.split,self.classes,self.ids,self.masks = name,split,tuple(classes),tuple(ids),masks
-        if masks and not self.has_masks: raise UserError(f"{name}: split {split!r} has no ground-truth masks, so it cannot be scored; use another split or data with masks")
+        if masks and not self.has_masks:
+            raise UserError(f"{name}: split {split!r} has no ground-truth masks, so it cannot be scored; "
+                            "use another split or data with masks")
 
     @property
     def num_classes(self)->int: return len(self.classes)
     @property
     def num_fg(self)->int: return len(self.classes)-1
 
+    def splits(self)->list[str]: # names that could be opened; where any name can, this one
+        return [self.split]
     def __len__(self): return len(self.ids)
     def __getitem__(self, i:int)->Item:
         if not 0 <= i < len(self): raise IndexError(i)
-        return Item(self.ids[i], self.load_image(i), self.image_labels(i), self.load_mask(i) if self.masks else None, self.load_saliency(i))
+        return Item(self.ids[i], self.load_image(i), self.image_labels(i),
+                    self.load_mask(i) if self.masks else None, self.load_saliency(i))
     def load_image(self, i:int)->np.ndarray: raise NotImplementedError
     def image_labels(self, i:int)->np.ndarray|None: raise NotImplementedError
     def load_mask(self, i:int)->np.ndarray: raise NotImplementedError
     def load_saliency(self, i:int)->np.ndarray|None: return None
-    def __repr__(self): return f"{type(self).__name__}({self.name!r}, split={self.split!r}: {len(self)} images, {self.num_fg} classes, masks={self.masks})"
+    def __repr__(self):
+        return (f"{type(self).__name__}({self.name!r}, split={self.split!r}: "
+                f"{len(self)} images, {self.num_fg} classes, masks={self.masks})")

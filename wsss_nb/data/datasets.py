@@ -19,15 +19,19 @@ from .voc import CocoDataset,VocDataset,find_voc
 
 # %% ../../nbs/20_data/30_datasets.ipynb #f5be392a
 def _shapes_options(text):
-    "Return the options in `n=5,size=64` as a dictionary of numbers; raise `UserError` for a name or value that does not fit"
+    """Return the options in `n=5,size=64` as a dictionary of numbers
+
+    Raises `UserError` for a name or value that does not fit."""
     params = {k:p for k,p in inspect.signature(ShapesDataset).parameters.items() if k not in ("split", "masks")}
     options = {}
     for part in filter(None, text.split(",")):
-        name,eq,value = part.partition("=")
+        name,_,value = part.partition("=")
         did_you_mean(name, params, "option of shapes")
         kind = type(params[name].default)
         try: options[name] = kind(value)
-        except ValueError: raise UserError(f"shapes:{part}: {name} must be {'a whole number' if kind is int else 'a number'}, such as {name}={params[name].default}") from None
+        except ValueError:
+            number = "a whole number" if kind is int else "a number"
+            raise UserError(f"shapes:{part}: {name} must be {number}, such as {name}={params[name].default}") from None
     return options
 
 # %% ../../nbs/20_data/30_datasets.ipynb #4e74d69f
@@ -39,7 +43,9 @@ def on_disk(
     if kind == "voc" and root: return VocDataset,find_voc(root)
     if kind == "coco" and root: return CocoDataset,Path(root)
     if str(spec) and Path(spec).is_dir(): return FolderDataset,Path(spec)
-    if "/" not in str(spec) and not str(spec).startswith("."): did_you_mean(kind, ("shapes", "voc:ROOT", "coco:ROOT", "a folder in VOC layout"), "dataset or folder")
+    if "/" not in str(spec) and not str(spec).startswith("."):
+        known = "shapes","voc:ROOT","coco:ROOT","a folder in VOC layout"
+        did_you_mean(kind, known, "dataset or folder")
     raise UserError(f"{spec}: no such folder; give a folder in VOC layout, shapes, voc:ROOT or coco:ROOT")
 
 def open_dataset(

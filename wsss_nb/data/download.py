@@ -40,7 +40,8 @@ class _Refused(Exception): "This address will not do"
 class _WebOnly(urllib.request.HTTPRedirectHandler):
     "Follow redirections to http and https; never to a file or from https to http"
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme): raise _Refused(f"redirects to {newurl}, which is not followed")
+        if urlsplit(newurl).scheme not in ("https", urlsplit(req.full_url).scheme):
+            raise _Refused(f"redirects to {newurl}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 # %% ../../nbs/20_data/60_download.ipynb #196f3856
@@ -51,7 +52,8 @@ def _opened(url, begin, validator, stall):
     try: return urllib.request.build_opener(_WebOnly).open(urllib.request.Request(url, headers=headers), timeout=stall)
     except urllib.error.HTTPError as e:
         if e.code == 416 and begin: return e  # there is nothing after `begin`
-        raise (_TryAgain if e.code == 429 or e.code >= 500 else _Refused)(f"answers {e.code} {str(e.reason).splitlines()[0]}") from e
+        fault = _TryAgain if e.code == 429 or e.code >= 500 else _Refused
+        raise fault(f"answers {e.code} {str(e.reason).splitlines()[0]}") from e
     except urllib.error.URLError as e: raise _TryAgain(f"cannot be reached ({e.reason})") from e
     except TimeoutError as e: raise _TryAgain(f"does not answer for {stall:g} s") from e
     except (OSError, HTTPException) as e: raise _TryAgain(f"cannot be reached ({e})") from e
@@ -73,7 +75,9 @@ def _blocks(answer, stall, slowest=1000):
 
 # %% ../../nbs/20_data/60_download.ipynb #70d46f69
 def _append(url, part, same_file, stall, name):
-    "Ask `url` for what `part` lacks and append it; `same_file`: may bytes of other servers be continued, because a checksum judges the whole?"
+    """Ask `url` for what `part` lacks and append it
+
+    `same_file`: may bytes of other servers be continued, because a checksum judges the whole?"""
     origin = part.with_name(part.name+".json")
     try: known = json.loads(origin.read_text())
     except (OSError, ValueError): known = {}
@@ -86,30 +90,38 @@ def _append(url, part, same_file, stall, name):
         raise _TryAgain("has less than is here already")
     with answer, open(part, "ab") as f:
         there = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range") or "")
-        if answer.status == 206 and not (there and int(there[1]) == begin): raise _Refused("sends another part of the file than it was asked for")
+        if answer.status == 206 and not (there and int(there[1]) == begin):
+            raise _Refused("sends another part of the file than it was asked for")
         if answer.status != 206: f.truncate(begin := 0)
         length = answer.headers.get("Content-Length")
         total = int(there[2]) if there and answer.status == 206 else int(length) if (length or "").isdigit() else None
         tag = answer.headers.get("ETag") or ""
         write_json(origin, {"url":url, "validator":tag if tag.startswith('"') else answer.headers.get("Last-Modified")})
         if total and (free := shutil.disk_usage(part.parent).free) < total-begin:
-            raise UserError(f"{part.parent}: the disk has {free/1e9:.1f} GB left, {name} needs {(total-begin)/1e9:.1f} more; make room, or choose another folder")
+            raise UserError(f"{part.parent}: the disk has {free/1e9:.1f} GB left, "
+                            f"{name} needs {(total-begin)/1e9:.1f} more; make room, or choose another folder")
         with progress(desc=name, total=total, unit="B", initial=begin) as bar:
             for block in _blocks(answer, stall):
                 try: f.write(block)
-                except OSError as e: raise UserError(f"{part}: cannot be written ({e.strerror}); what has arrived is kept, the same command goes on") from e
+                except OSError as e:
+                    raise UserError(f"{part}: cannot be written ({e.strerror}); "
+                                    "what has arrived is kept, the same command goes on") from e
                 bar.update(len(block))
-    if total is not None and part.stat().st_size != total: raise _TryAgain(f"broke off after {part.stat().st_size/1e6:.1f} of {total/1e6:.1f} MB")
+    arrived = part.stat().st_size
+    if total is not None and arrived != total:
+        raise _TryAgain(f"broke off after {arrived/1e6:.1f} of {total/1e6:.1f} MB")
 
 # %% ../../nbs/20_data/60_download.ipynb #8e1a0e08
 @contextmanager
 def _alone(part):
     "Hold a lock on a download, so that two commands do not write one file"
     try: part.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise UserError(f"{part.parent}: cannot be written ({e.strerror}); choose another folder") from e
+    except OSError as e:
+        raise UserError(f"{part.parent}: cannot be written ({e.strerror}); choose another folder") from e
     with open(part.with_name(part.name+".lock"), "w") as f:
         try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except OSError as e: raise UserError(f"{part}: another command is downloading it; wait for it or stop it") from e
+        except OSError as e:
+            raise UserError(f"{part}: another command is downloading it; wait for it or stop it") from e
         yield
 
 # %% ../../nbs/20_data/60_download.ipynb #89ab0a9f
@@ -134,13 +146,18 @@ def download(
     retries:int=3,          # requests without progress before the next address is tried
     pause:float=1.,         # seconds before the first of them, doubled each time
 )->Path:                    # `path`
-    "Download a file unless it is there; raise `UserError` with what each address did wrong. What has arrived is kept for the next call"
+    """Download a file unless it is there
+
+    Raises `UserError` with what each address did wrong. What has arrived is kept for the next call."""
     path,reasons = Path(path),[]
     part = path.with_name(path.name+".part")
     for url in urls:
-        if urlsplit(url).scheme not in ("http","https") or not urlsplit(url).netloc: raise UserError(f"{url}: is no address that begins with http:// or https://")
+        if urlsplit(url).scheme not in ("http","https") or not urlsplit(url).netloc:
+            raise UserError(f"{url}: is no address that begins with http:// or https://")
     if path.exists():
-        if checksum and not has_checksum(path, checksum): raise UserError(f"{path}: is not the published file (its {checksum.partition(':')[0]} differs); remove it, and it is downloaded again")
+        if checksum and not has_checksum(path, checksum):
+            raise UserError(f"{path}: is not the published file (its {checksum.partition(':')[0]} differs); "
+                            "remove it, and it is downloaded again")
         return path
     with _alone(part):
         for url in urls:
@@ -151,8 +168,10 @@ def download(
                 if not checksum or has_checksum(part, checksum): return _finish(part, path)
                 part.unlink()
             else: reasons.append(f"{url} sends another file than the published one")
-    kept = f"; {part.stat().st_size/1e6:.1f} MB are here, the same command goes on" if part.exists() and part.stat().st_size else ""
-    raise UserError(f"{path.name}: {'; '.join(reasons)}{kept}. Another address can be given with --mirror, or the file be put at {path} by hand")
+    arrived = part.stat().st_size if part.exists() else 0
+    kept = f"; {arrived/1e6:.1f} MB are here, the same command goes on" if arrived else ""
+    raise UserError(f"{path.name}: {'; '.join(reasons)}{kept}. "
+                    f"Another address can be given with --mirror, or the file be put at {path} by hand")
 
 # %% ../../nbs/20_data/60_download.ipynb #dd01806b
 def _finish(part, path):
@@ -178,16 +197,20 @@ def _tar_members(f, mode):
     with tarfile.open(fileobj=f, mode=mode) as tar:
         for m in tar:
             kind = "file" if m.isreg() else "folder" if m.isdir() else "link" if m.islnk() or m.issym() else "device"
-            yield _Member(m.name, kind, m.size, m.linkname if m.islnk() else posixpath.join(posixpath.dirname(m.name), m.linkname), f.tell(), lambda m=m: tar.extractfile(m))
+            link = m.linkname if m.islnk() else posixpath.join(posixpath.dirname(m.name), m.linkname)
+            yield _Member(m.name, kind, m.size, link, f.tell(), lambda m=m: tar.extractfile(m))
 
 def _zip_members(f):
     with zipfile.ZipFile(f) as z:
         at = 0
         for m in z.infolist():
             at += m.compress_size
-            mode = m.external_attr >> 16
-            kind = "folder" if m.is_dir() else "link" if stat.S_ISLNK(mode) else "device" if stat.S_IFMT(mode) not in (0, stat.S_IFREG) else "file"
-            link = posixpath.join(posixpath.dirname(m.filename), z.read(m).decode("utf-8", "replace")) if kind == "link" and m.file_size < 4096 else ""
+            mode,link = m.external_attr >> 16,""
+            if m.is_dir(): kind = "folder"
+            elif stat.S_ISLNK(mode): kind = "link"
+            else: kind = "file" if stat.S_IFMT(mode) in (0, stat.S_IFREG) else "device"
+            if kind == "link" and m.file_size < 4096:
+                link = posixpath.join(posixpath.dirname(m.filename), z.read(m).decode("utf-8", "replace"))
             yield _Member(m.filename, kind, m.file_size, link, at, lambda m=m: z.open(m))
 
 # %% ../../nbs/20_data/60_download.ipynb #9e7af100
@@ -206,18 +229,25 @@ def _write_member(m, path):
         if tmp.stat().st_size != m.size: raise EOFError(f"{m.name} is cut off")
 
 # %% ../../nbs/20_data/60_download.ipynb #f1ef2e78
+def _members(f):
+    "Return the members of an open archive, whatever its kind"
+    magic = f.read(4)
+    f.seek(0)
+    if magic[:2] == b"PK": return _zip_members(f)
+    return _tar_members(f, "r:gz" if magic[:2] == b"\x1f\x8b" else "r:")
 def unpack(
     archive:str|Path,                          # .tar, .tar.gz, .tgz or .zip
     folder:str|Path,                           # where to; everything stays below it
     wanted:Callable[[str],bool]=lambda n:True, # which members, by name
 )->list[str]:                                  # names of the wanted files, which are there now
-    "Unpack an archive, going on where an earlier call stopped; raise `UserError` if it is damaged or a member would leave `folder`"
+    """Unpack an archive, going on where an earlier call stopped
+
+    Raises `UserError` if it is damaged or a member would leave `folder`."""
     archive,files,links = Path(archive),{},{}
     try:
-        with archive.open("rb") as f, progress(desc=f"unpacking {archive.name}", total=archive.stat().st_size, unit="B") as bar:
-            magic = f.read(4)
-            f.seek(0)
-            for m in _zip_members(f) if magic[:2] == b"PK" else _tar_members(f, "r:gz" if magic[:2] == b"\x1f\x8b" else "r:"):
+        size = archive.stat().st_size
+        with archive.open("rb") as f, progress(desc=f"unpacking {archive.name}", total=size, unit="B") as bar:
+            for m in _members(f):
                 bar.update(m.at-bar.n)
                 path = inside(folder, m.name)
                 if not wanted(m.name) or m.kind == "folder": continue
@@ -227,11 +257,14 @@ def unpack(
                     _write_member(m, path)
                     files[posixpath.normpath(m.name)] = path
         for name,target in links.items():
-            if target not in files: raise UserError(f"member {name!r} is a link to {target!r}, which is no file of this archive; do not trust it")
+            if target not in files:
+                raise UserError(f"member {name!r} is a link to {target!r}, which is no file of this archive; "
+                                "do not trust it")
             with atomic_path(inside(folder, name)) as tmp: shutil.copyfile(files[target], tmp)
     except UserError as e: raise UserError(f"{archive}: {e}" if str(e).startswith("member") else str(e)) from None
     except FileNotFoundError: raise UserError(f"{archive}: no such file") from None
-    except _DAMAGE as e: raise UserError(f"{archive}: is damaged or no archive ({e}); remove it and get it again") from e
+    except _DAMAGE as e:
+        raise UserError(f"{archive}: is damaged or no archive ({e}); remove it and get it again") from e
     return [*files, *links]
 
 # %% ../../nbs/20_data/60_download.ipynb #8eda6a19
@@ -244,15 +277,25 @@ class Archive(NamedTuple):
     gigabytes:float=0       # to download, and about as much again to unpack all
 
 ARCHIVES = {
-    "voc": {"VOCtrainval_11-May-2012.tar": Archive("http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar", "md5:6cd6e144f989b92b3379bac3b3de84fd",
-                {"JPEGImages/*.jpg":17_125, "Annotations/*.xml":17_125, "SegmentationClass/*.png":2_913}, gigabytes=2.0),
-            "VOC2012test.tar": Archive(None)},
-    "sbd": {"benchmark.tgz": Archive("https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz", "md5:82b4d87ceb2ed10f6038a1cba92111cb",
-                {"cls/*.mat":11_355}, r".*/dataset/(cls/.*\.mat|(train|val)\.txt)", gigabytes=1.4)},
-    "coco": {"train2014.zip": Archive("http://images.cocodataset.org/zips/train2014.zip", holds={"train2014/*.jpg":82_783}, gigabytes=13.5),
-             "val2014.zip": Archive("http://images.cocodataset.org/zips/val2014.zip", holds={"val2014/*.jpg":40_504}, gigabytes=6.6),
-             "annotations_trainval2014.zip": Archive("http://images.cocodataset.org/annotations/annotations_trainval2014.zip", None,
-                {"instances_*2014.json":2}, r".*/instances_(train|val)2014\.json", gigabytes=.25)}}
+    "voc": {
+        "VOCtrainval_11-May-2012.tar": Archive(
+            "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+            "md5:6cd6e144f989b92b3379bac3b3de84fd",
+            {"JPEGImages/*.jpg":17_125, "Annotations/*.xml":17_125, "SegmentationClass/*.png":2_913}, gigabytes=2.0),
+        "VOC2012test.tar": Archive(None)},
+    "sbd": {
+        "benchmark.tgz": Archive(
+            "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+            "md5:82b4d87ceb2ed10f6038a1cba92111cb",
+            {"cls/*.mat":11_355}, r".*/dataset/(cls/.*\.mat|(train|val)\.txt)", gigabytes=1.4)},
+    "coco": {
+        "train2014.zip": Archive(
+            "http://images.cocodataset.org/zips/train2014.zip", holds={"train2014/*.jpg":82_783}, gigabytes=13.5),
+        "val2014.zip": Archive(
+            "http://images.cocodataset.org/zips/val2014.zip", holds={"val2014/*.jpg":40_504}, gigabytes=6.6),
+        "annotations_trainval2014.zip": Archive(
+            "http://images.cocodataset.org/annotations/annotations_trainval2014.zip", None,
+            {"instances_*2014.json":2}, r".*/instances_(train|val)2014\.json", gigabytes=.25)}}
 
 # %% ../../nbs/20_data/60_download.ipynb #37937199
 def _still_there(record, out):
@@ -265,7 +308,9 @@ def _check_room(archive, path, out):
     here = max((p.stat().st_size for p in (path, path.with_name(path.name+".part")) if p.exists()), default=0)
     disk = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     need,free = archive.gigabytes*(1 if archive.only else 2)-here/1e9,shutil.disk_usage(disk).free/1e9
-    if free < need: raise UserError(f"{out}: the disk has {free:.1f} GB left, {path.name} and what is in it need {need:.1f} more; make room, or choose another folder")
+    if free < need:
+        raise UserError(f"{out}: the disk has {free:.1f} GB left, {path.name} and what is in it need {need:.1f} more; "
+                        "make room, or choose another folder")
 
 # %% ../../nbs/20_data/60_download.ipynb #9dd57924
 def get_archive(
@@ -287,7 +332,9 @@ def get_archive(
         names = unpack(path, out, lambda n: not archive.only or re.fullmatch(archive.only, n) is not None)
         for pattern,count in (archive.holds or {}).items():
             found = sum(Path(n).match(pattern) for n in names)
-            if found != count: raise UserError(f"{path}: holds {found} files {pattern}, the published one {count}; remove it and get it again, with --mirror from elsewhere")
+            if found != count:
+                raise UserError(f"{path}: holds {found} files {pattern}, the published one {count}; "
+                                "remove it and get it again, with --mirror from elsewhere")
         write_json(record, {"files":len(names), "folders":sorted({posixpath.dirname(n) for n in names})})
     if not keep: path.unlink(missing_ok=True)
     return json.loads(record.read_text())["files"]

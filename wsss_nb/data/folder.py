@@ -32,7 +32,7 @@ def fail(
 
 def find_images(
     folder:str|Path,       # a folder of photos
-    report:Callable=fail, # called with each problem
+    report:Callable=fail,  # called with each problem
 )->dict[str,Path]:         # ID -> file
     "Return the photos of a folder by name without ending; report a missing folder and two photos of one name"
     folder,images = Path(folder),{}
@@ -42,7 +42,8 @@ def find_images(
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         stem,suffix = os.path.splitext(entry.name)
         if suffix.lower() not in _SUFFIXES or stem.startswith("."): continue
-        if stem in images: report(f"{entry.path}: has the same name as {images[stem].name}; rename or remove one of them")
+        if stem in images:
+            report(f"{entry.path}: has the same name as {images[stem].name}; rename or remove one of them")
         images.setdefault(stem, Path(entry.path))
     return images
 
@@ -52,7 +53,9 @@ def list_files(
     suffix:str,      # such as ".png"
 )->list[str]:        # names without it, sorted
     "Return the names of the files of one kind in a folder"
-    return sorted(f.removesuffix(suffix) for f in os.listdir(folder) if f.endswith(suffix) and not f.startswith(".")) if Path(folder).is_dir() else []
+    if not Path(folder).is_dir(): return []
+    names = (f for f in os.listdir(folder) if f.endswith(suffix) and not f.startswith("."))
+    return sorted(f.removesuffix(suffix) for f in names)
 
 def is_path(
     name:str, # what a list or an archive calls an image
@@ -63,13 +66,14 @@ def is_path(
 def _read_text(path):
     try: return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError: raise UserError(f"{path}: no such file; see the layout of a dataset folder") from None
-    except (OSError, UnicodeDecodeError) as e: raise UserError(f"{path}: cannot be read as UTF-8 text ({e}); save it again as plain text") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({e}); save it again as plain text") from e
 
 # %% ../../nbs/20_data/20_folder.ipynb #0a1ca897
 def read_ids(
     path:str|Path,              # a text file with one ID per line
     images:Iterable[str]=None,  # the IDs that exist, if they are to be checked
-    report:Callable=fail,      # called with each problem
+    report:Callable=fail,       # called with each problem
 )->tuple[str,...]:              # IDs in the order of the list
     "Return the IDs of a list; report an empty list, a name that is a path, a repeated name and a name without image"
     ids = {}
@@ -79,7 +83,8 @@ def read_ids(
         where = f"{path}: line {n}: {name!r}"
         if is_path(name): report(f"{where} is a path, not a name; write one image name per line, without folder")
         elif name in ids: report(f"{where} is there twice (first in line {ids[name]}); remove one of the two lines")
-        elif images is not None and name not in images: report(f"{where} has no image in JPEGImages; add the image or remove the line (names go without ending)")
+        elif images is not None and name not in images:
+            report(f"{where} has no image in JPEGImages; add the image or remove the line (names go without ending)")
         else: ids[name] = n
     if not ids: report(f"{path}: the list names no image; write one image name per line")
     return tuple(ids)
@@ -88,12 +93,18 @@ def read_ids(
 def read_classes(
     path:str|Path, # classes.txt
 )->tuple[str,...]: # class names, the first is "background"
-    "Return the class names of a dataset; raise `UserError` if the list is empty, repeats a name or does not begin with background"
+    """Return the class names of a dataset
+
+    Raises `UserError` if the list is empty, repeats a name or does not begin with background."""
     names = [l.strip() for l in _read_text(path).splitlines() if l.strip()]
-    if len(names) < 2 or names[BACKGROUND] != "background": raise UserError(f"{path}: the first line is not 'background', or no class follows; write 'background', then one class name per line")
+    if len(names) < 2 or names[BACKGROUND] != "background":
+        raise UserError(f"{path}: the first line is not 'background', or no class follows; "
+                        "write 'background', then one class name per line")
     twice = [n for n in names if names.count(n) > 1]
     if twice: raise UserError(f"{path}: class {twice[0]!r} is there twice; remove one of the two lines")
-    if len(names) > IGNORE_INDEX: raise UserError(f"{path}: {len(names)} classes; a label map holds {IGNORE_INDEX} at most, since {IGNORE_INDEX} means ignore")
+    if len(names) > IGNORE_INDEX:
+        raise UserError(f"{path}: {len(names)} classes; a label map holds {IGNORE_INDEX} at most, "
+                        f"since {IGNORE_INDEX} means ignore")
     return tuple(names)
 
 # %% ../../nbs/20_data/20_folder.ipynb #1b444f60
@@ -115,16 +126,22 @@ class _Array:
 
 class _ArrayUnpickler(pickle.Unpickler):
     "An unpickler that can build arrays of numbers and built-in containers, nothing else"
-    known = {"ndarray":_Array, "dtype":_Type, "_reconstruct":_Array, "scalar":lambda kind,data: kind.read(data, ())[()], "_frombuffer":lambda data,kind,shape,order: kind.read(data, shape, order)}
+    modules = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
+    known = {"ndarray":_Array, "dtype":_Type, "_reconstruct":_Array,
+             "scalar":lambda kind,data: kind.read(data, ())[()],
+             "_frombuffer":lambda data,kind,shape,order: kind.read(data, shape, order)}
     def find_class(self, module, name):
-        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric") and name in self.known: return self.known[name]
-        if (module,name) == ("_codecs", "encode"): return lambda text,encoding: text.encode("latin1")  # bytes in old pickles
+        if module in self.modules and name in self.known: return self.known[name]
+        if (module,name) == ("_codecs", "encode"):  # bytes in old pickles
+            return lambda text,encoding: text.encode("latin1")
         raise UserError(f"wants to run {module}.{name}, which no label file needs; do not trust it")
 
 def _plain(value): return value.value if isinstance(value, _Array) else value
 
 # %% ../../nbs/20_data/20_folder.ipynb #1b444f61
-def _id_of(key): return str(key) if isinstance(key, str) else f"{key//10**6:04d}_{key%10**6:06d}"  # some files say 2007000032 for 2007_000032
+def _id_of(key):
+    "Return the ID that a key stands for; some files say 2007000032 for 2007_000032"
+    return str(key) if isinstance(key, str) else f"{key//10**6:04d}_{key%10**6:06d}"
 
 def read_label_dict(
     path:str|Path, # a .npy with a pickled dictionary ID -> 0/1 vector
@@ -132,22 +149,28 @@ def read_label_dict(
     "Return the dictionary in a `.npy` file without running code from it; raise `UserError` if it holds anything else"
     try:
         with open(path, "rb") as f:
-            version = np.lib.format.read_magic(f)
-            shape,_,dtype = (np.lib.format.read_array_header_1_0 if version == (1,0) else np.lib.format.read_array_header_2_0)(f)
-            if shape or not dtype.hasobject: raise UserError("holds an array, not a dictionary of labels; make it again, or use labels.csv")
+            if np.lib.format.read_magic(f) == (1,0): header = np.lib.format.read_array_header_1_0
+            else: header = np.lib.format.read_array_header_2_0
+            shape,_,dtype = header(f)
+            if shape or not dtype.hasobject:
+                raise UserError("holds an array, not a dictionary of labels; make it again, or use labels.csv")
             value = _plain(_ArrayUnpickler(f, encoding="latin1").load())
             if isinstance(value, list): (value,) = value
             return {_id_of(k):np.asarray(_plain(v), dtype=np.float32).reshape(-1) for k,v in value.items()}
     except UserError as e: raise UserError(f"{path}: {e}") from None
     except FileNotFoundError: raise UserError(f"{path}: no such file") from None
-    except Exception as e: raise UserError(f"{path}: cannot be read as a dictionary of labels ({type(e).__name__}: {e}); make it again, or use labels.csv") from e
+    except Exception as e:
+        raise UserError(f"{path}: cannot be read as a dictionary of labels ({type(e).__name__}: {e}); "
+                        "make it again, or use labels.csv") from e
 
 # %% ../../nbs/20_data/20_folder.ipynb #40f9c010
 def _csv_rows(path):
     "Yield the rows of a file with columns `image,labels` as dictionaries, each with the reader, which knows its line"
     try:
         rows = csv.DictReader(_read_text(path).splitlines())
-        if not {"image", "labels"} <= set(rows.fieldnames or ()): raise UserError(f"{path}: the first line must be 'image,labels'; then one line per image, class names separated by spaces")
+        if not {"image", "labels"} <= set(rows.fieldnames or ()):
+            raise UserError(f"{path}: the first line must be 'image,labels'; "
+                            "then one line per image, class names separated by spaces")
         for row in rows: yield row,rows
     except csv.Error as e: raise UserError(f"{path}: is no CSV file ({e}); make it again") from e
 
@@ -156,9 +179,11 @@ def _csv_labels(path, classes, images, ids, report):
     labels = {}
     for row,rows in _csv_rows(path):
         where,name = f"{path}: line {rows.line_num}",(row["image"] or "").strip()
-        if None in row: report(f"{where}: has more than the columns {','.join(rows.fieldnames)}; separate class names by spaces")
+        if None in row:
+            report(f"{where}: has more than the columns {','.join(rows.fieldnames)}; separate class names by spaces")
         if os.path.splitext(name)[1].lower() in _SUFFIXES: name = os.path.splitext(name)[0]
-        if images is not None and name not in images: report(f"{where}: {name!r} has no image in JPEGImages; add the image or remove the line")
+        if images is not None and name not in images:
+            report(f"{where}: {name!r} has no image in JPEGImages; add the image or remove the line")
         if name in labels: report(f"{where}: {name!r} is there twice; merge the two lines")
         labels[name] = np.zeros(len(classes)-1, np.float32)
         for label in (row["labels"] or "").split(): _mark(labels[name], label, classes, where, report)
@@ -171,10 +196,13 @@ def _mark(vector, label, classes, where, report):
 # %% ../../nbs/20_data/20_folder.ipynb #fa61ef1b
 def _npy_labels(path, classes, images, ids, report):
     "Return ID -> multi-hot vector from a published dictionary"
-    labels = read_label_dict(path)
+    labels,num_fg = read_label_dict(path),len(classes)-1
     for k,v in labels.items():
-        if images is not None and k not in images: report(f"{path}: {k!r} has no image in JPEGImages; add the image or remove the entry")
-        if v.shape != (len(classes)-1,) or not np.isin(v, (0,1)).all(): raise UserError(f"{path}: {k!r} has {v.size} values; it must have a zero or one for each of the {len(classes)-1} classes, so use the label file of these classes")
+        if images is not None and k not in images:
+            report(f"{path}: {k!r} has no image in JPEGImages; add the image or remove the entry")
+        if v.shape != (num_fg,) or not np.isin(v, (0,1)).all():
+            raise UserError(f"{path}: {k!r} has {v.size} values; it must have a zero or one for each of the "
+                            f"{num_fg} classes, so use the label file of these classes")
     return labels
 
 def _xml_labels(folder, classes, images, ids, report):
@@ -192,17 +220,21 @@ def _xml_labels(folder, classes, images, ids, report):
     return labels
 
 # %% ../../nbs/20_data/20_folder.ipynb #8a6d5f44
-_SOURCES = {"labels.csv":_csv_labels, "cls_labels.npy":_npy_labels, "cls_labels_onehot.npy":_npy_labels, "Annotations":_xml_labels}
+_SOURCES = {"labels.csv":_csv_labels, "cls_labels.npy":_npy_labels, "cls_labels_onehot.npy":_npy_labels,
+            "Annotations":_xml_labels}
 
 def read_image_labels(
     root:str|Path,         # the dataset folder
     classes:tuple,         # class names, background first
     images:dict|None,      # the photos, from `find_images`; None if the labels may name images that are not here
     ids:tuple,             # the IDs of the split
-    source:str=None,       # "labels.csv", "cls_labels.npy", "cls_labels_onehot.npy" or "Annotations"; None takes the first that exists
-    report:Callable=fail, # called with each problem
+    # "labels.csv", "cls_labels.npy", "cls_labels_onehot.npy" or "Annotations"; None takes the first that exists
+    source:str=None,
+    report:Callable=fail,  # called with each problem
 )->dict[str,np.ndarray]:   # ID -> (num_fg,) float32
-    "Return the image-level labels of a folder; report an unknown class, a label without image, and a forced source that is missing"
+    """Return the image-level labels of a folder
+
+    Reports an unknown class, a label without image, and a forced source that is missing."""
     root = Path(root)
     if source: did_you_mean(source, _SOURCES, "label source")
     for name in [source] if source else _SOURCES:
@@ -222,7 +254,7 @@ class FolderDataset(Dataset):
         split:str="train",     # name of a list in ImageSets/Segmentation
         masks:bool=False,      # hand out ground truth? (evaluation only)
         label_source:str=None, # force one of the four sources of labels
-        report:Callable=fail, # called with each problem
+        report:Callable=fail,  # called with each problem
     ):
         self.root = Path(root)
         if not self.root.is_dir(): raise UserError(f"{self.root}: no such folder; give a folder in VOC layout")
@@ -235,10 +267,14 @@ class FolderDataset(Dataset):
         self.with_saliency = (self.root/"Saliency").is_dir()
         if split.startswith("train"):
             for i in ids:
-                if i not in self.labels or not self.labels[i].any(): report(f"{self.root}: image {i!r} of split {split!r} has no label; add its classes to labels.csv or remove it from the list")
+                if i not in self.labels or not self.labels[i].any():
+                    report(f"{self.root}: image {i!r} of split {split!r} has no label; "
+                           "add its classes to labels.csv or remove it from the list")
         super().__init__(str(root), split, classes, ids, masks)
         for i in ids if masks else ():
-            if i not in self.mask_files: report(f"{self.mask_folder/i}.png: no such file, and split {split!r} is to be scored; add the mask or remove the image from the list")
+            if i not in self.mask_files:
+                report(f"{self.mask_folder/i}.png: no such file, and split {split!r} is to be scored; "
+                       "add the mask or remove the image from the list")
 
 # %% ../../nbs/20_data/20_folder.ipynb #6f105721
 @patch
@@ -252,8 +288,10 @@ def splits(self:FolderDataset): return list_files(self.root/"ImageSets"/"Segment
 @patch
 def read_split(self:FolderDataset, split, report):
     lists = self.root/"ImageSets"/"Segmentation"
-    if not self.splits(): raise UserError(f"{lists}: there is no list; write the image names of a split into {split}.txt there")
-    return read_ids(lists/f"{did_you_mean(split, self.splits(), f'split of {self.root}')}.txt", self.images, report)
+    if not self.splits():
+        raise UserError(f"{lists}: there is no list; write the image names of a split into {split}.txt there")
+    did_you_mean(split, self.splits(), f"split of {self.root}")
+    return read_ids(lists/f"{split}.txt", self.images, report)
 @patch
 def read_labels(self:FolderDataset,
     classes:tuple,    # class names, background first
@@ -271,7 +309,8 @@ def read_saliency(
 )->np.ndarray:     # (h,w) uint8, 255 for "surely something"
     "Return a saliency map; raise `UserError` if it is damaged or has colours"
     saliency = read_image(path)
-    if (saliency != saliency[...,:1]).any(): raise UserError(f"{path}: has colours; save the saliency map as greyscale, white where something is")
+    if (saliency != saliency[...,:1]).any():
+        raise UserError(f"{path}: has colours; save the saliency map as greyscale, white where something is")
     return saliency[...,0]
 
 @patch
@@ -297,15 +336,18 @@ def write_voc_folder(
     root,datasets,rows = Path(root),list(datasets),[]
     origin = root/"made_from.json"
     made_from = origin.read_text() if origin.exists() else None
-    if made_from is None and root.is_dir() and any(root.iterdir()): raise UserError(f"{root}: is not empty; choose a new folder")
-    if made_from not in (None, f'"{datasets[0].name}"\n'): raise UserError(f"{root}: already holds {made_from.strip()}; choose a new folder")
+    if made_from is None and root.is_dir() and any(root.iterdir()):
+        raise UserError(f"{root}: is not empty; choose a new folder")
+    if made_from not in (None, f'"{datasets[0].name}"\n'):
+        raise UserError(f"{root}: already holds {made_from.strip()}; choose a new folder")
     write_json(origin, datasets[0].name)
     write_lines(root/"classes.txt", datasets[0].classes)
     for ds in datasets:
         for i in progress(range(len(ds)), f"writing {ds.split}", unit="image"): _write_item(ds, i, root)
         write_lines(root/"ImageSets"/"Segmentation"/f"{ds.split}.txt", ds.ids)
-        for i,y in ((i,ds.image_labels(i)) for i in range(len(ds))):
-            if y is not None: rows.append(f"{ds.ids[i]},{' '.join(c for c,present in zip(ds.classes[1:], y) if present)}")
+        for i,name in enumerate(ds.ids):
+            y = ds.image_labels(i)
+            if y is not None: rows.append(f"{name},{' '.join(c for c,present in zip(ds.classes[1:], y) if present)}")
     write_lines(root/"labels.csv", ["image,labels", *rows])
 
 # %% ../../nbs/20_data/20_folder.ipynb #6a25b1e9

@@ -68,7 +68,7 @@ class TrainingSet(TorchDataset):
         transform:Callable, # (image, rng, and by name what `parts` says) -> dictionary of tensors
         seed:int=0,         # of the augmentation
         parts:tuple=("mask",), # what else of an `Item` the transform takes
-        # (dataset, index, rng) -> index of a second image, which the transform takes as `partner`, an `Item`; None: none
+        # (dataset, index, rng) -> index of a second image: the transform gets it as `partner`, an `Item`; None: none
         partner:Callable|None=None,
     ):
         if not len(data): raise UserError(f"{data.name}: split {data.split!r} has no images to train on")
@@ -86,8 +86,8 @@ def same_class_partner(
     data:Dataset,                # images and image-level labels
     index:int,                   # of an image, the anchor
     rng:np.random.RandomState,   # draws
-)->int:                          # another image, drawn evenly from those that share a class; the anchor if there is none
-    "Return the partner of an image, for methods that look at two images of one class at a time"
+)->int:                          # another image, or the anchor if it is alone
+    "Return the partner of an image: drawn evenly from the others that share a class with it"
     labels = _labels_of(data)
     shares = labels @ labels[index] > 0
     shares[index] = False
@@ -112,8 +112,10 @@ def training_batches(
 )->Iterator[dict]:       # endless; tensors with a batch dimension, `id` a list
     "Return an endless iterator of batches that begins at sample `start`"
     order = StatelessSampler(len(samples), batch_size, samples.seed, start, rank, world, parts)
-    own = torch.Generator().manual_seed(samples.seed)  # a loader draws a number when it begins: not from the stream of the losses, or a resumed run would have another one
-    return iter(DataLoader(samples, batch_sampler=order, num_workers=workers, pin_memory=pin, persistent_workers=workers>0, generator=own, worker_init_fn=_one_thread))
+    # a loader draws a number when it begins: not from the stream of the losses, or a resumed run would have another one
+    own = torch.Generator().manual_seed(samples.seed)
+    return iter(DataLoader(samples, batch_sampler=order, num_workers=workers, pin_memory=pin,
+                           persistent_workers=workers>0, generator=own, worker_init_fn=_one_thread))
 
 def _one_thread(worker):
     "Let OpenCV use one thread in a loader process, as torch does there by itself: there is a process per core already"

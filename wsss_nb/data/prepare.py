@@ -30,17 +30,22 @@ def _record(root):
     "Return what `prepared.json` says"
     try: found = json.loads((root/"prepared.json").read_text(encoding="utf-8"))
     except FileNotFoundError: found = {}
-    except (OSError, ValueError) as e: raise UserError(f"{root/'prepared.json'}: cannot be read ({e}); remove it") from e
-    return {"options":{}, "written":{}} | ({k:v for k,v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {})
+    except (OSError, ValueError) as e:
+        raise UserError(f"{root/'prepared.json'}: cannot be read ({e}); remove it") from e
+    known = {k:v for k,v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+    return {"options":{}, "written":{}} | known
 
-def _words(options): return " ".join(f"{k}={v}" for k,v in options.items()) if isinstance(options, dict) else str(options)
+def _words(options):
+    if not isinstance(options, dict): return str(options)
+    return " ".join(f"{k}={v}" for k,v in options.items())
 
 def _settle(root, folder, options):
     "Remember how the files in `folder` are made; raise `UserError` if those that are there were made otherwise"
     record = _record(root)
     made = record["options"].get(folder, options)
     if made != options and list_files(root/folder, ".png"):
-        raise UserError(f"{root/folder}: holds files made with {_words(made)}, not {_words(options)}; remove this folder to make them anew")
+        raise UserError(f"{root/folder}: holds files made with {_words(made)}, not {_words(options)}; "
+                        "remove this folder to make them anew")
     record["options"][folder] = options
     write_json(root/"prepared.json", record)
 
@@ -55,9 +60,12 @@ def write_image_labels(
     "Write `labels.csv` and `cls_labels_onehot.npy`; keep those that somebody else wrote"
     root,lines = Path(root),[]
     record = _record(root)
-    def write_csv(path): write_lines(path, ["image,labels", *(f"{i},{' '.join(classes[k+1] for k in np.flatnonzero(y))}" for i,y in labels.items())])
+    def write_csv(path):
+        names = {i:" ".join(classes[k+1] for k in np.flatnonzero(y)) for i,y in labels.items()}
+        write_lines(path, ["image,labels", *(f"{i},{words}" for i,words in names.items())])
     def write_npy(path):
-        with atomic_path(path) as tmp, tmp.open("wb") as f: np.save(f, {i:np.asarray(y, np.float32) for i,y in labels.items()})
+        vectors = {i:np.asarray(y, np.float32) for i,y in labels.items()}
+        with atomic_path(path) as tmp, tmp.open("wb") as f: np.save(f, vectors)
     for name,write in (("labels.csv", write_csv), ("cls_labels_onehot.npy", write_npy)):
         if (root/name).exists() and _hash(root/name) != record["written"].get(name):
             lines.append(f"{root/name}: somebody else's, kept")
@@ -76,7 +84,8 @@ def _draw(job):
     "Write a mask unless it is there; return its image-level labels and `None`, or `None` and what is wrong"
     try:
         if job.out.exists(): return labels_of_mask(read_label(job.out), job.num_classes-1),None
-        if job.photo is None: raise UserError(f"{job.source}: the photo {job.id} is missing; unpack the archive of photos again")
+        if job.photo is None:
+            raise UserError(f"{job.source}: the photo {job.id} is missing; unpack the archive of photos again")
         mask = check_mask(job.make(), image_size(job.photo), job.num_classes, job.source)
         write_label(job.out, mask)
         return labels_of_mask(mask, job.num_classes-1),None
@@ -91,9 +100,15 @@ def _draw_all(jobs, what, workers):
     return labels,bad
 
 def _raise_if(bad, total):
-    if bad: raise UserError(f"{bad[0]} ({f'{len(bad)} masks could not be made, this is the first; ' if len(bad) > 1 else ''}the other {total-len(bad)} are there; call again when it is mended)")
+    if not bad: return
+    several = f"{len(bad)} masks could not be made, this is the first; " if len(bad) > 1 else ""
+    raise UserError(f"{bad[0]} ({several}the other {total-len(bad)} are there; call again when it is mended)")
 
-def _counted(name, n, published): return f"{name}: {n} images" + ("" if name not in published else " (as published)" if published[name] == n else f" (published: {published[name]})")
+def _counted(name, n, published):
+    "Return in words how many images a split has, and how many it should have"
+    if name not in published: return f"{name}: {n} images"
+    if published[name] == n: return f"{name}: {n} images (as published)"
+    return f"{name}: {n} images (published: {published[name]})"
 
 # %% ../../nbs/20_data/65_prepare.ipynb #44bca1d0
 LABEL_SOURCES = ("annotations","masks")
@@ -102,10 +117,14 @@ def _voc_labels(voc, source):
     "Return the labels of all images that have an annotation, or a mask"
     if did_you_mean(source, LABEL_SOURCES, "source of labels") == "annotations":
         ids = list_files(voc/"Annotations", ".xml")
-        if not ids: raise UserError(f"{voc/'Annotations'}: holds no annotation; unpack the VOC archive again, or take the labels from masks (--labels masks)")
+        if not ids:
+            raise UserError(f"{voc/'Annotations'}: holds no annotation; unpack the VOC archive again, "
+                            "or take the labels from masks (--labels masks)")
         return read_image_labels(voc, VOC_CLASSES, None, ids, "Annotations")
     folder = next((f for f in (voc/"SegmentationClassAug", voc/"SegmentationClass") if f.is_dir()), None)
-    if folder is None: raise UserError(f"{voc}: has no SegmentationClassAug and no SegmentationClass to take labels from; unpack the archive again")
+    if folder is None:
+        raise UserError(f"{voc}: has no SegmentationClassAug and no SegmentationClass to take labels from; "
+                        "unpack the archive again")
     return {i:labels_of_mask(read_label(folder/f"{i}.png"), len(VOC_CLASSES)-1) for i in list_files(folder, ".png")}
 
 def prepare_voc(
@@ -139,6 +158,8 @@ def _mat_array(matrix, order):
     return np.frombuffer(values, order+_MAT_TYPES[kind]).reshape(np.frombuffer(dims[1], order+"i4")[::-1]).T
 
 # %% ../../nbs/20_data/65_prepare.ipynb #51ffb5ff
+_MAT_ERRORS = (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError, MemoryError, struct.error,
+               zlib.error)
 def _mat_field(matrix, field, order):
     "Return the bytes of a field of a structure"
     flags,dims,name,length,names,*fields = (values for _,values in _mat_elements(matrix, order))
@@ -154,9 +175,12 @@ def read_sbd_mask(
         order = {b"IM":"<", b"MI":">"}[data[126:128]]
         variables = {[*_mat_elements(m, order)][2][1]:m for kind,m in _mat_elements(data[128:], order) if kind == 14}
         mask = _mat_array(_mat_field(variables[b"GTcls"], b"Segmentation", order), order)
-        if mask.ndim != 2 or mask.dtype.kind not in "ui" or not mask.size: raise ValueError("its Segmentation is no table of class numbers")
+        if mask.ndim != 2 or mask.dtype.kind not in "ui" or not mask.size:
+            raise ValueError("its Segmentation is no table of class numbers")
         return np.ascontiguousarray(mask.clip(0, IGNORE_INDEX).astype(np.uint8))
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError, MemoryError, struct.error, zlib.error) as e: raise UserError(f"{path}: cannot be read as a mask of SBD ({type(e).__name__}: {e}); unpack its archive again") from e
+    except _MAT_ERRORS as e:
+        raise UserError(f"{path}: cannot be read as a mask of SBD ({type(e).__name__}: {e}); "
+                        "unpack its archive again") from e
 
 # %% ../../nbs/20_data/65_prepare.ipynb #90c86330
 def find_sbd(
@@ -165,7 +189,8 @@ def find_sbd(
     "Return where the masks and lists of SBD are; raise `UserError` if they are not there"
     for sbd in (Path(folder), Path(folder)/"dataset", Path(folder)/"benchmark_RELEASE"/"dataset"):
         if (sbd/"cls").is_dir(): return sbd
-    raise UserError(f"{folder}: holds no cls/ with masks of SBD; unpack benchmark.tgz there, or name the folder benchmark_RELEASE with --source")
+    raise UserError(f"{folder}: holds no cls/ with masks of SBD; unpack benchmark.tgz there, "
+                    "or name the folder benchmark_RELEASE with --source")
 
 # %% ../../nbs/20_data/65_prepare.ipynb #12f0db9f
 def prepare_sbd(
@@ -180,19 +205,24 @@ def prepare_sbd(
     did_you_mean(labels, LABEL_SOURCES, "source of labels")
     voc,sbd = find_voc(root),find_sbd(source or root)
     lists,images = voc/"ImageSets"/"Segmentation",find_images(voc/"JPEGImages")
-    train,val,drawn = read_ids(lists/"train.txt"),read_ids(lists/"val.txt"),{i for split in ("train","val") for i in read_ids(sbd/f"{split}.txt")}
+    train,val = read_ids(lists/"train.txt"),read_ids(lists/"val.txt")
+    drawn = {i for split in ("train","val") for i in read_ids(sbd/f"{split}.txt")}
     train_aug = sorted({*train, *drawn}-{*val})
     _settle(voc, "SegmentationClassAug", {"masks":masks})
     def job(i):
         by_voc,by_sbd = voc/"SegmentationClass"/f"{i}.png",sbd/"cls"/f"{i}.mat"
         of_voc = by_voc.exists() and not (masks == "sbd" and i in drawn and i not in val)
-        return _Job(i, partial(read_label, by_voc) if of_voc else partial(read_sbd_mask, by_sbd), str(by_voc if of_voc else by_sbd), images.get(i), voc/"SegmentationClassAug"/f"{i}.png", len(VOC_CLASSES))
+        make,source = (partial(read_label, by_voc),by_voc) if of_voc else (partial(read_sbd_mask, by_sbd),by_sbd)
+        out = voc/"SegmentationClassAug"/f"{i}.png"
+        return _Job(i, make, str(source), images.get(i), out, len(VOC_CLASSES))
     ids = sorted({*train_aug, *val})
     found,bad = _draw_all([job(i) for i in ids], "SegmentationClassAug", workers)
     write_lines(lists/"train_aug.txt", train_aug)
     lines = write_image_labels(voc, VOC_CLASSES, found if labels == "masks" else _voc_labels(voc, labels))
     _raise_if(bad, len(ids))
-    return [f"{voc/'SegmentationClassAug'}: {len(found)} masks", *lines, *(_counted(name, len(split), VOC_COUNTS) for name,split in dict(train_aug=train_aug, train=train, val=val).items())]
+    splits = dict(train_aug=train_aug, train=train, val=val)
+    return [f"{voc/'SegmentationClassAug'}: {len(found)} masks", *lines,
+            *(_counted(name, len(ids), VOC_COUNTS) for name,ids in splits.items())]
 
 # %% ../../nbs/20_data/65_prepare.ipynb #d7859297
 class CocoObject(NamedTuple):
@@ -206,28 +236,39 @@ class CocoObject(NamedTuple):
 def _pack(found):
     "Return an annotation as `CocoObject`, any other part of the file as it is"
     if "segmentation" not in found: return found
-    s = found["segmentation"]
-    return CocoObject(int(found["image_id"]), int(found["category_id"]), float(found["area"]), bool(found.get("iscrowd", 0)), [np.asarray(p, np.float64) for p in s] if isinstance(s, list) else s)
+    outline = found["segmentation"]
+    if isinstance(outline, list): outline = [np.asarray(p, np.float64) for p in outline]
+    return CocoObject(int(found["image_id"]), int(found["category_id"]), float(found["area"]),
+                      bool(found.get("iscrowd", 0)), outline)
 
 # %% ../../nbs/20_data/65_prepare.ipynb #3dd7aac3
 def read_coco(
-    path:str|Path,                                                    # instances_....json
-)->tuple[dict[int,tuple[str,tuple[int,int]]],dict[int,list[CocoObject]]]: # number -> (name, (H,W)); number -> its objects
+    path:str|Path, # instances_....json
+)->tuple[dict[int,tuple[str,tuple[int,int]]],dict[int,list[CocoObject]]]: # number -> (name, (H,W)); number -> objects
     "Return images and objects of an annotation file; raise `UserError` if it has another form or other categories"
     try:
         with open(path, encoding="utf-8") as f: found = json.load(f, object_hook=_pack)
         images = {int(i["id"]):(str(i["file_name"]), (int(i["height"]),int(i["width"]))) for i in found["images"]}
-        names = tuple(str(c["name"]).replace(" ", "_") for c in sorted(found["categories"], key=lambda c: c["id"]))
-        label = {c["id"]:k+1 for k,c in enumerate(sorted(found["categories"], key=lambda c: c["id"]))}
+        categories = sorted(found["categories"], key=lambda c: c["id"])
+        names = tuple(str(c["name"]).replace(" ", "_") for c in categories)
+        label = {c["id"]:k+1 for k,c in enumerate(categories)}
         objects = {}
         for o in found["annotations"]: objects.setdefault(o.image, []).append(o._replace(category=label[o.category]))
-        if not all(0 < n < 2**16 for _,size in images.values() for n in size): raise ValueError("an image of impossible size")
-    except OSError as e: raise UserError(f"{path}: cannot be read ({e.strerror}); unpack the archive of annotations there") from e
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e: raise UserError(f"{path}: is no file of COCO instances, or damaged ({type(e).__name__}: {e}); unpack its archive again") from e
-    if names != COCO_CLASSES[1:]: raise UserError(f"{path}: has {len(names)} categories that are not the 80 of COCO; use the files instances_*.json")
+        if not all(0 < n < 2**16 for _,size in images.values() for n in size):
+            raise ValueError("an image of impossible size")
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror}); unpack the archive of annotations there") from e
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
+        raise UserError(f"{path}: is no file of COCO instances, or damaged ({type(e).__name__}: {e}); "
+                        "unpack its archive again") from e
+    if names != COCO_CLASSES[1:]:
+        raise UserError(f"{path}: has {len(names)} categories that are not the 80 of COCO; "
+                        "use the files instances_*.json")
     for name,_ in images.values():
-        if is_path(name): raise UserError(f"{path}: {name!r} is a path, not the name of an image; do not trust this file")
-    if lost := objects.keys()-images.keys(): raise UserError(f"{path}: has objects of image {min(lost)}, which is not in it; unpack its archive again")
+        if is_path(name):
+            raise UserError(f"{path}: {name!r} is a path, not the name of an image; do not trust this file")
+    if lost := objects.keys()-images.keys():
+        raise UserError(f"{path}: has objects of image {min(lost)}, which is not in it; unpack its archive again")
     return {n:(Path(name).stem, size) for n,(name,size) in images.items()},objects
 
 # %% ../../nbs/20_data/65_prepare.ipynb #f2f2e4de
@@ -238,23 +279,34 @@ def coco_mask(
     size:tuple[int,int],          # (H,W)
     crowd:str="class",            # what a crowd becomes: its "class", or "ignore"
 )->np.ndarray:                    # label map, (H,W) uint8
-    "Return the label map of an image; the smaller of two objects is on top; raise `UserError` if an outline makes no sense"
+    """Return the label map of an image; the smaller of two objects is on top
+
+    Raises `UserError` if an outline makes no sense."""
     label = np.zeros(size, np.uint8)
-    for o in sorted(objects, key=lambda o: -o.area): label[_filled(o, size)] = IGNORE_INDEX if o.crowd and crowd == "ignore" else o.category
+    for o in sorted(objects, key=lambda o: -o.area):
+        label[_filled(o, size)] = IGNORE_INDEX if o.crowd and crowd == "ignore" else o.category
     return label
 
 def _filled(o, size):
-    "Return where an object is, (H,W) bool. What is given to C code is looked at first: it would believe anything"
+    """Return where an object is, (H,W) bool
+
+    What is given to C code is looked at first: it would believe anything."""
     try: from pycocotools import mask as runs
-    except ImportError: raise UserError("COCO has its masks as polygons, which pycocotools draws; install it: pip install 'wsss_nb[data]'") from None
-    bad,s = UserError(f"image {o.image}: has an object whose outline cannot be drawn; unpack the annotations again"),o.segmentation
+    except ImportError:
+        raise UserError("COCO has its masks as polygons, which pycocotools draws; "
+                        "install it: pip install 'wsss_nb[data]'") from None
+    bad = UserError(f"image {o.image}: has an object whose outline cannot be drawn; unpack the annotations again")
+    s = o.segmentation
     if isinstance(s, list):
         if not all(p.ndim == 1 and np.isfinite(p).all() and np.abs(p).max(initial=0) < 1e5 for p in s): raise bad
-        if not (outlines := [p[:len(p)//2*2] for p in s if len(p) >= 6]): return np.zeros(size, bool)  # fewer than three corners
+        outlines = [p[:len(p)//2*2] for p in s if len(p) >= 6]  # three corners or more
+        if not outlines: return np.zeros(size, bool)
         return runs.decode(runs.merge(runs.frPyObjects(outlines, *size))).astype(bool)
     counts = s.get("counts") if isinstance(s, dict) else None
-    if not (isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts) and sum(counts) == size[0]*size[1]): raise bad
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T  # runs go down the columns, absent first
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts): raise bad
+    if sum(counts) != size[0]*size[1]: raise bad
+    present = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return present.reshape(size[::-1]).T  # runs go down the columns, absent first
 
 # %% ../../nbs/20_data/65_prepare.ipynb #44acca0c
 def _coco_split(root, path, photos, crowd, workers):
@@ -264,7 +316,8 @@ def _coco_split(root, path, photos, crowd, workers):
     for n in sorted(objects, key=lambda n: images[n][0]):
         name,size = images[n]
         named[name] = np.isin(np.arange(1, len(COCO_CLASSES)), [o.category for o in objects[n]]).astype(np.float32)
-        jobs.append(_Job(name, partial(coco_mask, objects[n], size, crowd), str(path), photos.get(name), root/"SegmentationClass"/f"{name}.png", len(COCO_CLASSES)))
+        make,out = partial(coco_mask, objects[n], size, crowd),root/"SegmentationClass"/f"{name}.png"
+        jobs.append(_Job(name, make, str(path), photos.get(name), out, len(COCO_CLASSES)))
     found,bad = _draw_all(jobs, f"masks of {path.stem}", workers)
     return found,named,bad
 
@@ -272,7 +325,8 @@ def _coco_split(root, path, photos, crowd, workers):
 def prepare_coco(
     root:str|Path,             # where train2014, val2014 and annotations are
     source:str|Path|None=None, # where the annotation files are; None: annotations/ in `root`
-    labels:str="masks",        # where image-level labels come from: "masks", as published, or "annotations" (also objects that are hidden in the mask)
+    # where image-level labels come from: "masks", as published, or "annotations" (also objects hidden in the mask)
+    labels:str="masks",
     crowd:str="class",         # what a crowd becomes in a mask: its "class", or "ignore"
     workers:int|None=None,     # processes; None: one per core
 )->list[str]:                  # what is there now, line by line
@@ -280,9 +334,12 @@ def prepare_coco(
     did_you_mean(labels, LABEL_SOURCES, "source of labels")
     did_you_mean(crowd, CROWDS, "treatment of crowds")
     root,bad,splits,vectors,drawn = Path(root),[],{},{},0
-    photos,files = find_coco_photos(root),{split:Path(source or root/"annotations")/f"instances_{split}2014.json" for split in ("train","val")}
+    photos,folder = find_coco_photos(root),Path(source or root/"annotations")
+    files = {split:folder/f"instances_{split}2014.json" for split in ("train","val")}
     for f in files.values():
-        if not f.exists(): raise UserError(f"{f}: no such file; unpack the archive of annotations there, or name its folder with --source")
+        if not f.exists():
+            raise UserError(f"{f}: no such file; unpack the archive of annotations there, "
+                            "or name its folder with --source")
     _settle(root, "SegmentationClass", {"crowd":crowd})
     for split,path in files.items():
         found,named,wrong = _coco_split(root, path, photos, crowd, workers)
@@ -293,7 +350,8 @@ def prepare_coco(
     for split,ids in splits.items(): write_lines(root/"ImageSets"/"Segmentation"/f"{split}.txt", ids)
     lines = write_image_labels(root, COCO_CLASSES, vectors)
     _raise_if(bad, drawn+len(bad))
-    return [f"{root/'SegmentationClass'}: {drawn} masks", *lines, *(_counted(split, len(ids), COCO_COUNTS) for split,ids in splits.items())]
+    return [f"{root/'SegmentationClass'}: {drawn} masks", *lines,
+            *(_counted(split, len(ids), COCO_COUNTS) for split,ids in splits.items())]
 
 # %% ../../nbs/20_data/65_prepare.ipynb #47ca1ed2
 def _copy_map(job):
@@ -313,10 +371,17 @@ def prepare_saliency(
     photos = find_coco_photos(root) if reader is CocoDataset else find_images(root/"JPEGImages")
     maps = find_images(source)
     here = [i for i in maps if i in photos]
-    if list_files(root/"Saliency", ".png") and "Saliency" not in _record(root)["options"]: raise UserError(f"{root/'Saliency'}: holds maps of another origin; move it away first")
-    if not here: raise UserError(f"{source}: none of its {len(maps)} pictures is named like a photo of {root}; name them ID.png")
+    if list_files(root/"Saliency", ".png") and "Saliency" not in _record(root)["options"]:
+        raise UserError(f"{root/'Saliency'}: holds maps of another origin; move it away first")
+    if not here:
+        raise UserError(f"{source}: none of its {len(maps)} pictures is named like a photo of {root}; "
+                        "name them ID.png")
     _settle(root, "Saliency", {"source":Path(source).name})
     jobs = ((maps[i], root/"Saliency"/f"{i}.png") for i in here)
     bad = [p for p in progress(map_on_cores(_copy_map, jobs, workers), "saliency", total=len(here), unit="map") if p]
-    if bad: raise UserError(f"{bad[0]} ({f'{len(bad)} maps cannot be used, this is the first; ' if len(bad) > 1 else ''}the other {len(here)-len(bad)} are in {root/'Saliency'})")
-    return [f"{root/'Saliency'}: {len(here)} maps" + (f"; {len(maps)-len(here)} pictures of {source} belong to no photo" if len(maps) > len(here) else "")]
+    if bad:
+        several = f"{len(bad)} maps cannot be used, this is the first; " if len(bad) > 1 else ""
+        raise UserError(f"{bad[0]} ({several}the other {len(here)-len(bad)} are in {root/'Saliency'})")
+    strangers = len(maps)-len(here)
+    left = f"; {strangers} pictures of {source} belong to no photo" if strangers else ""
+    return [f"{root/'Saliency'}: {len(here)} maps{left}"]

@@ -9,12 +9,13 @@ __all__ = ['PROVIDERS', 'NOTE', 'resize_saliency', 'superpixels', 'border_connec
            'patch_means', 'neighbours', 'make_saliency', 'folder_saliency', 'saliency_note', 'saliency_origin']
 
 # %% ../../nbs/20_data/40_saliency.ipynb #e269c66e
-import multiprocessing,os,signal,threading
+import json,multiprocessing,os,signal,threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from ..ground.core import UserError,did_you_mean,num_cores,progress,write_json
@@ -29,8 +30,8 @@ def resize_saliency(
     size:tuple[int,int],  # (H,W)
 )->np.ndarray:            # (H,W), same type
     "Return a saliency map at another size, sampled without blending (I2CRC 3.2)"
-    import cv2
-    return saliency if saliency.shape == tuple(size) else cv2.resize(saliency, tuple(size)[::-1], interpolation=cv2.INTER_NEAREST)
+    if saliency.shape == tuple(size): return saliency
+    return cv2.resize(saliency, tuple(size)[::-1], interpolation=cv2.INTER_NEAREST)
 
 # %% ../../nbs/20_data/40_saliency.ipynb #53d941fe
 def superpixels(
@@ -38,9 +39,8 @@ def superpixels(
     count:int=250,         # about so many
     rounds:int=6,          # of k-means
     compactness:float=20., # CIE Lab units that a distance of one grid cell is worth
-)->tuple[np.ndarray,np.ndarray]: # number of the superpixel of each pixel (H,W) int64, none left out; the image in CIE Lab (H,W,3) float32
+)->tuple[np.ndarray,np.ndarray]: # superpixel of each pixel (H,W) int64, none left out; CIE Lab image (H,W,3) float32
     "Return patches of like colour (Achanta et al. 2012)"
-    import cv2
     (H,W),lab = image.shape[:2],cv2.cvtColor(image.astype(np.float32)/255, cv2.COLOR_RGB2LAB)
     step = max((H*W/count)**.5, 1)
     rows,cols = (max(round(n/step), 1) for n in (H,W))
@@ -86,7 +86,6 @@ def robust_background(
     contrast:float=10., # steepness of the logistic curve
 )->np.ndarray:          # (H,W) float32 in [0,1]
     "Return a saliency map made from one image alone (Zhu et al. 2014)"
-    import cv2
     (H,W),f = image.shape[:2],min(side/max(image.shape[:2]), 1)
     small = cv2.resize(image, (max(round(W*f), 1),max(round(H*f), 1)), interpolation=cv2.INTER_AREA)
     patches,lab = superpixels(small)
@@ -163,11 +162,14 @@ def make_saliency(
     def show(results): return [p for p in progress(results, f"saliency ({provider})", len(todo), "image") if p]
     if jobs == 1: problems = show(_one_map(data, provider, *t) for t in todo)
     else:
-        here = import_module("wsss_nb.data.saliency")  # by this name another process finds it, also if a notebook defined it anew
+        # by this name another process finds it, also if a notebook defined it anew
+        here = import_module("wsss_nb.data.saliency")
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), here._begin, (data, provider)) as pool:
             try: problems = show(pool.map(here._in_process, todo, chunksize=2))
             finally: pool.shutdown(cancel_futures=True)
-    if problems: raise UserError(f"{problems[0]} ({f'{len(problems)} images cannot be used, this is the first; ' if len(problems) > 1 else ''}the maps of the others are made)")
+    if problems:
+        several = f"{len(problems)} images cannot be used, this is the first; " if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]} ({several}the maps of the others are made)")
     return len(todo)
 
 # %% ../../nbs/20_data/40_saliency.ipynb #844eacbf
@@ -179,9 +181,11 @@ def folder_saliency(
     "Write `Saliency/ID.png` for every photo of a folder; raise `UserError` if maps of another origin are there"
     images,folder = find_images(Path(root)/"JPEGImages"),Path(root)/"Saliency"
     if not images: raise UserError(f"{Path(root)/'JPEGImages'}: holds no photos")
-    there,made = any(folder.glob("[!.]*.png")),saliency_note(folder)
-    if there and made != provider: raise UserError(f"{folder}: holds maps {f'made with {made}' if made else 'of unknown origin'}; move it away to have all made with {did_you_mean(provider, PROVIDERS, 'saliency provider')}")
     did_you_mean(provider, PROVIDERS, "saliency provider")
+    there,made = any(folder.glob("[!.]*.png")),saliency_note(folder)
+    if there and made != provider:
+        origin = f"made with {made}" if made else "of unknown origin"
+        raise UserError(f"{folder}: holds maps {origin}; move it away to have all made with {provider}")
     write_json(folder/NOTE, {"provider":provider})
     for half in folder.glob(".*"): half.unlink()
     return make_saliency([*images.values()], [folder/f"{i}.png" for i in images], provider, jobs)
@@ -191,7 +195,6 @@ def saliency_note(
     folder:Path, # with maps
 )->str|None:     # name of the provider; None: not recorded
     "Return what made the maps of a folder"
-    import json
     try: return json.loads((folder/NOTE).read_text(encoding="utf-8"))["provider"]
     except (OSError, ValueError, KeyError, TypeError): return None
 
@@ -199,7 +202,8 @@ def saliency_origin(
     data:Dataset, # opened
 )->str|None:      # None: it has no maps
     "Return in words where the saliency maps of a dataset come from"
-    if isinstance(data, ShapesDataset): return "drawn with the scenes: their objects, blurred, some of them faint, with false patches"
+    if isinstance(data, ShapesDataset):
+        return "drawn with the scenes: their objects, blurred, some of them faint, with false patches"
     if not (isinstance(data, FolderDataset) and data.with_saliency): return None
     made = saliency_note(data.root/"Saliency")
     return f"made with {made} from the images alone" if made else "found in the folder Saliency, origin not recorded"

@@ -10,6 +10,7 @@ __all__ = ['NORMS', 'SquareTransform', 'network_input', 'renormalise', 'cut_piec
 # %% ../../nbs/20_data/45_segment_transforms.ipynb #e33eb318
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,11 +21,14 @@ from .transforms import IMAGENET_MEAN,IMAGENET_STD,MEAN_RGB,colour_jitter,hflip,
 
 # %% ../../nbs/20_data/45_segment_transforms.ipynb #847952be
 class SquareTransform:
-    "Make samples of whole images: `input` (3,S,S) normalised, `saliency` (Z,Z) in [0,1], `has_saliency` (I2CRC 3.2, 3.4)"
+    """Make samples of whole images (I2CRC 3.2, 3.4)
+
+    `input` (3,S,S) normalised, `saliency` (Z,Z) in [0,1], `has_saliency`."""
     def __init__(self,
         size:int=256,                            # S
         saliency_size:int=256,                   # Z
-        jitter:Sequence[float]=(.3,.3,.3,.1),    # brightness, contrast, saturation, hue, as of `colour_jitter`; none: leave colours alone
+        # brightness, contrast, saturation, hue, as of `colour_jitter`; none: leave colours alone
+        jitter:Sequence[float]=(.3,.3,.3,.1),
     ): self.size,self.saliency_size,self.jitter = size,saliency_size,tuple(jitter)
     def __call__(self,
         image:np.ndarray,                    # (H,W,3) uint8
@@ -35,7 +39,8 @@ class SquareTransform:
         x = resize_to(image, (self.size,self.size))
         if self.jitter: x = colour_jitter(x, rng, self.jitter)
         s = np.zeros(side, np.float32) if saliency is None else resize_saliency(saliency, side)
-        return {"input":normalise(x), "saliency":torch.from_numpy(np.ascontiguousarray(s)), "has_saliency":torch.tensor(saliency is not None)}
+        return {"input":normalise(x), "saliency":torch.from_numpy(np.ascontiguousarray(s)),
+                "has_saliency":torch.tensor(saliency is not None)}
 
 # %% ../../nbs/20_data/45_segment_transforms.ipynb #ccf10245
 NORMS = ("standard","bgr")
@@ -46,7 +51,8 @@ def network_input(
 )->Tensor:                # (3,H,W) float32
     "Return an image as a network's weights expect it (I2CRC 6.3)"
     x = image.astype(np.float64)
-    x = (x/255-IMAGENET_MEAN)/IMAGENET_STD if did_you_mean(norm, NORMS, "norm") == "standard" else (x-MEAN_RGB)[...,::-1]
+    if did_you_mean(norm, NORMS, "norm") == "standard": x = (x/255-IMAGENET_MEAN)/IMAGENET_STD
+    else: x = (x-MEAN_RGB)[...,::-1]
     return torch.from_numpy(np.ascontiguousarray(x.transpose(2,0,1), dtype=np.float32))
 
 def renormalise(
@@ -69,12 +75,12 @@ def cut_piece(
     norm:str="standard",    # one of `NORMS`
 )->tuple[Tensor,Tensor]:    # (3,S,S) float32; (S,S) uint8
     "Return one piece of an image and its label (I2CRC 6.3)"
-    import cv2
     h,w = scaled_size(label.shape, scale)
     mean = np.multiply(IMAGENET_MEAN, 255) if norm == "standard" else MEAN_RGB
     x = np.tile(np.asarray(mean, np.float32), (max(h,size),max(w,size),1))
     y = np.full(x.shape[:2], IGNORE_INDEX, np.uint8)
-    x[:h,:w],y[:h,:w] = cv2.resize(image.astype(np.float32), (w,h), interpolation=cv2.INTER_LINEAR),resize_to(label, (h,w))
+    x[:h,:w] = cv2.resize(image.astype(np.float32), (w,h), interpolation=cv2.INTER_LINEAR)
+    y[:h,:w] = resize_to(label, (h,w))
     (top,left),turn = start,hflip if flip else np.ascontiguousarray
     x,y = (turn(a[top:top+size,left:left+size]) for a in (x,y))
     return network_input(x, norm),torch.from_numpy(y)

@@ -131,11 +131,15 @@ def draw_cloud(
     return inside
 
 # %% ../../nbs/20_data/15_shapes.ipynb #102bdbe3
-_GROUNDS = [((78,116,62),(140,166,92)), ((196,172,120),(226,206,158)), ((138,140,152),(184,180,176)), ((112,84,66),(160,122,90)), ((84,74,104),(146,120,148)),
-            ((36,40,56),(72,74,92)), ((206,198,190),(232,228,220)), ((92,120,118),(146,170,160))]                                       # dark and light colour of a texture
-_COATS = [(236,140,44), (250,220,160), (52,46,50), (120,72,38), (214,214,212), (196,92,60), (116,116,124), (226,180,90), (150,60,110), (70,130,140)]  # of any animal
-_OWN = ([(236,140,44), (246,196,112), (214,104,36), (250,220,160)], [(120,72,38), (52,46,50), (160,108,66), (92,88,92)],      # of cats, dogs,
-        [(36,60,140), (30,120,150), (40,140,110), (60,90,190)], [(206,50,64), (130,60,170), (226,80,140), (150,30,50)])      # boats and chairs
+_GROUNDS = [((78,116,62),(140,166,92)), ((196,172,120),(226,206,158)), ((138,140,152),(184,180,176)),
+            ((112,84,66),(160,122,90)), ((84,74,104),(146,120,148)), ((36,40,56),(72,74,92)),
+            ((206,198,190),(232,228,220)), ((92,120,118),(146,170,160))]  # dark and light colour of a texture
+_COATS = [(236,140,44), (250,220,160), (52,46,50), (120,72,38), (214,214,212), (196,92,60), (116,116,124),
+          (226,180,90), (150,60,110), (70,130,140)]                 # of any animal
+_OWN = ([(236,140,44), (246,196,112), (214,104,36), (250,220,160)], # of cats,
+        [(120,72,38), (52,46,50), (160,108,66), (92,88,92)],        # dogs,
+        [(36,60,140), (30,120,150), (40,140,110), (60,90,190)],     # boats
+        [(206,50,64), (130,60,170), (226,80,140), (150,30,50)])     # and chairs
 _SAILS,_CLOUDS = [(244,242,232), (236,120,60), (60,60,70)],[(248,248,250), (250,214,214), (96,104,124), (178,200,226)]
 _WATER = (44,104,190),(96,160,226)
 
@@ -152,6 +156,10 @@ def contrasting(
 SHAPES_CLASSES = ("background", "cat", "dog", "boat", "chair", "cloud")
 PATHOLOGIES = ("part", "part", "cooccur", "thin", "soft")  # of each class, background left out
 
+def _distance(spot, o):
+    "Return how far the point `spot` is from the middle of object `o`, pixels"
+    dx,dy = spot[0]-o["x"],spot[1]-o["y"]
+    return np.sqrt(dx*dx+dy*dy)
 def plan_scene(
     rng:np.random.RandomState, # stream of this scene
     size:int,                  # height and width in pixels
@@ -163,17 +171,20 @@ def plan_scene(
     for d in rng.random_sample((count,48)).tolist():
         k,r = int(d[0]*5),size*(.36-.055*count+.07*d[2])
         spots = [(r*.9+x*(size-1.8*r), r*.9+y*(size-1.8*r)) for x,y in zip(d[8:20], d[20:32])]
-        room = lambda p: min([1.]+[np.sqrt((p[0]-o["x"])*(p[0]-o["x"])+(p[1]-o["y"])*(p[1]-o["y"]))/((r+o["r"])*.8) for o in objects])
+        def room(spot): return min([1., *(_distance(spot, o)/((r+o["r"])*.8) for o in objects)])
         x,y = max(spots, key=room)  # the first spot with room enough, else the roomiest
         c,s = rotation((d[3]-.5)*.4)
-        objects.append(dict(k=k, label=k+1, x=x, y=y, r=r, c=c, s=s, side=1 if d[4]<.5 else -1, shows=d[1]<strengths[PATHOLOGIES[k]], draws=d))
+        objects.append(dict(k=k, label=k+1, x=x, y=y, r=r, c=c, s=s, side=1 if d[4]<.5 else -1,
+                            shows=d[1]<strengths[PATHOLOGIES[k]], draws=d))
     return objects
 
 # %% ../../nbs/20_data/15_shapes.ipynb #1795c290
 def _window(size, x, y, reach, r, c=1., s=0., side=1):
     "Return the slices of a window around (x,y) and the object's coordinates `u`,`v` in it"
-    ys,xs = slice(max(int(y-reach),0), min(int(y+reach)+1,size)),slice(max(int(x-reach),0), min(int(x+reach)+1,size))
-    dx,dy = np.arange(xs.start, xs.stop, dtype=np.float32)[None]-x,np.arange(ys.start, ys.stop, dtype=np.float32)[:,None]-y
+    ys = slice(max(int(y-reach),0), min(int(y+reach)+1,size))
+    xs = slice(max(int(x-reach),0), min(int(x+reach)+1,size))
+    dx = np.arange(xs.start, xs.stop, dtype=np.float32)[None]-x
+    dy = np.arange(ys.start, ys.stop, dtype=np.float32)[:,None]-y
     return (ys,xs),(dx*(c/r) + dy*(s/r))*side,dy*(c/r) - dx*(s/r)
 
 def _tint(colour, f, towards=0): return tuple(a*f + towards*(1-f) for a in colour)
@@ -184,7 +195,8 @@ def _parts(o, u, v, grain, used):
     main = contrasting(_COATS if k < 2 and o["shows"] else _OWN[k], d[32:36], used)
     used.append(main)
     if k < 2:
-        colours = [main, _tint(main,.9), main, _tint(main,.72), main, _tint(main,.45), _tint(main,.35,245), (28,24,28), (224,92,112), (196,226,60)]
+        colours = [main, _tint(main,.9), main, _tint(main,.72), main, _tint(main,.45), _tint(main,.35,245),
+                   (28,24,28), (224,92,112), (196,226,60)]
         return draw_animal(u, v, grain, k==1, d[5]<.5 if o["shows"] else k==1),colours
     if k == 2: return draw_boat(u, v),[main, main, _tint(main,.4,250), (70,50,40), contrasting(_SAILS, d[36:40], used)]
     bar = (1.05+.3*d[5])/o["r"] if o["shows"] else .13
@@ -237,8 +249,8 @@ def draw_scene(
     rng:np.random.RandomState, # stream of this scene
     size:int,                  # height and width in pixels
     strengths:dict,            # pathology -> share of objects that show it, in [0,1]
-)->tuple[np.ndarray,np.ndarray,np.ndarray]: # image (size,size,3), mask (size,size), owner (size,size): which object a pixel shows; all uint8
-    "Return one scene: RGB image, exact label map and object numbers (0 is background)"
+)->tuple[np.ndarray,np.ndarray,np.ndarray]: # image (size,size,3), label map and object numbers (size,size), uint8
+    "Return one scene: RGB image, exact label map and the number of the object that each pixel shows (0: none)"
     draws,coarse,fine = rng.random_sample(12).tolist(),value_noise(rng, size, 4),value_noise(rng, size, 16)
     objects = plan_scene(rng, size, strengths)
     image,used = _ground(draws, size, coarse, fine)
@@ -287,8 +299,10 @@ class ShapesDataset(Dataset):
         soft:float=.25,      # share of clouds with a soft boundary
         masks:bool=False,    # hand out ground truth? (evaluation only)
     ):
-        did_you_mean(split, ("train", "val", "test"), "split of shapes")
-        if n < 1 or not 32 <= size <= 4096 or seed < 0: raise UserError(f"shapes: n={n}, size={size}, seed={seed}: n must be 1 or more, size 32..4096, seed 0 or more")
+        did_you_mean(split, self.splits(), "split of shapes")
+        if n < 1 or not 32 <= size <= 4096 or seed < 0:
+            raise UserError(f"shapes: n={n}, size={size}, seed={seed}: "
+                            "n must be 1 or more, size 32..4096, seed 0 or more")
         self.size,self.seed,self.strengths = size,seed,dict(part=part, cooccur=cooccur, thin=thin, soft=soft)
         for k,x in self.strengths.items():
             if not 0 <= x <= 1: raise UserError(f"shapes: {k}={x}: is a share of objects and must lie in [0,1]")
@@ -297,14 +311,19 @@ class ShapesDataset(Dataset):
         self._store = _open_store(count, size)
         super().__init__(f"shapes:{options}", split, SHAPES_CLASSES, [f"{split}_{i:05d}" for i in range(count)], masks)
 
+    def splits(self): return ["train","val","test"]
     def __getstate__(self): return self.__dict__|dict(_store=None)
 
 # %% ../../nbs/20_data/15_shapes.ipynb #355fba23
 def _open_store(count, size):
-    "Return `done` (count,) and `pixels` (count,size,size,5) in memory that forked processes share; untouched pages cost nothing"
+    """Return `done` (count,) and `pixels` (count,size,size,5) in memory that forked processes share
+
+    Untouched pages cost nothing. Raises `UserError` if there is not so much memory."""
     nbytes = count*(size*size*5+1)
     try: store = np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
-    except (OSError, OverflowError): raise UserError(f"shapes: {count} scenes of size {size} need {nbytes/2**30:.0f} GB of memory, more than this machine gives; lower n or size") from None
+    except (OSError, OverflowError):
+        raise UserError(f"shapes: {count} scenes of size {size} need {nbytes/2**30:.0f} GB of memory, "
+                        "more than this machine gives; lower n or size") from None
     return store[:count],store[count:].reshape(count, size, size, 5)
 
 @patch
@@ -313,7 +332,7 @@ def _scene(self:ShapesDataset, i):
     if self._store is None: self._store = _open_store(len(self), self.size)
     done,pixels = self._store
     if not done[i]:
-        key = self.seed,("train", "val", "test").index(self.split),i
+        key = self.seed,self.splits().index(self.split),i
         image,mask,owner = draw_scene(child_rng(*key), self.size, self.strengths)
         pixels[i,...,:3],pixels[i,...,3],pixels[i,...,4] = image,mask,draw_saliency(child_rng(*key,1), owner)
         done[i] = 1  # last, so that a process that looks meanwhile draws the scene itself

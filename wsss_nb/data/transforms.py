@@ -133,15 +133,17 @@ def denormalise(
     x:Tensor,  # normalised images, (...,3,H,W) float32
 )->Tensor:     # (...,3,H,W) uint8
     "Return images in 0..255, truncated in float32 as the published refinement does (ToCo, pseudo-mask refinement)"
-    mean,std = ((torch.tensor([255*v for v in values], device=x.device)[:,None,None]) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (x.float()*std+mean).clamp(0, 255).to(torch.uint8)
+    def levels(values): return torch.tensor([255*v for v in values], device=x.device)[:,None,None]
+    return (x.float()*levels(IMAGENET_STD)+levels(IMAGENET_MEAN)).clamp(0, 255).to(torch.uint8)
 
 # %% ../../nbs/20_data/35_transforms.ipynb #e2a9a02b
 def gaussian_blur(
     image:np.ndarray, # (H,W,3) uint8
     radius:float,     # standard deviation in pixels
 )->np.ndarray:        # (H,W,3) uint8
-    "Return the image blurred by Pillow's approximate Gaussian; at a round radius sums end in exact halves, which may come out two grey levels apart"
+    """Return the image blurred by Pillow's approximate Gaussian
+
+    At a round radius sums end in exact halves, which may come out two grey levels apart."""
     kernel = _box(radius)
     for k in (kernel[None], kernel[:,None]):
         for _ in range(3): image = cv2.filter2D(image, -1, k, borderType=cv2.BORDER_REPLICATE)
@@ -160,7 +162,9 @@ def _box(radius):
 # %% ../../nbs/20_data/35_transforms.ipynb #e2a9a02c
 @lru_cache(maxsize=1)
 def _compiled():
-    "Return the compiled changes of colour, or None where they were not built or the processor lacks AVX2 (there tables are faster)"
+    """Return the compiled changes of colour
+
+    None where they were not built or the processor lacks AVX2 (there tables are faster)."""
     try: from wsss_nb import _lattice
     except ImportError: return None
     return _lattice if _lattice.kernels == "avx2" and hasattr(_lattice, "turn_hue") else None
@@ -183,15 +187,21 @@ def greyscale(
 # %% ../../nbs/20_data/35_transforms.ipynb #e2a9a02f
 @lru_cache(maxsize=1)
 def _hue_tables():
-    "Return hue by (lowest channel, the two others above it), saturation by (max, min), and for each channel its share of the value by (hue, saturation)"
+    """Return three tables of bytes for `_turned`
+
+    Hue by (lowest channel, the two others above it), saturation by (max, min), and for each channel its share of the
+    value by (hue, saturation)."""
     a,c = np.meshgrid(*[np.arange(256, dtype=np.uint8)]*2, indexing="ij")
     def hsv(*planes): return np.asarray(Image.fromarray(np.stack(planes, -1)).convert("HSV"))
     hue = np.stack([hsv(*p)[...,0] for p in ((0*a,c,a), (a,0*a,c), (a,c,0*a))])  # the lowest is red, green, blue
     sector,s = np.arange(256)*6/255,(np.arange(256)/255).astype(np.float32)
     part = (sector-np.floor(sector)).astype(np.float32)[:,None]
-    v,p,q,t = np.ones((256,256)),np.broadcast_to(1-s.astype(float), (256,256)),1-(s*part).astype(float),1-s.astype(float)*(1-part.astype(float))
+    v,p = np.ones((256,256)),np.broadcast_to(1-s.astype(float), (256,256))
+    q,t = 1-(s*part).astype(float),1-s.astype(float)*(1-part.astype(float))
+    by_sector = [v,q,p,p,t,v],[t,v,v,q,p,p],[p,p,t,v,v,q]  # red, green, blue
     which = sector.astype(int)[:,None]%6
-    return hue.ravel(),hsv(a,c,c)[...,1].ravel(),[np.choose(which, k).astype(np.float32).ravel() for k in ([v,q,p,p,t,v], [t,v,v,q,p,p], [p,p,t,v,v,q])]
+    shares = [np.choose(which, k).astype(np.float32).ravel() for k in by_sector]
+    return hue.ravel(),hsv(a,c,c)[...,1].ravel(),shares
 
 def _joined(*planes):
     "Return one number of two or four planes of bytes, the lowest first"
@@ -202,10 +212,13 @@ def turn_hue(
     image:np.ndarray, # (H,W,3) uint8
     turn:float,       # part of a whole turn, in [-1/2,1/2]
 )->np.ndarray:        # (H,W,3) uint8
-    "Return the image with its hues turned, as torchvision does on Pillow's images; tables go strip by strip, so that what lies between stays in the cache"
+    """Return the image with its hues turned, as torchvision does on Pillow's images
+
+    Tables go strip by strip, so that what lies between stays in the cache."""
     shift = int(turn*255)&255
     if _compiled(): return _compiled().turn_hue(image, shift)
-    return np.concatenate([_turned(strip, np.uint8(shift)) for strip in np.array_split(image, max(image.size//150_000, 1))])
+    strips = np.array_split(image, max(image.size//150_000, 1))
+    return np.concatenate([_turned(strip, np.uint8(shift)) for strip in strips])
 
 def _turned(image, shift):
     hues,saturations,shares = _hue_tables()
@@ -239,7 +252,8 @@ def _faded(image, factor, level=None):
         ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
         return cv2.LUT(image, np.asarray(Image.blend(Image.new("L", ramp.size, level), ramp, factor))[0])
     value,grey = np.arange(256, dtype=np.float32),_grey(image)
-    table = (value[:,None]+(value-value[:,None])*np.float32(factor)).clip(0, 255).astype(np.uint8).ravel()  # by (grey, value)
+    # by (grey, value)
+    table = (value[:,None]+(value-value[:,None])*np.float32(factor)).clip(0, 255).astype(np.uint8).ravel()
     return cv2.merge([table.take(_joined(plane, grey)) for plane in cv2.split(image)])
 
 # %% ../../nbs/20_data/35_transforms.ipynb #e0b96ea1
@@ -255,10 +269,12 @@ class TrainTransform:
         sync_flip:bool=False,                     # leave out the second, independent mirror of `input` and `local`?
         photometric:bool=True,                    # change colours, blur, solarise?
         input_blur:float=1.,                      # probability that `input` is blurred
-        plain_input:bool=False,                   # leave `input` as the crop is: no second mirror, no colours (SeCo, CPDGL)?
+        plain_input:bool=False,                   # keep `input` as cropped: no second mirror, no colours (SeCo, CPDGL)?
     ):
-        self.size,self.scale_range,self.sync_flip,self.photometric,self.input_blur = size,scale_range,sync_flip,photometric,input_blur
-        self.views,self.untouched = tuple(did_you_mean(v, VIEWS, "view") for v in views),("input",) if plain_input else ()
+        self.size,self.scale_range,self.sync_flip = size,scale_range,sync_flip
+        self.photometric,self.input_blur = photometric,input_blur
+        self.views = tuple(did_you_mean(v, VIEWS, "view") for v in views)
+        self.untouched = ("input",) if plain_input else ()
 
     def __call__(self,
         image:np.ndarray,          # (H,W,3) uint8
@@ -266,15 +282,23 @@ class TrainTransform:
         mask:np.ndarray=None,      # label map (H,W) uint8 that follows `input` (only to compare with full supervision)
     )->dict:                       # each view (3,S,S) float32; 'box' (4,) int16; 'mask' (S,S) uint8 if one was given
         "Return one training sample (ToCo, data pipeline)"
-        seeds = dict(zip(VIEWS, rng.randint(2**31-1, size=3)))  # a stream per view: asking for another view changes none
-        start_rng,scale,flip = random.Random(int(rng.randint(2**31-1))),rng.uniform(*self.scale_range),rng.random_sample() < .5
+        # a stream per view: asking for another view changes none
+        seeds = dict(zip(VIEWS, rng.randint(2**31-1, size=3)))
+        start_rng = random.Random(int(rng.randint(2**31-1)))
+        scale,flip = rng.uniform(*self.scale_range),rng.random_sample() < .5
         offsets = draw_crop(_scaled(image.shape, scale), self.size, rng, start_rng)
-        def place(x, fill): return crop_at(hflip(rescale(x, scale, quick=True)) if flip else rescale(x, scale, quick=True), self.size, **offsets, fill=fill)
+        def place(x, fill):
+            x = rescale(x, scale, quick=True)
+            return crop_at(hflip(x) if flip else x, self.size, **offsets, fill=fill)
         crop,box = place(image, fill=0)
         crops,stream = dict(input=crop, local=crop, view2=image),np.random.RandomState(0)
-        def stream_of(view): return stream.seed(seeds[view]) or stream  # seeded anew: to make one takes 50 times as long
+        def stream_of(view):
+            stream.seed(seeds[view])  # seeded anew: to make one takes 50 times as long
+            return stream
         sample = dict(box=box)|{v:normalise(self._view(v, crops[v], stream_of(v))) for v in self.views}
-        if mask is not None: sample["mask"] = self._second_flip(place(mask, IGNORE_INDEX)[0], stream_of("input"), "input")
+        if mask is not None:
+            label,_ = place(mask, IGNORE_INDEX)
+            sample["mask"] = self._second_flip(label, stream_of("input"), "input")
         return sample
 
 # %% ../../nbs/20_data/35_transforms.ipynb #fecbc144
@@ -308,7 +332,8 @@ def _view(self:TrainTransform, view, x, rng):
     if not self.photometric or view in self.untouched: return x
     if rng.random_sample() < .8: x = colour_jitter(x, rng)
     if rng.random_sample() < .2: x = greyscale(x)
-    if rng.random_sample() < dict(input=self.input_blur, local=.5, view2=.1)[view]: x = gaussian_blur(x, rng.uniform(.1, 2.))
+    blur_chance = dict(input=self.input_blur, local=.5, view2=.1)[view]
+    if rng.random_sample() < blur_chance: x = gaussian_blur(x, rng.uniform(.1, 2.))
     if view == "view2" and rng.random_sample() < .2: x = solarise(x)
     return x
 

@@ -16,8 +16,9 @@ from ..ground.core import UserError
 from .folder import FolderDataset,fail,find_images,read_ids
 
 # %% ../../nbs/20_data/25_voc.ipynb #6d246e74
-VOC_CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person",
-               "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+VOC_CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+               "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+               "tvmonitor")
 VOC_COUNTS = dict(train_aug=10_582, train=1_464, val=1_449, test=1_456)  # images in the published splits
 
 # %% ../../nbs/20_data/25_voc.ipynb #10af0c52
@@ -26,10 +27,12 @@ def find_voc(
 )->Path:           # the folder that holds JPEGImages
     "Return the VOC2012 folder at or below `root`; raise `UserError` if it is not there"
     root = Path(root)
-    if not root.is_dir(): raise UserError(f"{root}: no such folder; voc:ROOT needs the folder VOC2012 or the VOCdevkit around it")
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; voc:ROOT needs the folder VOC2012 or the VOCdevkit around it")
     for folder in (root, root/"VOC2012", root/"VOCdevkit"/"VOC2012"):
         if (folder/"JPEGImages").is_dir(): return folder
-    raise UserError(f"{root}: holds neither JPEGImages nor VOC2012/JPEGImages; unpack the VOC 2012 archive there, or let `wsss-data get voc --out {root}` do all of it")
+    raise UserError(f"{root}: holds neither JPEGImages nor VOC2012/JPEGImages; "
+                    f"unpack the VOC 2012 archive there, or let `wsss-data get voc --out {root}` do all of it")
 
 # %% ../../nbs/20_data/25_voc.ipynb #355ec5e9
 class VocDataset(FolderDataset):
@@ -46,28 +49,37 @@ class VocDataset(FolderDataset):
     ): super().__init__(find_voc(root), split, masks, label_source, **kw)
 
     def class_names(self): return VOC_CLASSES
-    def splits(self): return sorted({*super().splits(), *(["train_aug"] if (self.root/"SegmentationClassAug").is_dir() else [])})
+    def splits(self):
+        derived = ["train_aug"] if (self.root/"SegmentationClassAug").is_dir() else []
+        return sorted({*super().splits(), *derived})
     def read_split(self, split, report):
         lists = self.root/"ImageSets"/"Segmentation"
         if split != "train_aug" or (lists/"train_aug.txt").exists(): return super().read_split(split, report)
         if "train_aug" not in self.splits():
-            raise UserError(f"{lists/'train_aug.txt'}: no such file, and no SegmentationClassAug to derive it from; make both with `wsss-data get sbd --out {self.root}`, or use split train")
-        ids = sorted({p.stem for p in (self.root/"SegmentationClassAug").glob("*.png")} - set(read_ids(lists/"val.txt")))
+            raise UserError(f"{lists/'train_aug.txt'}: no such file, and no SegmentationClassAug to derive it from; "
+                            f"make both with `wsss-data get sbd --out {self.root}`, or use split train")
+        masks = self.root/"SegmentationClassAug"
+        ids = sorted({p.stem for p in masks.glob("*.png")} - set(read_ids(lists/"val.txt")))
         for i in ids:
-            if i not in self.images: report(f"{self.root/'SegmentationClassAug'/i}.png: has no image in JPEGImages; add the image or remove the mask")
+            if i not in self.images:
+                report(f"{masks/i}.png: has no image in JPEGImages; add the image or remove the mask")
         return tuple(ids)
 
 # %% ../../nbs/20_data/25_voc.ipynb #c0c00002
-COCO_CLASSES = ("background", *"""person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter bench bird cat dog horse sheep cow
-    elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle
-    wine_glass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair couch potted_plant bed dining_table toilet tv laptop mouse remote
-    keyboard cell_phone microwave oven toaster sink refrigerator book clock vase scissors teddy_bear hair_drier toothbrush""".split())
+COCO_CLASSES = ("background", *"""
+    person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter
+    bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
+    snowboard sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle wine_glass cup
+    fork knife spoon bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair couch
+    potted_plant bed dining_table toilet tv laptop mouse remote keyboard cell_phone microwave oven toaster sink
+    refrigerator book clock vase scissors teddy_bear hair_drier toothbrush""".split())
 COCO_COUNTS = dict(train=82_081, val=40_137, val_part=5_000)  # images in the published splits
 
 # %% ../../nbs/20_data/25_voc.ipynb #c0c00003
 class CocoDataset(FolderDataset):
     "MS COCO 2014 with the splits of weakly supervised methods; raises `UserError` if files of the split are missing"
-    photo_folders = [[f"{above}{split}{year}" for split in ("train","val")] for above in ("", "images/", "JPEGImages/") for year in ("2014", "")] + [["JPEGImages"]]
+    photo_folders = [[f"{above}{split}{year}" for split in ("train","val")]
+                     for above in ("", "images/", "JPEGImages/") for year in ("2014", "")] + [["JPEGImages"]]
     sources,labels_elsewhere,counts = ("cls_labels.npy", "cls_labels_onehot.npy", "labels.csv"),True,COCO_COUNTS
     def __init__(self,
         root:str|Path,         # the folder that holds train2014 and val2014
@@ -81,7 +93,9 @@ class CocoDataset(FolderDataset):
     def find_photos(self, report): return find_coco_photos(self.root, report)
     def find_masks(self): return {p.stem:p for p in self.mask_folder.rglob("*.png")}
     def read_split(self, split, report):
-        if not self.splits(): raise UserError(f"{self.root/'ImageSets'/'Segmentation'}: there is no list; make lists, masks and labels with `wsss-data to-voc coco {self.root}`")
+        if not self.splits():
+            raise UserError(f"{self.root/'ImageSets'/'Segmentation'}: there is no list; "
+                            f"make lists, masks and labels with `wsss-data to-voc coco {self.root}`")
         return super().read_split(split, report)
 
 def find_coco_photos(
@@ -89,6 +103,9 @@ def find_coco_photos(
     report:Callable=fail, # called with each problem
 )->dict[str,Path]:        # ID -> file
     "Return the photos of COCO by name without ending, wherever they are usually put; report if there are none"
-    there = next((there for group in CocoDataset.photo_folders if (there := [Path(root)/f for f in group if (Path(root)/f).is_dir()])), None)
-    if there is None: report(f"{root}: holds no train2014 and val2014; unpack the archives of COCO 2014 there, or let `wsss-data get coco --out {root}` do all of it")
-    return {name:p for folder in there or () for name,p in find_images(folder, report).items()}
+    groups = ([Path(root)/f for f in group if (Path(root)/f).is_dir()] for group in CocoDataset.photo_folders)
+    folders = next(filter(None, groups), [])
+    if not folders:
+        report(f"{root}: holds no train2014 and val2014; unpack the archives of COCO 2014 there, "
+               f"or let `wsss-data get coco --out {root}` do all of it")
+    return {name:p for folder in folders for name,p in find_images(folder, report).items()}

@@ -54,7 +54,9 @@ def atomic_path(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp.touch(exist_ok=False)
-    except OSError as e: raise UserError(f"{path.parent}: cannot be written ({e.strerror}); choose another folder or mend its permissions") from e
+    except OSError as e:
+        raise UserError(f"{path.parent}: cannot be written ({e.strerror}); "
+                        "choose another folder or mend its permissions") from e
     try:
         yield tmp
         tmp.replace(path)
@@ -70,7 +72,8 @@ def write_json(
     obj,           # anything that `json` can write
 ):
     "Write `obj` to `path` as indented JSON, atomically"
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)+"\n", encoding="utf-8")
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as tmp: tmp.write_text(text+"\n", encoding="utf-8")
 
 # %% ../../nbs/10_ground/10_core.ipynb #e8e6ae0a
 def child_rng(
@@ -83,7 +86,9 @@ def child_rng(
 def seed_everything(
     seed:int, # one number for Python, NumPy and torch
 ):
-    "Seed the global streams: weights are initialised from them; the data order and augmentation have streams of their own"
+    """Seed the global streams of Python, NumPy and torch
+
+    Weights are initialised from them; the data order and augmentation have streams of their own."""
     import torch
     random.seed(seed)
     np.random.seed(seed)
@@ -95,7 +100,9 @@ def num_cores()->int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 def first_process()->bool:
-    "Tell whether this process is the one of several (`torchrun`, `accelerate launch`) that speaks for all: what all would say is said once"
+    """Tell whether this process is the one of several (`torchrun`, `accelerate launch`) that speaks for all
+
+    What all would say is said once."""
     return os.environ.get("RANK", "0") == "0"
 
 def pick_device(
@@ -104,7 +111,8 @@ def pick_device(
     "Return the device to use; raise `UserError` if CUDA is asked for and absent"
     import torch
     did_you_mean(name, ("auto", "cpu", "cuda"), "device")
-    if name == "cuda" and not torch.cuda.is_available(): raise UserError("--device cuda: this machine has no usable CUDA device; use --device auto or cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no usable CUDA device; use --device auto or cpu")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 # %% ../../nbs/10_ground/10_core.ipynb #3234645f
@@ -115,25 +123,32 @@ def progress(
     unit:str="it",            # of what; "B" for bytes
     initial:int=0,            # how many are done already (a resumed run)
 ):
-    "Return a progress bar on standard error with rate and time left; silent where `TQDM_DISABLE=1` is set, slow to speak where standard error is a file"
+    """Return a progress bar on standard error with rate and time left
+
+    It is silent where `TQDM_DISABLE=1` is set, and slow to speak where standard error is a file."""
     from tqdm import tqdm
-    return tqdm(items, desc=desc, total=total, unit=unit, initial=initial, unit_scale=unit == "B", dynamic_ncols=True, mininterval=.5 if sys.stderr.isatty() else 10,
-                file=sys.stderr, disable=os.environ.get("TQDM_DISABLE")=="1" or not first_process())
+    silent = os.environ.get("TQDM_DISABLE")=="1" or not first_process()
+    return tqdm(items, desc=desc, total=total, unit=unit, initial=initial, unit_scale=unit == "B", dynamic_ncols=True,
+                mininterval=.5 if sys.stderr.isatty() else 10, file=sys.stderr, disable=silent)
 
 # %% ../../nbs/10_ground/10_core.ipynb #f3d28741
 def peak_memory_mb()->int: # MB of resident memory, or of CUDA memory where CUDA was used
     "Return the largest memory this process has held so far, or since `reset_peak_memory`"
     if "torch" in sys.modules:
         import torch
-        if torch.cuda.is_available() and torch.cuda.max_memory_allocated(): return round(torch.cuda.max_memory_allocated()/2**20)
-    status = Path("/proc/self/status") # of this program only: what `getrusage` says, Linux passes on from the program that started this one
+        if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+            return round(torch.cuda.max_memory_allocated()/2**20)
+    # of this program only: what `getrusage` says, Linux passes on from the program that started this one
+    status = Path("/proc/self/status")
     own = re.search(r"VmHWM:\s*(\d+)", status.read_text()) if status.exists() else None
     if own: return round(int(own[1])/2**10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak/(2**20 if sys.platform=="darwin" else 2**10))
 
 def reset_peak_memory():
-    "Let `peak_memory_mb` count anew, where the system allows it (Linux, CUDA): what a stage needs is not what one before it needed"
+    """Let `peak_memory_mb` count anew, where the system allows it (Linux, CUDA)
+
+    What a stage needs is not what one before it needed."""
     if "torch" in sys.modules:
         import torch
         if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()

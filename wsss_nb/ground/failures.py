@@ -39,34 +39,49 @@ def lock_folder(
             except OSError as e:
                 if e.errno not in (errno.EACCES, errno.EAGAIN): break  # no locks on this file system
                 file.seek(0)
-                raise UserError(f"{folder}: another run works in it ({file.read().strip() or 'it has just begun'}); wait until it has ended, or choose another --out") from None
-            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino: break  # else its holder has just removed it
+                holder = file.read().strip() or "it has just begun"
+                raise UserError(f"{folder}: another run works in it ({holder}); "
+                                "wait until it has ended, or choose another --out") from None
+            held = path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+            if held: break  # else its holder has just removed it
         file.truncate(0)
         print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
-    except OSError as e: raise UserError(f"{folder}: cannot be written ({e.strerror}); choose another folder or mend its permissions") from e
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written ({e.strerror}); "
+                        "choose another folder or mend its permissions") from e
     return FolderLock(file)
 
 # %% ../../nbs/10_ground/60_failures.ipynb #6fa10009
-SMALLER = {"batch_size":"fewer images per step", "crop_size":"smaller pieces of them", "accumulate":"a batch in more parts, one after the other"}
+SMALLER = {"batch_size":"fewer images per step", "crop_size":"smaller pieces of them",
+           "accumulate":"a batch in more parts, one after the other"}
 
 def out_of_memory(
     e:BaseException, # any
 )->bool:
     "Tell whether an error says that memory, of the device or of the machine, was not enough"
     words = r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|Cannot allocate memory"
-    return isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError" or isinstance(e, (RuntimeError, OSError)) and re.search(words, str(e)) is not None
+    if isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError": return True
+    return isinstance(e, (RuntimeError, OSError)) and re.search(words, str(e)) is not None
 
 @contextmanager
 def told_plainly(
-    where:Callable,          # says what was being done, when it is asked
-    method=None,             # what trains; its `config` tells which settings there are, or its `smaller` which of them take less memory, as `SMALLER`
+    where:Callable, # says what was being done, when it is asked
+    # what trains; its `config` tells which settings there are,
+    # or its `smaller` which of them take less memory, as `SMALLER`
+    method=None,
 ):
-    "Raise `UserError` that says what to do where the block raises because memory was short or a process of the loader died"
+    """Turn two errors of the block into a plain sentence
+
+    Raises `UserError` that says what to do where memory was short or a process of the loader died."""
     settings = getattr(getattr(method, "config", None), "__dataclass_fields__", SMALLER)
     smaller = getattr(method, "smaller", {k:what for k,what in SMALLER.items() if k in settings})
     try: yield
     except UserError: raise
     except Exception as e:
-        if out_of_memory(e): raise UserError(f"{where()}: out of memory; try {', or '.join(f'{what} (--set {k}=...)' for k,what in smaller.items())}, into another --out") from e
+        if out_of_memory(e):
+            advice = ", or ".join(f"{what} (--set {k}=...)" for k,what in smaller.items())
+            raise UserError(f"{where()}: out of memory; try {advice}, into another --out") from e
         if "DataLoader worker" not in str(e): raise
-        raise UserError(f"{where()}: a process that loads images died ({str(e).split('. ')[0].rstrip('. ')}), most likely for lack of memory; go on from the last checkpoint with --resume, if need be with fewer (--set workers=1)") from e
+        died = str(e).split(". ")[0].rstrip(". ")
+        raise UserError(f"{where()}: a process that loads images died ({died}), most likely for lack of memory; "
+                        "go on from the last checkpoint with --resume, if need be with fewer (--set workers=1)") from e

@@ -22,7 +22,9 @@ from .core import UserError,atomic_path
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 def _decoded(path):
-    "Return the fully decoded PIL image of `path` and the layout of its stored pixels; raise `UserError` naming the file"
+    """Return the fully decoded PIL image of `path` and the layout of its stored pixels
+
+    Raises `UserError` naming the file if it is missing, empty, damaged or no image."""
     path = Path(path)
     try:
         if path.stat().st_size == 0: raise UserError(f"{path}: the file is empty (0 bytes); copy or download it again")
@@ -30,19 +32,24 @@ def _decoded(path):
             layout = " ".join(str(t[3]) for t in im.tile)
             im.load()
             return im,layout
-    except FileNotFoundError: raise UserError(f"{path}: no such file; check the path and the list that names it") from None
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path and the list that names it") from None
     except IsADirectoryError: raise UserError(f"{path}: is a folder, not an image") from None
     except PermissionError: raise UserError(f"{path}: cannot be read (permission denied)") from None
-    except _DECODE_ERRORS as e: raise UserError(f"{path}: cannot be decoded ({e}); the file is damaged or no image: replace it") from e
+    except _DECODE_ERRORS as e:
+        raise UserError(f"{path}: cannot be decoded ({e}); the file is damaged or no image: replace it") from e
 
 # %% ../../nbs/10_ground/20_io.ipynb #64bf7735
 def read_image(
     path:str|Path, # a photo in any format that Pillow reads
 )->np.ndarray:     # RGB image, (H,W,3) uint8
-    "Return the photo as RGB in stored orientation; raise `UserError` if it is missing, damaged or has more than 8 bits per channel"
+    """Return the photo as RGB in stored orientation
+
+    Raises `UserError` if it is missing, damaged or has more than 8 bits per channel."""
     im,layout = _decoded(path)
     if im.mode in ("I", "F") or "16" in im.mode or "16" in layout:
-        raise UserError(f"{path}: has 16 bits or more per channel; convert it to 8 bits first (for example `convert IN -depth 8 OUT`)")
+        raise UserError(f"{path}: has 16 bits or more per channel; "
+                        "convert it to 8 bits first (for example `convert IN -depth 8 OUT`)")
     return np.array(im.convert("RGB"))
 
 # %% ../../nbs/10_ground/20_io.ipynb #6492495d
@@ -52,7 +59,8 @@ def image_size(
     "Return the size of an image from its header; raise `UserError` if it is missing or no image"
     try:
         with Image.open(path) as im: return im.height,im.width
-    except _DECODE_ERRORS as e: raise UserError(f"{path}: cannot be read as an image ({e}); check or replace the file") from e
+    except _DECODE_ERRORS as e:
+        raise UserError(f"{path}: cannot be read as an image ({e}); check or replace the file") from e
 
 # %% ../../nbs/10_ground/20_io.ipynb #144ec7f3
 def write_image(
@@ -60,7 +68,9 @@ def write_image(
     image:np.ndarray, # (H,W,3) RGB or (H,W) grey, uint8
 ):
     "Write a uint8 image atomically (JPEG at quality 95)"
-    with atomic_path(path) as tmp: Image.fromarray(image).save(tmp, **(dict(quality=95) if tmp.suffix.lower() in (".jpg", ".jpeg") else {}))
+    with atomic_path(path) as tmp:
+        options = dict(quality=95) if tmp.suffix.lower() in (".jpg", ".jpeg") else {}
+        Image.fromarray(image).save(tmp, **options)
 
 # %% ../../nbs/10_ground/20_io.ipynb #84550511
 def voc_colormap(
@@ -74,7 +84,9 @@ def voc_colormap(
 
 # %% ../../nbs/10_ground/20_io.ipynb #b7d1e5f2
 def _plain_png(path):
-    "Return the bytes of an 8-bit palette or greyscale PNG with unfiltered rows, (H,W) uint8; None for any other file, a damaged one among them"
+    """Return the bytes of an 8-bit palette or greyscale PNG with unfiltered rows, (H,W) uint8
+
+    None for any other file, a damaged one among them."""
     try:
         data,at,parts = path.read_bytes(),33,[]
         width,height,depth,colour,_,_,interlaced = struct.unpack(">IIBBBBB", data[16:29])
@@ -83,7 +95,9 @@ def _plain_png(path):
             end = at+8+struct.unpack(">I", data[at:at+4])[0]
             if kind == b"IDAT": parts.append(data[at+8:end])
             at = end+4
-        rows = np.frombuffer(zlib.decompressobj().decompress(b"".join(parts), height*(width+1)+1), np.uint8).reshape(height, width+1)
+        size = height*(width+1)  # each row begins with the number of its filter
+        pixels = zlib.decompressobj().decompress(b"".join(parts), size+1)
+        rows = np.frombuffer(pixels, np.uint8).reshape(height, width+1)
     except (OSError, struct.error, zlib.error, ValueError): return None
     return None if rows[:,0].any() else rows[:,1:].copy()
 
@@ -95,8 +109,10 @@ def read_label(
     plain = _plain_png(Path(path))
     if plain is not None: return plain
     im,layout = _decoded(path)
-    if im.format != "JPEG" and (im.mode in ("P", "1") or im.mode == "L" and ";" not in layout): return np.array(im).astype(np.uint8)
-    raise UserError(f"{path}: is no label map ({im.format}, pixels {im.mode}); save class numbers as an 8-bit greyscale or palette PNG, not colours and not JPEG")
+    of_numbers = im.mode in ("P", "1") or im.mode == "L" and ";" not in layout
+    if im.format != "JPEG" and of_numbers: return np.array(im).astype(np.uint8)
+    raise UserError(f"{path}: is no label map ({im.format}, pixels {im.mode}); "
+                    "save class numbers as an 8-bit greyscale or palette PNG, not colours and not JPEG")
 
 # %% ../../nbs/10_ground/20_io.ipynb #86879c6a
 def write_label(
@@ -113,25 +129,34 @@ def write_cam(
     path:str|Path,   # where to write, a .npz
     cam:np.ndarray,  # CAMs of the present classes, (K,H,W) float in [0,1]
     keys,            # their CAM channels, K ints >= 0
+    small:np.ndarray|None=None, # the same maps at the network's size, (K,h,w) float; None: not kept
 ):
     "Write the CAMs of the present classes (float16) with their channel numbers, atomically"
     keys = np.asarray(keys, dtype=np.int64).reshape(-1)
     if len(keys) != len(cam): raise ValueError(f"{len(keys)} keys for {len(cam)} maps")
-    with ZipFile(packed := BytesIO(), "w", ZIP_DEFLATED, compresslevel=1) as z:  # level 1: up to three times as fast as NumPy's 6, hardly larger
-        for name,array in (("keys",keys), ("cam",_converted(cam, "float16"))):
+    arrays = {"keys":keys, "cam":_converted(cam, "float16")}
+    if small is not None: arrays["small"] = _converted(small, "float16")
+    # level 1: up to three times as fast as NumPy's 6, hardly larger
+    with ZipFile(packed := BytesIO(), "w", ZIP_DEFLATED, compresslevel=1) as z:
+        for name,array in arrays.items():
             with z.open(f"{name}.npy", "w") as f: np.lib.format.write_array(f, array, allow_pickle=False)
-    with atomic_path(path) as tmp: tmp.write_bytes(packed.getbuffer())  # at once: less than half the calls of the system
+    # at once: less than half the calls of the system
+    with atomic_path(path) as tmp: tmp.write_bytes(packed.getbuffer())
 
 def _converted(array, dtype):
-    "Return an array of floats in another precision; to and from half precision PyTorch needs less than a tenth of NumPy's time"
+    """Return an array of floats in another precision
+
+    To and from half precision PyTorch needs less than a tenth of NumPy's time."""
     import torch  # here, as most of this room's users need none
     return torch.from_numpy(np.require(array, requirements="CW")).to(getattr(torch, dtype)).numpy()
 
 def read_cam(
     path:str|Path,               # a .npz written by `write_cam`
+    which:str="cam",             # "cam", the maps at image size, or "small", those at the network's
 )->tuple[np.ndarray,np.ndarray]: # keys (K,) int64 and CAMs (K,H,W) float32
     "Return channel numbers and CAMs of one image; raise `UserError` if the file is missing or damaged"
     try:
-        with np.load(path, allow_pickle=False) as z: return z["keys"],_converted(z["cam"], "float32")
+        with np.load(path, allow_pickle=False) as z: return z["keys"],_converted(z[which], "float32")
     except FileNotFoundError: raise UserError(f"{path}: no such file; make the CAMs first (stage `seeds`)") from None
-    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as e: raise UserError(f"{path}: is no CAM file ({e}); make it again") from e
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as e:
+        raise UserError(f"{path}: is no CAM file ({e}); make it again") from e

@@ -28,15 +28,21 @@ def processes()->tuple[int,int]: # rank from 0, number of processes
 def join(
     device:str="cpu", # "cpu" (gloo) or "cuda" (NCCL)
 ):
-    "Connect the processes that a launcher has started; without one, make Accelerate forget what device and precision it had: in a notebook one run follows another"
+    """Connect the processes that a launcher has started
+
+    Without a launcher, make Accelerate forget what device and precision it had, for in a notebook
+    one run follows another."""
     from accelerate.state import AcceleratorState,PartialState
     if not (dist.is_available() and dist.is_initialized()): AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState(cpu=device == "cpu", timeout=timedelta(hours=6))  # where one works and the others wait, that may take long
+    # where one works and the others wait, that may take long
+    PartialState(cpu=device == "cpu", timeout=timedelta(hours=6))
     atexit.unregister(leave)
     atexit.register(leave)
 
 def leave():
-    "Disconnect the processes: at the end of the program, unless it ends with a traceback, for then the others may never come to this point"
+    """Disconnect the processes at the end of the program
+
+    Not if it ends with a traceback, for then the others may never come to this point."""
     if dist.is_available() and dist.is_initialized() and not hasattr(sys, "last_value"): dist.destroy_process_group()
 
 def share(
@@ -89,7 +95,8 @@ def any_process(
 )->bool:  # the same in all
     "Tell whether it is true in one of the processes at least"
     if processes()[1] == 1: return bool(mine)
-    return mean_over_processes(torch.tensor(float(bool(mine)), device="cuda" if "nccl" in dist.get_backend() else "cpu")).item() > 0
+    device = "cuda" if "nccl" in dist.get_backend() else "cpu"
+    return mean_over_processes(torch.tensor(float(bool(mine)), device=device)).item() > 0
 
 # %% ../../nbs/10_ground/50_parallel.ipynb #0a51c017
 def rows_of_all(
@@ -99,7 +106,6 @@ def rows_of_all(
     "Return this process's rows of what is drawn for all processes at once"
     rank,world = processes()
     return draw(world*n)[rank*n:(rank+1)*n]
-
 
 # %% ../../nbs/10_ground/50_parallel.ipynb #0a51c019
 class _MeanOverAll(torch.autograd.Function):
@@ -132,7 +138,6 @@ def share_batch_norms(
         if type(m) is nn.BatchNorm2d: m.__class__ = SharedBatchNorm
     return net
 
-
 # %% ../../nbs/10_ground/50_parallel.ipynb #0a51c010
 def first_only(
     work:Callable, # needs no argument
@@ -163,6 +168,7 @@ def together(
     try: out = work()
     except Exception as e: error = e
     if any_process(error is not None):
-        told = gather_objects(error if error is None or isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}"))
+        known = error is None or isinstance(error, UserError)
+        told = gather_objects(error if known else RuntimeError(f"{type(error).__name__}: {error}"))
         raise _agreed(next(e for e in told if e is not None)) from error
     return out

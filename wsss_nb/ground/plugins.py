@@ -55,7 +55,8 @@ def _module_of_file(path, shown):
     if not path.is_file(): raise UserError(f"{shown}: no such file")
     name = path.stem
     if not name.isidentifier():
-        raise UserError(f"{shown}: {name!r} is no name for a module; rename the file, with letters and underscores only")
+        raise UserError(f"{shown}: {name!r} is no name for a module; "
+                        "rename the file, with letters and underscores only")
     if str(path.parent) not in sys.path: sys.path.insert(0, str(path.parent))
     there = sys.modules.get(name)
     if there is not None and getattr(there, "__file__", None) != str(path):

@@ -19,7 +19,8 @@ def resize(
     corners:bool=False,  # align the middles of corner pixels instead of pixel areas?
 )->Tensor:               # (B,C,*size)
     "Return `x` bilinearly resized; `x` itself where the size is right already"
-    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size=size, mode="bilinear", align_corners=corners)
+    if tuple(x.shape[-2:]) == tuple(size): return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=corners)
 
 # %% ../../nbs/10_ground/40_tensors.ipynb #e5b2c3d4
 def enlarge(
@@ -28,7 +29,11 @@ def enlarge(
     corners:bool=False,  # as of `resize`
 )->Tensor:               # (B,C,*size), float32 at least
     "Return what `resize` returns, computed as two matrix products, without autocast"
+    def weights(n, m):
+        "Return how much each of `n` pixels counts in each of `m`, (n,m)"
+        one_hot = torch.eye(n, dtype=x.dtype, device=x.device)[None]
+        return F.interpolate(one_hot, size=m, mode="linear", align_corners=corners)[0]
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        rows,cols = (F.interpolate(torch.eye(n, dtype=x.dtype, device=x.device)[None], size=m, mode="linear", align_corners=corners)[0] for n,m in zip(x.shape[-2:], size))
+        rows,cols = map(weights, x.shape[-2:], size)
         return rows.T @ (x @ cols)

@@ -23,11 +23,14 @@ from .io import voc_colormap
 def to_rgb(
     image,       # (H,W,3), (3,H,W), (H,W) or (H,W,1); uint8 in 0…255 or float of any range; array or CPU tensor
 )->np.ndarray:   # (H,W,3) uint8
-    "Return `image` as an RGB array; floats outside [0,1] are stretched to their own range; raise `ValueError` if it is no image"
+    """Return `image` as an RGB array
+
+    Floats outside [0,1] are stretched to their own range. Raises `ValueError` if it is no image."""
     x = np.asarray(image)
     if x.ndim == 3 and x.shape[0] in (1,3) and x.shape[-1] not in (1,3): x = x.transpose(1,2,0)
     if x.ndim == 2: x = x[...,None]
-    if x.ndim != 3 or x.shape[-1] not in (1,3): raise ValueError(f"an image has shape (H,W,3), (3,H,W) or (H,W), not {np.shape(image)}")
+    if x.ndim != 3 or x.shape[-1] not in (1,3):
+        raise ValueError(f"an image has shape (H,W,3), (3,H,W) or (H,W), not {np.shape(image)}")
     if x.dtype != np.uint8:
         x = x.astype(np.float32)
         if x.size and (x.min() < 0 or x.max() > 1): x = (x-x.min())/(x.max()-x.min() or 1)
@@ -76,8 +79,11 @@ def overlay_cam(
     return ((1-weight)*(.8*rgb+.2*255) + weight*cam_to_rgb(x)).round().astype(np.uint8)
 
 # %% ../../nbs/10_ground/30_viz.ipynb #1692a95c
-ERROR_COLOURS = {"right object":(150,150,150), "right background":(225,225,225), "missed object":(30,120,210), "background taken":(235,130,25), "classes confused":(160,50,170),
-                 "not scored":(255,255,255)}
+ERROR_COLOURS = {
+    "right object":(150,150,150), "right background":(225,225,225),
+    "missed object":(30,120,210), "background taken":(235,130,25), "classes confused":(160,50,170),
+    "not scored":(255,255,255),
+}
 
 def error_to_rgb(
     pred,       # predicted label map, (H,W) integers
@@ -86,8 +92,10 @@ def error_to_rgb(
     "Return a picture of which pixels are right, missed, taken from the background or given to another class"
     pred,mask = np.asarray(pred),np.asarray(mask)
     if pred.shape != mask.shape: raise ValueError(f"the prediction is {pred.shape}, the ground truth {mask.shape}")
-    kinds = {"right object":(pred == mask), "right background":(pred == mask) & (mask == BACKGROUND), "missed object":(pred != mask) & (pred == BACKGROUND),
-             "background taken":(pred != mask) & (mask == BACKGROUND), "not scored":(mask == IGNORE_INDEX) | (pred == IGNORE_INDEX)}
+    right,background = pred == mask,mask == BACKGROUND
+    kinds = {"right object":right, "right background":right & background,
+             "missed object":~right & (pred == BACKGROUND), "background taken":~right & background,
+             "not scored":(mask == IGNORE_INDEX) | (pred == IGNORE_INDEX)}
     out = np.full((*mask.shape,3), ERROR_COLOURS["classes confused"], np.uint8)
     for kind,where in kinds.items(): out[where] = ERROR_COLOURS[kind]
     return out
@@ -184,7 +192,8 @@ def mask_grid(
 )->Image.Image:                          # RGB picture
     "Return label maps laid over their images, with a legend of the labels that occur"
     masks = [np.asarray(m) for m in masks]
-    panels = [mask_to_rgb(m) for m in masks] if images is None else [overlay(i,m) for i,m in zip(images, masks, strict=True)]
+    if images is None: panels = [mask_to_rgb(m) for m in masks]
+    else: panels = [overlay(i, m) for i,m in zip(images, masks, strict=True)]
     grid = image_grid(panels, titles, cols, size)
     labels = sorted({int(k) for m in masks for k in np.unique(m)} - {BACKGROUND})
     if not classes or not labels: return grid

@@ -67,10 +67,12 @@ class Method:
     stages:tuple[Stage,...]        # in order
     products:tuple[Product,...]    # what is scored
     answers:str = TRAIN            # the stage that trains the network
-    # (network or None, settings, training images) -> `thresholds`, `ground_truth` … of `result.json`; None: the usual words
+    # job of the evaluation -> `thresholds`, `ground_truth` … of `result.json`; None: as of `usual_words`
     describe:Callable|None = None
-    check:Callable = lambda config, train: None # (settings, training images): raises `UserError` for what cannot work
-    source:str = ""                # where it came from, if not from the kit: "my_method.py", "package.module"
+    # (settings, training images): raises `UserError` for what cannot work
+    check:Callable = lambda config, train: None
+    source:str = ""                # where it came from, if not from the kit: a file, a module; `get_method` notes it
+    source_hash:str = ""           # of that file
     def stage_names(self)->tuple[str,...]: # in order
         return tuple(s.name for s in self.stages)
     def stage(self,
@@ -98,6 +100,8 @@ def makers_and_readers(
 )->dict[str,tuple[list,list]]:# artefact -> "method stage" that make it, that read it
     "Return who makes and who reads each artefact; what no table knows is a method's own"
     stages = [(f"{m.name} {s.name}", s) for m in methods for s in m.stages]
-    plain = lambda names: {n.partition("/")[0] for n in names}  # checkpoints/classify -> checkpoints
+    def plain(names): return {n.partition("/")[0] for n in names}  # checkpoints/classify -> checkpoints
     found = dict.fromkeys([*ARTEFACTS, *(a for _,s in stages for a in (*s.makes,*s.needs) if "/" not in a)])
-    return {a:([n for n,s in stages if a in plain(s.makes)], [n for n,s in stages if a in plain(s.needs)]) for a in found}
+    def those(which): return {a:[n for n,s in stages if a in plain(getattr(s, which))] for a in found}
+    makers,readers = those("makes"),those("needs")
+    return {a:(makers[a],readers[a]) for a in found}
