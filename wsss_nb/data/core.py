@@ -76,8 +76,9 @@ class Dataset:
     @property
     def num_fg(self)->int: return len(self.classes)-1
 
-    def splits(self)->list[str]: # names that could be opened; where any name can, this one
-        return [self.split]
+    def splits(self)->list[str]|None: # names of all that there are; None: not known
+        return None
+    def has_split(self, name:str)->bool: return self.splits() is None or name in self.splits()
     def __len__(self): return len(self.ids)
     def __getitem__(self, i:int)->Item:
         if not 0 <= i < len(self): raise IndexError(i)

@@ -39,7 +39,7 @@ def check_split(
     split:str,     # to be scored
 ):
     "Raise `UserError` if there is no such split to score: before the training, not after it"
-    if split in train.splits(): return
+    if train.has_split(split): return
     write = f"write ImageSets/Segmentation/{split}.txt, " if getattr(train, "root", None) else ""
     raise UserError(f"{spec}: has no split {split!r} to evaluate on (it has {', '.join(train.splits())}); "
                     f"{write}name another (--set val_split=...), or only train (--stages train)")
@@ -131,13 +131,13 @@ def continue_run(
     device:str="cpu",           # or "cuda"
     overrides:Iterable[str]=(), # "key=value" settings
     evaluates_only:bool=False,  # is nothing but an evaluation asked for?
-    **asked,                    # what the caller thinks the run is: `method`, `preset`, settings; None: no matter
+    asked:dict|None=None,       # what the caller thinks the run is: `method`, `preset`, settings; None: no matter
 )->Job:
     "Return a job of a run that has begun"
     if run.config_file.exists(): first_only(run.lock)
     def prepare():
         made_with,changed = read_made_with(run),settings_of(run, method, overrides)
-        check_asked(run, made_with, asked | ({} if evaluates_only else {"data":data}))
+        check_asked(run, made_with, (asked or {}) | ({} if evaluates_only else {"data":data}))
         differ = changed_settings(asdict(settings_of(run, method)), asdict(changed))
         if differ and not evaluates_only:
             raise UserError(f"{run.path}: was begun with other settings ({differ[0]}); "
@@ -169,7 +169,7 @@ def run_stages(
     evaluates_only = names == ["evaluate"]
     if method.stages[0] not in chosen and (evaluates_only or run.config_file.exists()):
         told = {"method":method.name, "preset":preset, **given}
-        job = continue_run(method, run, data, device, tuple(overrides), evaluates_only, **told)
+        job = continue_run(method, run, data, device, tuple(overrides), evaluates_only, told)
     else:
         preset = preset or preset_for(method, data)
         evaluates = "evaluate" in names

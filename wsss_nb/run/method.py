@@ -56,12 +56,12 @@ PREDICTION = Product("prediction", label_in("predictions"), image_labels=False)
 PREDICTION_CRF = Product("prediction_crf", label_in("predictions_crf"), image_labels=False,
                          applies=lambda config: config.crf is not None)
 
-# %% ../../nbs/75_run/50_method.ipynb #15da5351
+# %% ../../nbs/75_run/50_method.ipynb #34951faa
 @dataclass(frozen=True)
 class Method:
     "What a name stands for"
     name:str                       # as on a command line
-    config:type                    # dataclass of its settings, with `train_split`, `val_split`; the defaults are the recipe
+    config:type                    # dataclass of settings, `train_split` and `val_split` among them; defaults = recipe
     presets:Mapping[str,dict]      # name -> settings that it changes
     network:Callable               # (settings, class names) -> the network that finally answers
     stages:tuple[Stage,...]        # in order
@@ -91,7 +91,8 @@ class Method:
         classes:tuple[str,...],  # names, background first
     )->nn.Module:
         "Return a network of the same shape, for weights that will be loaded: initial ones are not asked for"
-        blank = {k:v for k,v in (("init",None),("pretrained",False)) if k in config.__dataclass_fields__}
+        known = {f.name for f in fields(config)}
+        blank = {k:v for k,v in (("init",None),("pretrained",False)) if k in known}
         return self.network(replace(config, **blank), tuple(classes))
 
 # %% ../../nbs/75_run/50_method.ipynb #0c5e37b0

@@ -124,7 +124,7 @@ def read_settings(
     file:str|Path,  # where they are from, for the message
 ):                  # an instance of the dataclass; what the file leaves out is None where it may be, and else by default
     "Return settings of a file; raise `UserError` for one that the method does not have or that has another type"
-    known,default = config_class.__dataclass_fields__,config_class()
+    known,default = {f.name:f for f in fields(config_class)},config_class()
     values = {f.name:None for f in fields(config_class) if "None" in str(f.type)}
     for name,value in found.items():
         name = did_you_mean(getattr(config_class, "renamed", {}).get(name, name), known, f"setting in {file}")
