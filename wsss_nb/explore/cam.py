@@ -42,7 +42,8 @@ def open_trained(
     method = run.eval() if isinstance(run, torch.nn.Module) else load_run(run, device)
     if data is None and isinstance(run, torch.nn.Module):
         raise UserError("a method does not know its dataset: give `data`")
-    if not isinstance(data, Dataset): data = open_scored(data or Run(run).load_config()["data"], method.config.val_split)
+    if not isinstance(data, Dataset):
+        data = open_scored(data or Run(run).load_config()["data"], method.config.val_split)
     if tuple(data.classes) != method.classes:
         raise UserError(f"{data.name}: its classes are {', '.join(data.classes)}, the method knows "
                         f"{', '.join(method.classes)}; choose the dataset that it was trained on")
