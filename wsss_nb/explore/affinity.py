@@ -41,7 +41,8 @@ class AffinityMaps(StageMaps):
         kept:int=16,                 # maps of each kind that are kept
     ):
         super().__init__(run, data, device, kept)
-        if not has_walk(self.method): raise UserError(f"{type(self.method).__module__.rpartition('.')[2]} learns no affinity; choose a run of tscd")
+        name = type(self.method).__module__.rpartition(".")[2]
+        if not has_walk(self.method): raise UserError(f"{name} learns no affinity; choose a run of tscd")
         for name in ("affinity","walked"): setattr(self, name, lru_cache(kept)(getattr(self, name)))
     def looked_at(self, image):
         "Return the image as the CAM of this run is made from it, (1,3,h,w)"
@@ -64,7 +65,9 @@ def walked(self:AffinityMaps,
     "Return the seed of one image after the random walk, which is given its image-level labels"
     x,c = self.looked_at(image),self.method.config
     cam = self.cam(image, tuple(c.cam_scales), c.cam_layer)
-    with torch.no_grad(): return self.method.random_walk_seed(x, resize(cam, x.shape[-2:]), self.present(image), cam.shape[-2:])[0].cpu()
+    size = cam.shape[-2:]
+    cam,y = resize(cam, x.shape[-2:]),self.present(image)
+    with torch.no_grad(): return self.method.random_walk_seed(x, cam, y, size)[0].cpu()
 
 # %% ../../nbs/95_explore/30_affinity.ipynb #fe2b1bcc
 def patch_at(
@@ -107,13 +110,18 @@ def affinity_picture(
     near:bool=True,                        # only patches that count in a walk?
     size:int=150,                          # height of a panel, pixels
 )->Image.Image:                            # RGB picture
-    "Return the photo with a cross, to whom the patch there gives and from whom it takes; below them ground truth, where known, seed and random-walk seed"
+    """Return the photo with a cross, to whom the patch there gives and from whom it takes
+
+    Below them are ground truth, where known, seed and random-walk seed.
+    """
     item,(affinity,grid) = maps.item(image),maps.affinity(image)
     found = partners(affinity, grid, patch_at(place, grid), maps.method.config.radius if near else None)
-    tiles = [overlay_cam(item.image, v[rows[:,None],cols]) for v in found.values() for rows,cols in [[torch.arange(n)*g//n for n,g in zip(item.image.shape, grid)]]]
+    rows,cols = (torch.arange(n)*g//n for n,g in zip(item.image.shape, grid))
+    tiles = [overlay_cam(item.image, v[rows[:,None],cols]) for v in found.values()]
     labels = [item.mask, maps.stages(image)["seed"], maps.walked(image)]
     panels = [marked(item.image, place), *tiles, *(None if l is None else overlay(item.image, l) for l in labels)]
-    return image_grid(panels, ["image", "gives to", "takes from", "ground truth" if item.mask is not None else "", "seed", "random-walk seed"], cols=3, size=size)
+    truth = "" if item.mask is None else "ground truth"
+    return image_grid(panels, ["image", "gives to", "takes from", truth, "seed", "random-walk seed"], cols=3, size=size)
 
 # %% ../../nbs/95_explore/30_affinity.ipynb #90a83df3
 def affinity_caption(
@@ -122,7 +130,10 @@ def affinity_caption(
     place:tuple[float,float]=(.5,.5), # (x,y) of the patch
     near:bool=True,                   # only patches that count in a walk?
 )->str:                               # one line of plain text
-    "Return which patch it is and, where there is ground truth, its class and its mean affinity to patches of that class and of others"
+    """Return which patch it is and, where there is ground truth, its class
+
+    With it comes its mean affinity to patches of that class and of others.
+    """
     item,(affinity,grid) = maps.item(image),maps.affinity(image)
     at,radius = patch_at(place, grid),maps.method.config.radius if near else max(grid)
     words = [item.id, f"patch {at[0]},{at[1]} of {grid[0]}×{grid[1]}", f"radius {radius}" if near else "all patches"]
@@ -132,7 +143,8 @@ def affinity_caption(
     if own == IGNORE_INDEX: return " · ".join([*words, "not labelled"])
     row,reached = affinity[i],near_pairs(grid, radius)[i] & (labels.flatten() != IGNORE_INDEX)
     means = [row[reached & ((labels.flatten() == own) == same)] for same in (True,False)]
-    return " · ".join([*words, maps.data.classes[own], "gives "+", ".join(f"{m.mean():.2f} to {n}" for m,n in zip(means, ("its class","others")) if len(m))])
+    gives = ", ".join(f"{m.mean():.2f} to {n}" for m,n in zip(means, ("its class","others")) if len(m))
+    return " · ".join([*words, maps.data.classes[own], f"gives {gives}"])
 
 # %% ../../nbs/95_explore/30_affinity.ipynb #e564c40f
 class ClickableImage(anywidget.AnyWidget):
@@ -177,7 +189,8 @@ class AffinityExplorer(VBox):
     ):
         self.maps,self.size = AffinityMaps(run, data),size
         ids = self.maps.data.ids
-        self.controls = {"image":SelectionSlider(description="image", options=[(ids[i], i) for i in self.maps.places], continuous_update=False),
+        images = [(ids[i], i) for i in self.maps.places]
+        self.controls = {"image":SelectionSlider(description="image", options=images, continuous_update=False),
                          "near":Checkbox(description="only patches that count in a walk", value=True, indent=False)}
         self.photo,self.picture,self.caption = ClickableImage(),ImageWidget(format="png"),HTML()
         self.caption.add_class("wsss-caption")
@@ -195,7 +208,8 @@ def draw(self:AffinityExplorer,
     "Draw photo, picture and caption as click and controls say"
     settings = {k:w.value for k,w in self.controls.items()} | {"place":tuple(self.photo.place)}
     photo = marked(self.maps.item(settings["image"]).image, settings["place"])
-    self.photo.png = _png(Image.fromarray(photo).resize([max(round(n*280/photo.shape[1]), 1) for n in photo.shape[1::-1]]))
+    size = [max(round(n*280/photo.shape[1]), 1) for n in photo.shape[1::-1]]
+    self.photo.png = _png(Image.fromarray(photo).resize(size))
     picture = affinity_picture(self.maps, size=self.size, **settings)
     self.picture.width,self.picture.value = picture.width,_png(picture)
     self.caption.value = escape(affinity_caption(self.maps, **settings))

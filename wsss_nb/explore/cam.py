@@ -40,10 +40,13 @@ def open_trained(
 )->tuple:                        # method in evaluation mode; dataset, with masks where there are any
     "Return a trained method and the images to look at; raise `UserError` if they do not have the same classes"
     method = run.eval() if isinstance(run, torch.nn.Module) else load_run(run, device)
-    if data is None and isinstance(run, torch.nn.Module): raise UserError("a method does not know its dataset: give `data`")
-    if not isinstance(data, Dataset): data = open_scored(data or Run(run).load_config()["data"], method.config.val_split)
+    if data is None and isinstance(run, torch.nn.Module):
+        raise UserError("a method does not know its dataset: give `data`")
+    if not isinstance(data, Dataset):
+        data = open_scored(data or Run(run).load_config()["data"], method.config.val_split)
     if tuple(data.classes) != method.classes:
-        raise UserError(f"{data.name}: its classes are {', '.join(data.classes)}, the method knows {', '.join(method.classes)}; choose the dataset that it was trained on")
+        raise UserError(f"{data.name}: its classes are {', '.join(data.classes)}, the method knows "
+                        f"{', '.join(method.classes)}; choose the dataset that it was trained on")
     return method,data
 
 # %% ../../nbs/95_explore/10_cam.ipynb #bac74f4f
@@ -66,7 +69,9 @@ class StageMaps:
         self.method,self.data = open_trained(run, data, device)
         labels = [self.data.image_labels(i) for i in range(len(self.data))]
         self.places = [i for i,y in enumerate(labels) if y is not None and y.any()]  # images that have a CAM
-        if not self.places: raise UserError(f"{self.data.name}: split {self.data.split!r} has no image-level labels, and a CAM needs them; choose another split")
+        if not self.places:
+            raise UserError(f"{self.data.name}: split {self.data.split!r} has no image-level labels, "
+                            "and a CAM needs them; choose another split")
         for name in ("item","cam","refined","prediction"): setattr(self, name, lru_cache(kept)(getattr(self, name)))
     @property
     def device(self): return next(self.method.parameters()).device
@@ -77,7 +82,9 @@ class StageMaps:
     def present(self, image):
         "Return the image-level labels (1,C), 0/1; raise `UserError` if the image has none"
         y = self.item(image).image_labels
-        if y is None: raise UserError(f"{self.item(image).id}: no image-level labels, and a CAM needs them; choose one of `places`")
+        if y is None:
+            raise UserError(f"{self.item(image).id}: no image-level labels, and a CAM needs them; "
+                            "choose one of `places`")
         return torch.as_tensor(y, dtype=torch.float32, device=self.device)[None]
 
 # %% ../../nbs/95_explore/10_cam.ipynb #ffd78e23
@@ -100,7 +107,8 @@ def refined(self:StageMaps,
     bg_thresh:float,          # background score to compete with, in [0,1]
 )->tuple[Tensor,Tensor]:      # refined CAM (K,H,W) of the present classes, in [0,1]; pseudo label (H,W)
     "Return what PAR makes of the CAM of one image, decided everywhere"
-    scores,classes = refine_cam(denormalise(self.input(image))/255, self.cam(image, scales, layer), self.present(image), [bg_thresh])
+    picture,cam = denormalise(self.input(image))/255,self.cam(image, scales, layer)
+    scores,classes = refine_cam(picture, cam, self.present(image), [bg_thresh])
     return as_cam(scores[0,0], bg_thresh),classes[0,scores[0,0].argmax(0)]
 
 @patch
@@ -117,18 +125,25 @@ def stages(self:StageMaps,
     scales:tuple[float,...]|None=None,   # image sizes of the CAM; None: those of the run
     bg_thresh:float|None=None,           # the one threshold, in [0,1]; None: that of the run
     layer:str|None=None,                 # "last" or "aux"; None: that of the run
-)->dict:                                 # `cam`, `refined` (K,H,W) by present class; `seed`, `pseudo_label`, `prediction`, `ground_truth` (H,W), the last only if known
-    "Return the maps of one image at every stage, as CPU tensors"
+)->dict:                                 # maps by stage
+    """Return the maps of one image at every stage, as CPU tensors
+
+    `cam` and `refined` are (K,H,W), by present class; `seed`, `pseudo_label`, `prediction` and,
+    only if it is known, `ground_truth` are (H,W).
+    """
     c,y,mask = self.method.config,self.present(image),self.item(image).mask
     bg_thresh = c.bg_thresh if bg_thresh is None else bg_thresh
-    key = image,tuple(c.cam_scales if scales is None else scales),did_you_mean(layer or c.cam_layer, self.method.cam_layers, "layer")
+    scales = tuple(c.cam_scales if scales is None else scales)
+    key = image,scales,did_you_mean(layer or c.cam_layer, self.method.cam_layers, "layer")
     (refined,pseudo_label),cam = self.refined(*key, bg_thresh),self.cam(*key)
-    maps = {"cam":cam[0,y[0] > 0], "refined":refined, "seed":cam_to_label(cam, y, bg_thresh)[0], "pseudo_label":pseudo_label, "prediction":self.prediction(image)}
+    maps = {"cam":cam[0,y[0] > 0], "refined":refined, "seed":cam_to_label(cam, y, bg_thresh)[0],
+            "pseudo_label":pseudo_label, "prediction":self.prediction(image)}
     if mask is not None: maps["ground_truth"] = torch.as_tensor(mask).long()
     return {k:v.cpu() for k,v in maps.items()}
 
 # %% ../../nbs/95_explore/10_cam.ipynb #49ab65e5
-TITLES = {"image":"image", "cam":"CAM", "seed":"seed", "prediction":"prediction", "ground_truth":"ground truth", "refined":"refined CAM", "pseudo_label":"pseudo label"}  # in this order
+TITLES = {"image":"image", "cam":"CAM", "seed":"seed", "prediction":"prediction",
+          "ground_truth":"ground truth", "refined":"refined CAM", "pseudo_label":"pseudo label"}  # in this order
 
 def shown_label(
     label:Tensor,  # label map, (H,W)
@@ -144,7 +159,10 @@ def explorer_picture(
     size:int=125,        # height of a panel, pixels
     **settings,          # `scales`, `bg_thresh`, `layer` of `StageMaps.stages`; by default those of the run
 )->Image.Image:          # RGB picture
-    "Return image, CAM, seed, prediction; below them ground truth, refined CAM, pseudo label and the colours of the classes"
+    """Return image, CAM, seed, prediction; below them ground truth, refined CAM, pseudo label
+
+    The last panel holds the colours of the classes.
+    """
     item,out = maps.item(image),maps.stages(image, **settings)
     keys = (maps.present(image)[0].nonzero()[:,0]+1).tolist()
     chosen = keys if only == BACKGROUND else [only]
@@ -163,11 +181,13 @@ def explorer_caption(
     only:int=BACKGROUND, # class to score, 1…C; `BACKGROUND`: the mean over classes
     **settings,          # `scales`, `bg_thresh`, `layer` of `StageMaps.stages`; by default those of the run
 )->str:                  # one line of plain text
-    "Return the settings of a picture and, where there is ground truth, the IoU of seed, pseudo label and prediction on this image"
+    "Return the settings of a picture and, where there is ground truth, the IoU of its three label maps"
     c,out = maps.method.config,maps.stages(image, **settings)
-    given = {"scales":c.cam_scales, "bg_thresh":c.bg_thresh, "layer":c.cam_layer} | {k:v for k,v in settings.items() if v is not None}
-    words = [maps.item(image).id, maps.data.classes[only] if only else "all present", f"threshold {given['bg_thresh']:.2f}",
-             f"scales {', '.join(f'{s:g}' for s in given['scales'])}", f"layer {given['layer']}"]
+    given = {"scales":c.cam_scales, "bg_thresh":c.bg_thresh, "layer":c.cam_layer}
+    given |= {k:v for k,v in settings.items() if v is not None}
+    words = [maps.item(image).id, maps.data.classes[only] if only else "all present",
+             f"threshold {given['bg_thresh']:.2f}", f"scales {', '.join(f'{s:g}' for s in given['scales'])}",
+             f"layer {given['layer']}"]
     if "ground_truth" not in out: return " · ".join(words)
     scores = []
     for k in ("seed","pseudo_label","prediction"):
@@ -180,19 +200,24 @@ def explorer_caption(
 SCALES = ((1.,), (1.,.5), (1.,.5,1.5))  # sets to choose from, beside the run's own
 
 class Explorer(VBox):
-    "A panel on a trained run: image, class, scales, threshold and layer as `controls`, and `picture` and `caption` that follow them"
+    """A panel on a trained run: image, class, scales, threshold and layer as `controls`
+
+    `picture` and `caption` follow them.
+    """
     def __init__(self,
         run,                         # run folder, or a trained method
         data:Dataset|str|None=None,  # dataset with image-level labels, or its name; None: what the run was trained on
         size:int=125,                # height of a panel, pixels
     ):
         self.maps,self.size = StageMaps(run, data),size
-        c,ids = self.maps.method.config,self.maps.data.ids
-        scales = sorted({*SCALES, tuple(c.cam_scales)}, key=lambda s: (len(s), s))
+        c,ids,own = self.maps.method.config,self.maps.data.ids,tuple(self.maps.method.config.cam_scales)
+        scales = sorted({*SCALES, own}, key=lambda s: (len(s), s))
+        by_text = [(", ".join(f"{x:g}" for x in s), s) for s in scales]
         self.controls = {
-            "image":SelectionSlider(description="image", options=[(ids[i], i) for i in self.maps.places], continuous_update=False),
+            "image":SelectionSlider(description="image", options=[(ids[i], i) for i in self.maps.places],
+                                    continuous_update=False),
             "only":Dropdown(description="class", options=[("all present", BACKGROUND)]),
-            "scales":SelectionSlider(description="scales", options=[(", ".join(f"{x:g}" for x in s), s) for s in scales], value=tuple(c.cam_scales), continuous_update=False),
+            "scales":SelectionSlider(description="scales", options=by_text, value=own, continuous_update=False),
             "bg_thresh":FloatSlider(description="threshold", value=c.bg_thresh, min=0, max=1, step=.01),
             "layer":Dropdown(description="layer", options=list(self.maps.method.cam_layers), value=c.cam_layer)}
         self.picture,self.caption = ImageWidget(format="png"),HTML()
@@ -202,7 +227,8 @@ class Explorer(VBox):
         self.offer_classes()
         self.draw()
         for control in self.controls.values(): control.layout.width,control.style.description_width = "290px","70px"
-        wrap = {"flex_flow":"row wrap", "align_items":"flex-start"}  # on a narrow page the picture goes below the controls
+        # on a narrow page the picture goes below the controls
+        wrap = {"flex_flow":"row wrap", "align_items":"flex-start"}
         super().__init__([HBox([VBox([*self.controls.values()]), self.picture], layout=wrap), self.caption])
 
 # %% ../../nbs/95_explore/10_cam.ipynb #9f58c419

@@ -53,7 +53,8 @@ def toy_examples(
         maps = torch.stack([torch.as_tensor(item.mask == k) for k in labels])[None].float()
         blurred = F.avg_pool2d(maps.roll(size//28, -1), size//6|1, 1, size//12, count_include_pad=False)[0]
         noise = torch.as_tensor(child_rng(7, i).random_sample((len(labels),size//2,size//2)), dtype=torch.float32)
-        out.append(CRFExample(item.id, item.image, (4*blurred + 2*F.interpolate(noise[None], size=(size,size))[0]).softmax(0), labels, item.mask))
+        noise = F.interpolate(noise[None], size=(size,size))[0]
+        out.append(CRFExample(item.id, item.image, (4*blurred + 2*noise).softmax(0), labels, item.mask))
     return out,data.classes
 
 # %% ../../nbs/95_explore/20_crf.ipynb #60d726b1
@@ -67,7 +68,8 @@ def run_examples(
     maps,out = StageMaps(run, data),[]
     for i in maps.places[:count]:
         item,cam = maps.item(i),maps.stages(i)["cam"]
-        out.append(CRFExample(item.id, item.image, cam_probs(cam, alpha), [0, *(np.flatnonzero(maps.data.image_labels(i))+1).tolist()], item.mask))
+        labels = [0, *(np.flatnonzero(maps.data.image_labels(i))+1).tolist()]
+        out.append(CRFExample(item.id, item.image, cam_probs(cam, alpha), labels, item.mask))
     return out,maps.data.classes
 
 # %% ../../nbs/95_explore/20_crf.ipynb #bcb67c32
@@ -78,7 +80,8 @@ def refine_example(
 )->tuple[Tensor,Tensor]:  # label maps before and after, (H,W) int64
     "Return the most probable classes of an example, before and after the CRF"
     names = torch.as_tensor(example.labels)
-    return names[example.probs.argmax(0)],names[dense_crf(example.image, example.probs, as_labels=True, **vars(settings))]
+    after = dense_crf(example.image, example.probs, as_labels=True, **vars(settings))
+    return names[example.probs.argmax(0)],names[after]
 
 # %% ../../nbs/95_explore/20_crf.ipynb #6256ce68
 def crf_picture(
@@ -87,11 +90,16 @@ def crf_picture(
     settings:CRFSettings,  # parameters
     size:int=160,          # height of a panel, pixels
 )->Image.Image:            # RGB picture
-    "Return image, labels before and after the CRF, and which pixels changed (in the colour of what they became), above the colours of the classes"
+    """Return image, labels before and after the CRF, and which pixels changed, above the colours of the classes
+
+    A changed pixel has the colour of what it became.
+    """
     before,after = refine_example(example, settings)
-    changed = np.where((before != after).numpy()[...,None], overlay(example.image, after, 1.), (.25*example.image+190).astype(np.uint8))
-    changed[(before != after).numpy() & (after.numpy() == 0)] = 40      # became background
-    grid = image_grid([example.image, overlay(example.image, before), overlay(example.image, after), changed], ["image", "before", "after", "changed"], size=size)
+    moved,faint = (before != after).numpy(),(.25*example.image+190).astype(np.uint8)
+    changed = np.where(moved[...,None], overlay(example.image, after, 1.), faint)
+    changed[moved & (after.numpy() == 0)] = 40      # became background
+    panels = [example.image, overlay(example.image, before), overlay(example.image, after), changed]
+    grid = image_grid(panels, ["image", "before", "after", "changed"], size=size)
     legend = label_legend(classes, [k for k in example.labels if k], grid.width)
     page = Image.new("RGB", (grid.width, grid.height+4+legend.height), "white")
     page.paste(grid, (0,0))
@@ -104,10 +112,15 @@ def crf_caption(
     classes:Sequence[str], # class names, background first
     settings:CRFSettings,  # parameters
 )->str:                    # one line of plain text
-    "Return the parameters of a picture, the share of pixels that changed and, where there is ground truth, the mIoU before and after"
+    """Return the parameters of a picture and the share of pixels that changed
+
+    Where there is ground truth, the mIoU before and after follows.
+    """
     before,after = refine_example(example, settings)
     s = settings
-    words = [example.name, f"{s.iters} rounds", f"space {s.pos_xy_std:g} px, weight {s.pos_w:g}", f"colour {s.bi_xy_std:g} px / {s.bi_rgb_std:g} grey levels, weight {s.bi_w:g}", f"{float((before != after).float().mean()):.1%} changed"]
+    changed = float((before != after).float().mean())
+    words = [example.name, f"{s.iters} rounds", f"space {s.pos_xy_std:g} px, weight {s.pos_w:g}",
+             f"colour {s.bi_xy_std:g} px / {s.bi_rgb_std:g} grey levels, weight {s.bi_w:g}", f"{changed:.1%} changed"]
     if example.mask is not None:
         scores = [ConfusionMatrix(len(classes)).add(x.numpy(), example.mask).miou for x in (before,after)]
         words.append(f"mIoU {scores[0]:.2f} before, {scores[1]:.2f} after")
@@ -131,8 +144,10 @@ class CRFPanel(VBox):
             "bi_xy_std":FloatSlider(description="colour: px", value=s.bi_xy_std, min=1, max=150, step=1),
             "bi_rgb_std":FloatLogSlider(description="grey levels", value=s.bi_rgb_std, min=0, max=2, step=.02),
             "bi_w":FloatSlider(description="weight", value=s.bi_w, min=0, max=15, step=.5)}
-        self.controls = {"example":Dropdown(description="image", options=[(e.name, i) for i,e in enumerate(self.examples)]),
-                         "preset":Dropdown(description="preset", options=["own", *CRF_PRESETS], value=preset), **self.sliders}
+        by_name = [(e.name, i) for i,e in enumerate(self.examples)]
+        self.controls = {"example":Dropdown(description="image", options=by_name),
+                         "preset":Dropdown(description="preset", options=["own", *CRF_PRESETS], value=preset),
+                         **self.sliders}
         self.picture,self.caption,self.base = ImageWidget(format="png"),HTML(),s
         self.caption.add_class("wsss-caption")
         self.controls["preset"].observe(self.take_preset, "value")
@@ -140,14 +155,16 @@ class CRFPanel(VBox):
             control.layout.width,control.style.description_width = "290px","80px"
             if name != "preset": control.observe(self.draw, "value")
         self.draw()
-        wrap = {"flex_flow":"row wrap", "align_items":"flex-start"}  # on a narrow page the picture goes below the controls
+        # on a narrow page the picture goes below the controls
+        wrap = {"flex_flow":"row wrap", "align_items":"flex-start"}
         super().__init__([HBox([VBox([*self.controls.values()]), self.picture], layout=wrap), self.caption])
 
 # %% ../../nbs/95_explore/20_crf.ipynb #a6539faf
 @patch
 def settings(self:CRFPanel)->CRFSettings:
     "Return what the sliders say; order and wrapping of the channels stay as in the preset chosen last"
-    return CRFSettings(crf_image=self.base.crf_image, channels=self.base.channels, **{k:w.value for k,w in self.sliders.items()})
+    values = {k:w.value for k,w in self.sliders.items()}
+    return CRFSettings(crf_image=self.base.crf_image, channels=self.base.channels, **values)
 
 @patch
 def take_preset(self:CRFPanel,

@@ -18,8 +18,14 @@ def affinity_loss(
     affinity:Tensor,       # (B,N,N) in [0,1], any float type
     affinity_label:Tensor, # (B,N,N): 1 same class, 0 other class, IGNORE_INDEX unknown
 )->Tensor:                 # scalar float32 in [0,1)
-    "Return the affinity loss (TSCD 4.3; Ru et al. 2022, eq. 4); without any known pair it is 0. Raise `ValueError` for shapes that differ"
-    if affinity.shape != affinity_label.shape: raise ValueError(f"affinity is {tuple(affinity.shape)}, its label {tuple(affinity_label.shape)}")
+    """Return the affinity loss (TSCD 4.3; Ru et al. 2022, eq. 4); without any known pair it is 0
+
+    Raises `ValueError` for shapes that differ.
+    """
+    if affinity.shape != affinity_label.shape:
+        raise ValueError(f"affinity is {tuple(affinity.shape)}, its label {tuple(affinity_label.shape)}")
     affinity,same,other = affinity.float(),affinity_label == 1,affinity_label == 0
     n1,one = same.sum(),1/processes()[1]
-    return .5*(n1-torch.where(same, affinity, 0).sum())/(mean_over_processes(n1)+one) + .5*torch.where(other, affinity, 0).sum()/(mean_over_processes(other.sum())+one)
+    denied = .5*(n1-torch.where(same, affinity, 0).sum())/(mean_over_processes(n1)+one)
+    claimed = .5*torch.where(other, affinity, 0).sum()/(mean_over_processes(other.sum())+one)
+    return denied + claimed

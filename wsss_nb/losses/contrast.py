@@ -19,9 +19,14 @@ def patch_contrast_loss(
     features:Tensor,       # final patch tokens, (B,D,h,w)
     affinity_label:Tensor, # (B,N,N), N=h·w: 1 same class, 0 other class, IGNORE_INDEX left out
 )->Tensor:                 # scalar float32 in [0,1]
-    "Return the patch token contrast (ToCo T5.2; Ru et al. 2023, eq. 3); without any valid pair it is 1/2. Raise `ValueError` for shapes that do not fit"
+    """Return the patch token contrast (ToCo T5.2; Ru et al. 2023, eq. 3); without any valid pair it is 1/2
+
+    Raises `ValueError` for shapes that do not fit.
+    """
     B,N = len(features),features.shape[-2]*features.shape[-1]
-    if affinity_label.shape != (B,N,N): raise ValueError(f"affinity_label is {tuple(affinity_label.shape)}, features of {tuple(features.shape)} need {(B,N,N)}")
+    if affinity_label.shape != (B,N,N):
+        raise ValueError(f"affinity_label is {tuple(affinity_label.shape)}, "
+                         f"features of {tuple(features.shape)} need {(B,N,N)}")
     with torch.autocast(features.device.type, enabled=False):
         tokens = F.normalize(features.float().flatten(2), dim=1, eps=1e-8)
         similarity = (tokens.transpose(1,2) @ tokens).abs()
@@ -37,11 +42,17 @@ def class_contrast_loss(
     temperature:float=.5,  # tau > 0
     eps:float=1e-4,        # keeps logarithms and the division apart from 0
 )->Tensor:                 # scalar float32, >= 0
-    "Return the class token contrast (ToCo T5.3; Ru et al. 2023, eq. 4 and the released form); raise `ValueError` for shapes that do not fit"
+    """Return the class token contrast (ToCo T5.3; Ru et al. 2023, eq. 4 and the released form)
+
+    Raises `ValueError` for shapes that do not fit.
+    """
     B,n = flags.shape
-    if len(student) != n*B or not B or len(teacher) % B: raise ValueError(f"{len(student)} student and {len(teacher)} teacher tokens do not belong to flags of {B} images and {n} crops")
+    if len(student) != n*B or not B or len(teacher) % B:
+        raise ValueError(f"{len(student)} student and {len(teacher)} teacher tokens do not belong to "
+                         f"flags of {B} images and {n} crops")
     with torch.autocast(student.device.type, enabled=False):
-        s,t,positive = student.float().unflatten(0, (n,B)),teacher.float().unflatten(0, (-1,B)),flags.to(student.device).float()
+        s,t = student.float().unflatten(0, (n,B)),teacher.float().unflatten(0, (-1,B))
+        positive = flags.to(student.device).float()
         e = (torch.einsum("vbk,nbk->vbn", t, s)/temperature).exp()
         negatives = (e*(1-positive)).sum(-1, keepdim=True)
         pairs = -(e/(e+negatives+eps)).log()

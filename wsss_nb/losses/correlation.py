@@ -29,10 +29,13 @@ def sample_maps(
 )->Tensor:         # (B,C,m,n) float32
     "Return the maps at these places, bilinear; the two axes of places are swapped (TSD-CAM S6.1, steps 1 and 2)"
     with torch.autocast(maps.device.type, enabled=False):
-        return F.grid_sample(maps.float(), (2*places-1).transpose(1,2).float(), mode="bilinear", padding_mode="border", align_corners=True)
+        grid = (2*places-1).transpose(1,2).float()
+        return F.grid_sample(maps.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 # %% ../../nbs/70_losses/40_correlation.ipynb #4c0a7512
-def _units(maps): return F.normalize(maps.float().flatten(2), dim=1, eps=1e-10).transpose(1,2)   # (B,C,m,n) -> (B,P,C); what is zero stays zero
+def _units(maps):
+    "Return the vectors of all places at length 1, (B,C,m,n) -> (B,P,C); what is zero stays zero"
+    return F.normalize(maps.float().flatten(2), dim=1, eps=1e-10).transpose(1,2)
 
 @torch.no_grad()
 def _targets(cams1, cams2):
@@ -86,8 +89,10 @@ def correlation_loss(
 )->Tensor:                    # scalar float32, -1…1; the better the segmentation follows the CAMs, the lower
     "Return the correlation distillation loss (TSD-CAM S6.1, TSCD 4.5); raise `ValueError` for shapes that do not fit"
     B,shapes = len(cams1),[tuple(x.shape) for x in (cams1, cams2, logits1, logits2)]
-    if {s[0] for s in shapes} != {B} or cams1.shape[1] != cams2.shape[1] or logits1.shape[1] != logits2.shape[1]: raise ValueError(f"CAMs and logits of two views are of the same images and classes: {shapes}")
-    rand1,rand2 = (rows_of_all(lambda n: torch.rand(n, samples, samples, 2, device=cams1.device, generator=generator), B) if r is None else r for r in (rand1,rand2))
+    if {s[0] for s in shapes} != {B} or cams1.shape[1] != cams2.shape[1] or logits1.shape[1] != logits2.shape[1]:
+        raise ValueError(f"CAMs and logits of two views are of the same images and classes: {shapes}")
+    def draw(n): return torch.rand(n, samples, samples, 2, device=cams1.device, generator=generator)
+    rand1,rand2 = (rows_of_all(draw, B) if r is None else r for r in (rand1,rand2))
     with torch.autocast(logits1.device.type, enabled=False):
         targets = _targets(sample_maps(cams1.detach(), rand1), sample_maps(cams2.detach(), rand2))
         return _Correlation.apply(_units(sample_maps(logits1, rand1)), _units(sample_maps(logits2, rand2)), *targets)
@@ -98,7 +103,12 @@ def equivariance_gap(
     cams2:Tensor, # CAMs of view 2, (B,C,h,w)
     skip:int=1,   # leave out so many classes at the front: 1 as published, 0 none
 )->Tensor:        # scalar float32, >= 0
-    "Return the mean distance of two CAMs, 0 if no class is left (TSD-CAM S6.2, TSCD 4.6); raise `ValueError` for unlike shapes"
-    if cams1.shape != cams2.shape: raise ValueError(f"CAMs of two views are compared at one size, not {tuple(cams1.shape)} and {tuple(cams2.shape)}")
+    """Return the mean distance of two CAMs, 0 if no class is left (TSD-CAM S6.2, TSCD 4.6)
+
+    Raises `ValueError` for unlike shapes.
+    """
+    if cams1.shape != cams2.shape:
+        raise ValueError(f"CAMs of two views are compared at one size, not {tuple(cams1.shape)} and "
+                         f"{tuple(cams2.shape)}")
     gap = (cams1.float()-cams2.float())[:,skip:].abs()
     return gap.sum()/max(gap.numel(), 1)

@@ -27,12 +27,17 @@ def _energy_parts(images, probs, rois, unlabelled, sigma_rgb, sigma_xy, pad_to, 
     return -(inside*filtered).sum(dtype=torch.float64).float()/len(probs),filtered
 
 def _compiled_parts(images, probs, rois, unlabelled, sigma_rgb, sigma_xy, pad_to, backend, threads):
-    "The same by the compiled lattice in one call; what is not finite goes the way of the tensors, so that the loss is NaN and not an error"
+    """The same by the compiled lattice in one call
+
+    What is not finite goes the way of the tensors, so that the loss is NaN and not an error.
+    """
+    gated = None if unlabelled is None else unlabelled.to(torch.uint8).contiguous().numpy()
     try:
-        value,filtered = extension().energy(as_array(images), as_array(probs), as_array(rois), None if unlabelled is None else unlabelled.to(torch.uint8).contiguous().numpy(),
+        value,filtered = extension().energy(as_array(images), as_array(probs), as_array(rois), gated,
                                             sigma_rgb, sigma_xy, pad_to or 0, threads or torch.get_num_threads())
         return torch.tensor(value, dtype=torch.float32),torch.from_numpy(filtered)
-    except ValueError: return _energy_parts(images, probs, rois, unlabelled, sigma_rgb, sigma_xy, pad_to, "torch", threads)
+    except ValueError:
+        return _energy_parts(images, probs, rois, unlabelled, sigma_rgb, sigma_xy, pad_to, "torch", threads)
 
 class _ReferenceEnergy(torch.autograd.Function):
     @staticmethod
@@ -59,16 +64,22 @@ def dense_energy(
     backend:str|None=None,       # "cpp", "torch" or None: compiled for CPU tensors where it was built
     threads:int|None=None,       # of the compiled lattice; None: as many as torch uses
 )->Tensor:                       # scalar float32, <= 0, on the device of `probs`
-    "Return minus the agreement of near and alike pixels, a mean over images (Tang et al. 2018, eq. 5; RRM's gate). Raise `ValueError` for shapes that do not fit"
+    """Return minus the agreement of near and alike pixels, a mean over images (Tang et al. 2018, eq. 5; RRM's gate)
+
+    Raises `ValueError` for shapes that do not fit.
+    """
     B,_,*size = probs.shape
-    if (images.shape[0],*images.shape[2:]) != (B,*size) or rois.shape != (B,*size) or unlabelled is not None and unlabelled.shape != (B,*size):
-        raise ValueError(f"images, probs, rois and unlabelled are of one batch and size: {[tuple(x.shape) for x in (images, probs, rois, unlabelled) if x is not None]}")
+    fit = (images.shape[0],*images.shape[2:]) == (B,*size) and rois.shape == (B,*size)
+    if not fit or unlabelled is not None and unlabelled.shape != (B,*size):
+        shapes = [tuple(x.shape) for x in (images, probs, rois, unlabelled) if x is not None]
+        raise ValueError(f"images, probs, rois and unlabelled are of one batch and size: {shapes}")
     did_you_mean(grad, ("reference","exact"), "gradient rule")
     with torch.autocast(probs.device.type, enabled=False):
         known = None if unlabelled is None else unlabelled.to(probs.device).bool()
-        args = images.detach().to(probs.device).float(),rois.detach().to(probs.device).float(),known,float(sigma_rgb),float(sigma_xy),pad_to,backend,threads
-        if grad == "reference": return _ReferenceEnergy.apply(probs.float(), *args)
-        return _energy_parts(args[0], probs.float(), *args[1:])[0]
+        guides,area = (x.detach().to(probs.device).float() for x in (images, rois))
+        options = known,float(sigma_rgb),float(sigma_xy),pad_to,backend,threads
+        if grad == "reference": return _ReferenceEnergy.apply(probs.float(), guides, area, *options)
+        return _energy_parts(guides, probs.float(), area, *options)[0]
 
 # %% ../../nbs/70_losses/30_energy.ipynb #c92c7598
 class _FusedEnergy(torch.autograd.Function):
@@ -77,23 +88,33 @@ class _FusedEnergy(torch.autograd.Function):
     def forward(ctx, logits, images, rois, unlabelled, sigma_rgb, sigma_xy, pad_to, threads):
         ext,ctx.threads = extension(),threads or torch.get_num_threads()
         probs = ext.halve_softmax(as_array(logits), threads=ctx.threads)
-        value,filtered = ext.energy(as_array(images), probs, as_array(rois), unlabelled.contiguous().numpy(), sigma_rgb, sigma_xy, pad_to or 0, ctx.threads)
+        value,filtered = ext.energy(as_array(images), probs, as_array(rois), unlabelled.contiguous().numpy(),
+                                    sigma_rgb, sigma_xy, pad_to or 0, ctx.threads)
         ctx.save_for_backward(logits, torch.from_numpy(filtered), rois)
         return torch.tensor(value, dtype=torch.float32)
     @staticmethod
     def backward(ctx, grad):
         logits,filtered,rois = map(as_array, ctx.saved_tensors)
-        return torch.from_numpy(extension().halve_softmax_backward(logits, filtered, rois, -2*float(grad)/len(rois), threads=ctx.threads)),*[None]*7
+        factor,ext = -2*float(grad)/len(rois),extension()
+        back = ext.halve_softmax_backward(logits, filtered, rois, factor, threads=ctx.threads)
+        return torch.from_numpy(back),*[None]*7
 
 def _kept(size, factor, recompute, device):
     "Return which rows and which columns `nearest` keeps"
-    return [F.interpolate(torch.arange(n, dtype=torch.float32, device=device)[None,None], scale_factor=factor, mode="nearest", recompute_scale_factor=recompute or None)[0,0].long() for n in size]
+    def kept(n):
+        numbers = torch.arange(n, dtype=torch.float32, device=device)[None,None]
+        numbers = F.interpolate(numbers, scale_factor=factor, mode="nearest", recompute_scale_factor=recompute or None)
+        return numbers[0,0].long()
+    return [kept(n) for n in size]
 
 def _at(x, rows, cols, factor):
     "Return what `nearest` keeps of `x`; every k-th row and column where that is all"
     k = x.shape[-1]//len(cols)
     return x[...,::k,::k] if k*factor == 1 and x.shape[-2:] == (k*len(rows),k*len(cols)) else x[...,rows[:,None],cols]
-def _bilinear(x, factor, recompute): return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False, recompute_scale_factor=recompute or None)
+def _bilinear(x, factor, recompute):
+    "Return `x` scaled by `factor`, bilinear"
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False,
+                         recompute_scale_factor=recompute or None)
 
 # %% ../../nbs/70_losses/30_energy.ipynb #dde887d5
 def dense_energy_loss(
@@ -111,21 +132,30 @@ def dense_energy_loss(
     backend:str|None=None,             # "cpp", "torch" or None: compiled for CPU tensors where it was built
     threads:int|None=None,             # of the compiled lattice; None: as many as torch uses
 )->Tensor:                             # scalar float32, <= 0, on the device of `seg_logits`
-    "Return the gated energy loss (ToCo T5.5; RRM, AAAI 2020); inputs stay as they are, also under autocast it is computed in float32"
+    """Return the gated energy loss (ToCo T5.5; RRM, AAAI 2020)
+
+    Inputs stay as they are; it is computed in float32, also under autocast.
+    """
     if weight == 0: return seg_logits[:0].float().sum()
     rows,cols = _kept(seg_logits.shape[-2:], scale_factor, recompute_scale_factor, images.device)
-    unlabelled = _at(label.reshape(len(label), *label.shape[-2:]).to(images.device), rows, cols, scale_factor).long() & 0xFF == IGNORE_INDEX   # as uint8, so -1 is 255
+    label = label.reshape(len(label), *label.shape[-2:]).to(images.device)
+    unlabelled = _at(label, rows, cols, scale_factor).long() & 0xFF == IGNORE_INDEX   # as uint8, so -1 is 255
     with torch.autocast(seg_logits.device.type, enabled=False):
         mean,std = (255*torch.tensor(v, device=images.device)[:,None,None] for v in (IMAGENET_MEAN,IMAGENET_STD))
-        pictures,area = _at(images, rows, cols, scale_factor).float()*std + mean,torch.ones_like(unlabelled, dtype=torch.float32)
+        pictures = _at(images, rows, cols, scale_factor).float()*std + mean
+        area = torch.ones_like(unlabelled, dtype=torch.float32)
         if box is not None:
             y0,y1,x0,x1 = torch.as_tensor(box, device=images.device).long().T[:,:,None]
             area = ((rows >= y0) & (rows < y1)).float()[:,:,None]*((cols >= x0) & (cols < x1)).float()[:,None]
-        if grad == "reference" and scale_factor == .5 and not any(n%2 for n in seg_logits.shape[-2:]) and pick_backend(backend, seg_logits.device) == "cpp":
-            try: return weight*_FusedEnergy.apply(seg_logits.float(), pictures, area, unlabelled, float(sigma_rgb), sigma_xy*.5, pad_to, threads)
+        halved = scale_factor == .5 and not any(n%2 for n in seg_logits.shape[-2:])
+        if grad == "reference" and halved and pick_backend(backend, seg_logits.device) == "cpp":
+            options = float(sigma_rgb),sigma_xy*.5,pad_to,threads
+            try: return weight*_FusedEnergy.apply(seg_logits.float(), pictures, area, unlabelled, *options)
             except ValueError: pass   # what is not finite goes the way of the tensors: a loss of NaN
         probs = _bilinear(seg_logits.float().softmax(1), scale_factor, recompute_scale_factor)
-    return weight*dense_energy(pictures, probs, area, unlabelled, sigma_rgb, sigma_xy*scale_factor, grad, pad_to, backend, threads)
+    energy = dense_energy(pictures, probs, area, unlabelled, sigma_rgb, sigma_xy*scale_factor,
+                          grad, pad_to, backend, threads)
+    return weight*energy
 
 # %% ../../nbs/70_losses/30_energy.ipynb #54c5faa1
 def plain_energy_loss(
@@ -141,11 +171,16 @@ def plain_energy_loss(
 )->Tensor:                             # scalar float32, <= 0
     "Return the energy loss without a gate (rloss: Tang et al., ECCV 2018); gradients are with respect to `probs`"
     rows,cols = _kept(images.shape[-2:], scale_factor, recompute_scale_factor, images.device)
-    with torch.autocast(probs.device.type, enabled=False): small = _bilinear(probs.float(), scale_factor, recompute_scale_factor)
-    return weight*dense_energy(_at(images, rows, cols, scale_factor), small, _at(rois, rows, cols, scale_factor), None, sigma_rgb, sigma_xy*scale_factor, **options)
+    with torch.autocast(probs.device.type, enabled=False):
+        small = _bilinear(probs.float(), scale_factor, recompute_scale_factor)
+    images,rois = (_at(x, rows, cols, scale_factor) for x in (images, rois))
+    return weight*dense_energy(images, small, rois, None, sigma_rgb, sigma_xy*scale_factor, **options)
 
 class DenseEnergyLoss(nn.Module):
-    "The gated energy loss as a module: `loss(images, seg_logits, label, box)` is `dense_energy_loss` with these options"
+    """The gated energy loss as a module
+
+    `loss(images, seg_logits, label, box)` is `dense_energy_loss` with these options.
+    """
     def __init__(self,
         weight:float=1e-7,     # factor of the energy; 0: nothing is computed
         sigma_rgb:float=15.,   # standard deviation in grey levels
@@ -155,5 +190,6 @@ class DenseEnergyLoss(nn.Module):
     ):
         super().__init__()
         self.options = dict(weight=weight, sigma_rgb=sigma_rgb, sigma_xy=sigma_xy, scale_factor=scale_factor, **options)
-    def forward(self, images, seg_logits, label, box=None): return dense_energy_loss(images, seg_logits, label, box, **self.options)
+    def forward(self, images, seg_logits, label, box=None):
+        return dense_energy_loss(images, seg_logits, label, box, **self.options)
     def extra_repr(self): return ", ".join(f"{k}={v}" for k,v in self.options.items())

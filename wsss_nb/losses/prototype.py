@@ -35,7 +35,10 @@ def local_contrast_loss(
     temperature:float=.08,  # tau > 0
     base_temperature:float|None=None, # the loss is multiplied by temperature/base_temperature; None: not at all
 )->tuple[Tensor,Tensor]:    # scalar float32; revised tags (N,)
-    "Return the local contrast and the tags without those of noisy rows (CPDGL, section 5.1); `tags` stay as they are, and nothing to compare gives 0"
+    """Return the local contrast and the tags without those of noisy rows (CPDGL, section 5.1)
+
+    `tags` stay as they are; nothing to compare gives 0.
+    """
     did_you_mean(form, LCL_FORMS, "form of LCL")
     with torch.autocast(queries.device.type, enabled=False):
         z = queries.float() @ keys.float().T / temperature
@@ -48,8 +51,12 @@ def local_contrast_loss(
         e = (z*(key_tags != -1)).exp()
         others = torch.where(e == 1, 0, e).sum(1)
         rows = positive.sum(1) - z.shape[1]*(others+1e-12).log()
-        if form == "mean": loss = torch.where((others > 0) & (rows < 0), rows, 0).mean()/(processes()[1]*mean_count(positive != 0))
-        else: loss = torch.where(some := (positive != 0).any(1), rows, 0).sum()/mean_count(some)
+        if form == "mean":
+            counted = torch.where((others > 0) & (rows < 0), rows, 0)
+            loss = counted.mean()/(processes()[1]*mean_count(positive != 0))
+        else:
+            some = (positive != 0).any(1)
+            loss = torch.where(some, rows, 0).sum()/mean_count(some)
     return -loss*(temperature/base_temperature if base_temperature else 1),torch.where(noisy, BACKGROUND, tags)
 
 # %% ../../nbs/70_losses/50_prototype.ipynb #d11d0319
@@ -62,12 +69,17 @@ def _restricted(logits, own):
     return -entries.sum()/mean_count(own)
 
 def _margin(logits, own, margin):
-    "Return cross entropy without the maximum, and the hinge of the nearest wrong class, means over the rows that have one"
+    """Return cross entropy without the maximum, and the hinge of the nearest wrong class
+
+    Both are means over the rows that have a class; their sum is returned.
+    """
     tagged = own.any(1)
     def mean(values, count): return torch.where(tagged, values, 0).sum()/count
     spread = (logits - logits.amax(1, keepdim=True)).exp().sum(1)
     hinge = (torch.where(own, 0, logits).amax(1) - margin).clamp(min=0)
-    return mean((spread+1e-12).log() - torch.where(own, logits, 0).sum(1), mean_over_processes(tagged.sum())+1e-6/processes()[1]) + mean(hinge, mean_count(tagged))
+    entropy = (spread+1e-12).log() - torch.where(own, logits, 0).sum(1)
+    count = mean_over_processes(tagged.sum())+1e-6/processes()[1]
+    return mean(entropy, count) + mean(hinge, mean_count(tagged))
 
 # %% ../../nbs/70_losses/50_prototype.ipynb #0879973b
 PCL_FORMS = ("restricted","margin")

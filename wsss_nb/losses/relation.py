@@ -19,7 +19,10 @@ def center_loss(
     class_maps:Tensor,  # at the size of the mask, (B,C,H,W)
     mask:Tensor,        # weight of each pixel in [0,1], (B,H,W)
 )->tuple[Tensor,Tensor]:# spread per image (B,), >= 0; centres (B,C)
-    "Return how much the maps vary inside a soft region, and their means there (I2CRC 3.3); an empty region has spread 0 and centre 0"
+    """Return how much the maps vary inside a soft region, and their means there (I2CRC 3.3)
+
+    An empty region has spread 0 and centre 0.
+    """
     m = mask[:,None]
     size = m.sum((-1,-2))+1e-5
     center = (class_maps*m).sum((-1,-2))/size
@@ -32,8 +35,11 @@ def relation_losses(
     saliency:Tensor,            # in [0,1], (B,H,W)
     image_labels:Tensor,        # (B,C), 0/1
     known:Tensor|None=None,     # which images have a saliency map, (B,) bool; None: all
-)->dict[str,Tensor]:            # `fg`, `bg`: spread within the salient and the other region; `dist`: distance of their centres; scalars, float32 at least
-    "Return the intra- and inter-class terms over the images of one class (I2CRC 3.3; Chen et al. 2022)"
+)->dict[str,Tensor]:            # `fg`, `bg` and `dist`, scalars, float32 at least
+    """Return the intra- and inter-class terms over the images of one class (I2CRC 3.3; Chen et al. 2022)
+
+    `fg` and `bg` are the spread within the salient and the other region, `dist` is the distance of their centres.
+    """
     y = image_labels.to(class_maps.device)
     part = y.sum(1) == 1
     if known is not None: part = part & known.to(part.device)

@@ -26,5 +26,6 @@ def balanced_seg_loss(
     loss = 0
     for half in (label == BACKGROUND, (label != BACKGROUND) & (label != IGNORE_INDEX)):
         count = mean_over_processes(half.sum())
-        loss = loss + .5*torch.where(half, pixel_loss, 0).sum()/(count.clamp(min=1/processes()[1]) if empty_ok else count)
+        if empty_ok: count = count.clamp(min=1/processes()[1])
+        loss = loss + .5*torch.where(half, pixel_loss, 0).sum()/count
     return loss

@@ -9,6 +9,7 @@ __all__ = ['PER_CLASS', 'OVERALL', 'REASONS', 'count_pairs', 'ConfusionMatrix', 
            'worst_images', 'ids_to_score', 'evaluate_folders']
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #0709b2ec
+from collections import Counter
 from collections.abc import Iterable,Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,18 +28,22 @@ def count_pairs(
     "Return how often each pair of labels occurs; raise `ValueError` if the shapes differ or a value is no byte"
     import cv2
     pred,mask = _labels(pred, "prediction"),_labels(mask, "ground truth")
-    if pred.shape != mask.shape: raise ValueError(f"the prediction is {_size(pred)}, the ground truth {_size(mask)} pixels")
+    if pred.shape != mask.shape:
+        raise ValueError(f"the prediction is {_size(pred)}, the ground truth {_size(mask)} pixels")
     pred,mask = (np.ascontiguousarray(a).reshape(-1,1) for a in (pred,mask))
     half = len(pred)//2
-    if len(pred) >= 1<<24: return count_pairs(pred[:half], mask[:half]).astype(np.float64) + count_pairs(pred[half:], mask[half:])
-    return cv2.calcHist([mask.T,pred.T], [0,1], None, [256,256], [0,256,0,256]) if pred.size else np.zeros((256,256), np.float32)
+    if len(pred) >= 1<<24: # float32 counts exactly up to here
+        return count_pairs(pred[:half], mask[:half]).astype(np.float64) + count_pairs(pred[half:], mask[half:])
+    if not pred.size: return np.zeros((256,256), np.float32)
+    return cv2.calcHist([mask.T,pred.T], [0,1], None, [256,256], [0,256,0,256])
 
 def _size(a): return "x".join(map(str, a.shape[::-1]))
 
 def _labels(a, what):
     a = np.asarray(a)
     if a.dtype.kind not in "iub": raise ValueError(f"the {what} holds {a.dtype} numbers, labels are integers")
-    if a.dtype != np.uint8 and a.size and (a.min() < 0 or a.max() > 255): raise ValueError(f"the {what} holds labels from {a.min()} to {a.max()}, not 0…255")
+    if a.dtype != np.uint8 and a.size and (a.min() < 0 or a.max() > 255):
+        raise ValueError(f"the {what} holds labels from {a.min()} to {a.max()}, not 0…255")
     return a.astype(np.uint8, copy=False)
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #bfff7c9d
@@ -49,11 +54,16 @@ class ConfusionMatrix:
         counts=None,     # counts to start from, (num_classes,num_classes) int64
         dropped:int=0,   # pixels left out because the prediction abstained
     ):
-        if not 0 < num_classes <= IGNORE_INDEX: raise ValueError(f"{num_classes} classes: labels are bytes and {IGNORE_INDEX} is taken, so 1…{IGNORE_INDEX} classes are possible")
+        if not 0 < num_classes <= IGNORE_INDEX:
+            raise ValueError(f"{num_classes} classes: labels are bytes and {IGNORE_INDEX} is taken, "
+                             f"so 1…{IGNORE_INDEX} classes are possible")
         self.num_classes,self.dropped = num_classes,dropped
-        self.counts = np.zeros((num_classes,num_classes), np.int64) if counts is None else np.asarray(counts, dtype=np.int64)
-    def __add__(self, other): return ConfusionMatrix(self.num_classes, self.counts+other.counts, self.dropped+other.dropped)
-    def __repr__(self): return f"ConfusionMatrix({self.num_classes} classes, {self.counts.sum()} pixels, mIoU {self.miou:.3f})"
+        if counts is None: counts = np.zeros((num_classes,num_classes))
+        self.counts = np.asarray(counts, dtype=np.int64)
+    def __add__(self, other):
+        return ConfusionMatrix(self.num_classes, self.counts+other.counts, self.dropped+other.dropped)
+    def __repr__(self):
+        return f"ConfusionMatrix({self.num_classes} classes, {self.counts.sum()} pixels, mIoU {self.miou:.3f})"
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #a800eb1e
 @patch
@@ -76,8 +86,11 @@ def _strange_label(pairs, n):
     pairs[IGNORE_INDEX] = 0
     for what,totals in (("ground truth", pairs.sum(1)), ("prediction", pairs.sum(0))):
         strange = n + totals[n:].nonzero()[0]
-        hint = f"; {IGNORE_INDEX} means undecided: leave such pixels out with drop_ignored_pred" if IGNORE_INDEX in strange else ""
-        if len(strange): return f"the {what} holds label {strange[0]}, the classes are 0…{n-1}{hint}"
+        if not len(strange): continue
+        hint = ""
+        if IGNORE_INDEX in strange:
+            hint = f"; {IGNORE_INDEX} means undecided: leave such pixels out with drop_ignored_pred"
+        return f"the {what} holds label {strange[0]}, the classes are 0…{n-1}{hint}"
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #ef1f06fd
 def _ratio(a, b):
@@ -133,14 +146,16 @@ def coverage(self:ConfusionMatrix)->float: # in [0,1]; 1 unless `drop_ignored_pr
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #a04d7a01
 @patch(as_prop=True)
-def under_activation(self:ConfusionMatrix)->np.ndarray: # (num_classes,), NaN for the background and for classes that do not occur
+def under_activation(self:ConfusionMatrix)->np.ndarray: # (num_classes,), NaN: background and classes that do not occur
     "Return the share of the pixels of each class that were called background"
-    return np.where(np.arange(self.num_classes) == BACKGROUND, np.nan, _ratio(self.counts[:,BACKGROUND], self.counts.sum(1)))
+    shares = _ratio(self.counts[:,BACKGROUND], self.counts.sum(1))
+    return np.where(np.arange(self.num_classes) == BACKGROUND, np.nan, shares)
 
 @patch(as_prop=True)
-def over_activation(self:ConfusionMatrix)->np.ndarray: # (num_classes,), NaN for the background and for classes never predicted
+def over_activation(self:ConfusionMatrix)->np.ndarray: # (num_classes,), NaN: background and classes never predicted
     "Return the share of the pixels called each class that are background"
-    return np.where(np.arange(self.num_classes) == BACKGROUND, np.nan, _ratio(self.counts[BACKGROUND], self.counts.sum(0)))
+    shares = _ratio(self.counts[BACKGROUND], self.counts.sum(0))
+    return np.where(np.arange(self.num_classes) == BACKGROUND, np.nan, shares)
 
 @patch(as_prop=True)
 def object_missed(self:ConfusionMatrix)->float: # in [0,1]
@@ -160,16 +175,18 @@ def classes_confused(self:ConfusionMatrix)->float: # in [0,1]
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #4b87947e
 PER_CLASS = ("iou","precision","recall","under_activation","over_activation")
-OVERALL = ("miou","pixel_accuracy","mean_accuracy","weighted_iou","object_missed","background_taken","classes_confused","coverage")
+OVERALL = ("miou","pixel_accuracy","mean_accuracy","weighted_iou",
+           "object_missed","background_taken","classes_confused","coverage")
 
 @patch
 def to_dict(self:ConfusionMatrix,
     classes:Sequence[str]|None=None, # class names, background first; by default the numbers
-)->dict:                             # scores in [0,1] by name, per-class scores by class; "pixels" scored; "confusion" counts
+)->dict:                             # in [0,1] by name, per-class ones by class; "pixels" scored; "confusion" counts
     "Return all scores as JSON can hold them; what could not be computed is absent"
     names = [str(k) for k in range(self.num_classes)] if classes is None else list(classes)
+    def by_class(values): return {n: float(v) for n,v in zip(names, values, strict=True) if not np.isnan(v)}
     scores = {k: float(v) for k in OVERALL if not np.isnan(v := getattr(self, k))}
-    per_class = {k: {n: float(v) for n,v in zip(names, getattr(self, k), strict=True) if not np.isnan(v)} for k in PER_CLASS}
+    per_class = {k: by_class(getattr(self, k)) for k in PER_CLASS}
     return scores | per_class | {"pixels": int(self.counts.sum()), "confusion": self.counts.tolist()}
 
 @patch
@@ -179,7 +196,8 @@ def table(self:ConfusionMatrix,
     "Return the scores as a text table, in percent"
     names = [str(k) for k in range(self.num_classes)] if classes is None else list(classes)
     wide = max(map(len, [*names, "mean (mIoU)"]))
-    def line(name, values): return f"{name:{wide}}"+"".join(f"{'–' if np.isnan(v) else format(100*v, '.1f'):>11}" for v in values)
+    def percent(value): return "–" if np.isnan(value) else f"{100*value:.1f}"
+    def line(name, values): return f"{name:{wide}}"+"".join(f"{percent(v):>11}" for v in values)
     rows = np.stack([getattr(self, k) for k in PER_CLASS], axis=1)
     seen = self.counts.sum(0)+self.counts.sum(1) > 0
     head = f"{'class':{wide}}"+"".join(f"{h:>11}" for h in ("IoU","precision","recall","missed","taken"))
@@ -199,7 +217,7 @@ def image_f1(
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #647d2ab7
 def threshold_sweep(
-    cams:Iterable,                          # per image: CAM channels (K,) of its classes, maps (K,H,W) in [0,1], as `io.read_cam` returns
+    cams:Iterable,                          # per image as of `io.read_cam`: channels (K,), maps (K,H,W) in [0,1]
     masks:Iterable,                         # per image: ground truth, (H,W)
     num_classes:int,                        # classes, background included
     thresholds:Sequence[float]|None=None,   # values of `bg_thresh` to try; by default 0.05, 0.10 … 0.95
@@ -216,17 +234,20 @@ def threshold_sweep(
     return {"bg_thresh":best, "miou":score, "curve":curve, "note":"this used ground truth"}
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #6279eb91
-REASONS = {"object_missed":"missed object", "background_taken":"background taken", "classes_confused":"classes confused"}
+REASONS = {"object_missed":"missed object", "background_taken":"background taken",
+           "classes_confused":"classes confused"}
 
 def image_record(
     id:str,                  # of the image
     matrix:ConfusionMatrix,  # of this image alone
     classes:Sequence[str],   # class names, background first
-)->dict:                     # "id", "miou", share of scored pixels per kind of error, "reason" and "detail" if anything is wrong
+)->dict:                     # "id", "miou", share of scored pixels per kind of error; if any "reason", "detail"
     "Return how well one image is labelled and why it is not better"
     wrong = matrix.counts.copy()
     np.fill_diagonal(wrong, 0)
-    parts = {"object_missed":(slice(1,None),slice(0,1)), "background_taken":(slice(0,1),slice(1,None)), "classes_confused":(slice(1,None),slice(1,None))}
+    background,objects = slice(0,1),slice(1,None)
+    parts = {"object_missed":(objects,background), "background_taken":(background,objects),
+             "classes_confused":(objects,objects)}
     pixels = {k: int(wrong[p].sum()) for k,p in parts.items()}
     total = int(matrix.counts.sum())
     record = {"id":id} | ({"miou":matrix.miou} if total else {}) | {k: v/max(total, 1) for k,v in pixels.items()}
@@ -252,7 +273,11 @@ def ids_to_score(
     mask_dir:str|Path,               # folder of ground truth, ID.png
     ids:Iterable[str]|None=None,     # which images; by default all that have ground truth
 )->list[str]:                        # image names without suffix
-    "Return the images to score; raise `UserError` for a missing folder, a missing file, an empty list, a duplicate or a name that leaves its folder"
+    """Return the images to score
+
+    Raises `UserError` for a missing folder, a missing file, an empty list, a duplicate
+    or a name that leaves its folder.
+    """
     found = {}
     for folder in map(Path, (pred_dir, mask_dir)):
         if not folder.is_dir(): raise UserError(f"{folder}: no such folder")
@@ -261,11 +286,15 @@ def ids_to_score(
     ids = sorted(found[Path(mask_dir)]) if ids is None else list(ids)
     if not ids: raise UserError("the list of images to score is empty")
     odd = next((i for i in ids if not i or Path(i).name != i), None)
-    if odd is not None: raise UserError(f"{odd!r} in the list of images is no file name: list names without folder and suffix")
-    if len(set(ids)) < len(ids): raise UserError(f"{next(i for i in ids if ids.count(i) > 1)} is twice in the list of images: name each once")
+    if odd is not None:
+        raise UserError(f"{odd!r} in the list of images is no file name: list names without folder and suffix")
+    twice = next((i for i,n in Counter(ids).items() if n > 1), None)
+    if twice is not None: raise UserError(f"{twice} is twice in the list of images: name each once")
     for folder,what in ((Path(mask_dir), "ground truth"), (Path(pred_dir), "prediction")):
         missing = [i for i in ids if i not in found[folder]]
-        if missing: raise UserError(f"{folder}: no {what} for {len(missing)} of {len(ids)} images, such as {missing[0]}.png; add them, or give the list of images to score")
+        if missing:
+            raise UserError(f"{folder}: no {what} for {len(missing)} of {len(ids)} images, such as {missing[0]}.png; "
+                            "add them, or give the list of images to score")
     return ids
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #7ca3f046
@@ -290,14 +319,19 @@ def evaluate_folders(
     drop_ignored_pred:bool=False,    # leave out pixels predicted `IGNORE_INDEX` (pseudo labels)?
     workers:int|None=None,           # threads; by default one per core
 )->tuple[ConfusionMatrix,list[dict]]:# the pooled matrix; a record per image, see `image_record`
-    "Score a folder of label maps; raise `UserError` naming the file if one is missing, damaged, of another size or holds a label that is no class"
+    """Return the scores of a folder of label maps, pooled and per image
+
+    Raises `UserError` naming the file if one is missing, damaged, of another size or holds a label that is no class.
+    """
     ids = ids_to_score(pred_dir, mask_dir, ids)
     names = [f"label {k}" for k in range(num_classes)] if classes is None else list(classes)
     if len(names) != num_classes: raise ValueError(f"{len(names)} class names for {num_classes} classes")
     chunks = [ids[i:i+8] for i in range(0, len(ids), 8)]
     total,records = ConfusionMatrix(num_classes),[]
-    with progress(desc="evaluate", total=len(ids), unit="img") as bar, ThreadPoolExecutor(workers or num_cores()) as pool:
-        for matrix,some in pool.map(lambda c: _score_chunk(c, pred_dir, mask_dir, num_classes, names, drop_ignored_pred), chunks):
+    def score(chunk): return _score_chunk(chunk, pred_dir, mask_dir, num_classes, names, drop_ignored_pred)
+    threads = workers or num_cores()
+    with progress(desc="evaluate", total=len(ids), unit="img") as bar, ThreadPoolExecutor(threads) as pool:
+        for matrix,some in pool.map(score, chunks):
             total,records = total+matrix,records+some
             bar.update(len(some))
     return total,records

@@ -21,11 +21,12 @@ from PIL import Image
 from ..ground.core import BACKGROUND,atomic_path
 from .confusion import REASONS,worst_images
 from ..ground.io import voc_colormap
-from ..ground.viz import ERROR_COLOURS,cam_to_rgb,error_to_rgb,image_grid,label_legend,mask_to_rgb,overlay,overlay_cam,png_bytes,to_rgb
+from ..ground.viz import (ERROR_COLOURS,cam_to_rgb,error_to_rgb,image_grid,label_legend,mask_to_rgb,
+                                overlay,overlay_cam,png_bytes,to_rgb)
 
 # %% ../../nbs/65_scores/20_report.ipynb #561219e0
-STAGES = {"seed":"seed", "random_walk_seed":"random-walk seed", "pseudo_label":"pseudo label", "refined_label":"refined label",
-          "prediction":"prediction", "prediction_crf":"prediction + CRF"}
+STAGES = {"seed":"seed", "random_walk_seed":"random-walk seed", "pseudo_label":"pseudo label",
+          "refined_label":"refined label", "prediction":"prediction", "prediction_crf":"prediction + CRF"}
 
 def _stages(result):
     "Return the stages that were scored, in order; unknown ones last under their own name"
@@ -38,18 +39,23 @@ def score_table(
     result:dict, # what `result.json` holds
 )->str:          # IoU per class and stage in percent, their mean, seconds per stage
     "Return the scores as a text table; what was not computed is a dash"
-    stages = _stages(result)
-    names = [c for c in result.get("classes", ()) if any(c in result.get("iou", {}).get(s, {}) for s in stages)]
+    stages,iou,miou = _stages(result),result.get("iou", {}),result.get("miou", {})
+    names = [c for c in result.get("classes", ()) if any(c in iou.get(s, {}) for s in stages)]
     wide = max(map(len, [*names, "mean"]))
-    lines = [f"{'IoU, %':{wide}}"+"".join(f"{t:>18}" for t in stages.values())] if stages else ["nothing was scored: there is no ground truth"]
-    for n in names: lines.append(f"{n:{wide}}"+"".join(f"{_percent(result.get('iou', {}).get(s, {}).get(n)):>18}" for s in stages))
-    if stages: lines.append(f"{'mean':{wide}}"+"".join(f"{_percent(result.get('miou', {}).get(s)):>18}" for s in stages))
+    def line(name, values): return f"{name:{wide}}"+"".join(f"{v:>18}" for v in values)
+    lines = [] if stages else ["nothing was scored: there is no ground truth"]
+    if stages: lines.append(line("IoU, %", stages.values()))
+    for n in names: lines.append(line(n, (_percent(iou.get(s, {}).get(n)) for s in stages)))
+    if stages: lines.append(line("mean", (_percent(miou.get(s)) for s in stages)))
     seconds = result.get("seconds", {})
-    if seconds: lines.append("seconds: "+", ".join(f"{k} {v:.1f}" for k,v in seconds.items())+f", together {sum(seconds.values()):.1f}")
+    spent = ", ".join(f"{k} {v:.1f}" for k,v in seconds.items())
+    if seconds: lines.append(f"seconds: {spent}, together {sum(seconds.values()):.1f}")
     return "\n".join(lines)
 
 # %% ../../nbs/65_scores/20_report.ipynb #d7b145f7
-COLUMNS = {"image":"image", "cam":"CAM", "refined":"refined", "pseudo_label":"pseudo label", "refined_label":"refined label", "prediction":"prediction", "prediction_crf":"prediction + CRF", "mask":"ground truth"}
+COLUMNS = {"image":"image", "cam":"CAM", "refined":"refined", "pseudo_label":"pseudo label",
+           "refined_label":"refined label", "prediction":"prediction", "prediction_crf":"prediction + CRF",
+           "mask":"ground truth"}
 
 def _panel(row, key):
     "Return the picture of one stage of one image, laid over the image if there is one; None if the stage made nothing"
@@ -63,7 +69,8 @@ def _panel(row, key):
 
 def _present(rows):
     "Return the labels that occur in the label maps, without the background"
-    maps = [np.asarray(x) for r in rows for k in ("pseudo_label","refined_label","prediction","prediction_crf","mask") if (x := r.get(k)) is not None]
+    keys = "pseudo_label","refined_label","prediction","prediction_crf","mask"
+    maps = [np.asarray(x) for r in rows for k in keys if (x := r.get(k)) is not None]
     return sorted({int(v) for m in maps for v in np.unique(m)} - {BACKGROUND})
 
 def _names(row, classes):
@@ -73,13 +80,22 @@ def _names(row, classes):
 
 # %% ../../nbs/65_scores/20_report.ipynb #da1447e4
 def report_picture(
-    rows:Sequence[dict],     # per image "id" and any of "image", "cam", "refined" (float (H,W) or (K,H,W)), "pseudo_label", "refined_label", "prediction", "prediction_crf", "mask" ((H,W) integers)
+    # per image "id" and any of "image", "cam" and "refined" (float (H,W) or (K,H,W)), "pseudo_label",
+    # "refined_label", "prediction", "prediction_crf" and "mask" ((H,W) integers)
+    rows:Sequence[dict],
     classes:Sequence[str],   # class names, background first
     size:int|None=None,      # height of a panel, pixels; by default what makes the picture about 900 pixels wide
-)->Image.Image:              # RGB picture: image | CAM | refined | pseudo label | refined label | prediction | prediction + CRF | ground truth, without the columns that nobody has
-    "Return one row per image and one column per stage, with the names of the classes; raise `ValueError` if there are no rows"
+)->Image.Image:              # RGB picture
+    """Return one row per image and one column per stage, with the names of the classes
+
+    The columns are image | CAM | refined | pseudo label | refined label | prediction | prediction + CRF |
+    ground truth, without those that nobody has. Raises `ValueError` if there are no rows.
+    """
     columns = [k for k in COLUMNS if any(r.get(k) is not None for r in rows)]
-    titles = [", ".join(_names(r, classes)) or str(r["id"]) if k == "image" else COLUMNS[k] if r.get(k) is not None else "" for r in rows for k in columns]
+    def title(row, key):
+        if key == "image": return ", ".join(_names(row, classes)) or str(row["id"])
+        return COLUMNS[key] if row.get(key) is not None else ""
+    titles = [title(r, k) for r in rows for k in columns]
     panels = [_panel(r, k) for r in rows for k in columns]
     widest = max((p.shape[1]/p.shape[0] for p in panels if p is not None), default=1)
     grid = image_grid(panels, titles, len(columns), size or min(200, int(900/max(len(columns), 1)/widest)))
@@ -109,7 +125,10 @@ def _cards(result):
     for stage,name in _stages(result).items():
         score = result.get("miou", {}).get(stage)
         if score is None: continue
-        step = "" if before is None else f"<small class={'up' if score >= before else 'down'}>{100*(score-before):+.1f}</small>".replace(">-", ">−")
+        step = ""
+        if before is not None:
+            gain = f"{100*(score-before):+.1f}".replace("-", "−")
+            step = f"<small class={'up' if score >= before else 'down'}>{gain}</small>"
         cards.append(f"<div class=card><span>{escape(name)} mIoU</span><b>{_percent(score)}</b>{step}</div>")
         before = score
     return f"<div class=cards>{''.join(cards)}</div>" if cards else ""
@@ -125,10 +144,14 @@ def _class_table(result):
     names = [c for c in classes if any(c in iou.get(s, {}) for s in stages)]
     if not names: return ""
     colour = {c:"#"+voc_colormap()[k].tobytes().hex() for k,c in enumerate(classes)}
-    body = "".join(f"<tr><th><i class=chip style='background:{colour[c]}'></i>{escape(c)}</th>{''.join(_bar(iou.get(s, {}).get(c)) for s in stages)}</tr>" for c in names)
-    mean = "".join(_bar(result.get("miou", {}).get(s)) for s in stages)
+    def line(name):
+        bars = "".join(_bar(iou.get(s, {}).get(name)) for s in stages)
+        return f"<tr><th><i class=chip style='background:{colour[name]}'></i>{escape(name)}</th>{bars}</tr>"
     head = "".join(f"<th>{escape(t)}</th>" for t in stages.values())
-    return f"<div class=wide><table><thead><tr><th>class</th>{head}</tr></thead><tbody>{body}</tbody><tfoot><tr><th>mean</th>{mean}</tr></tfoot></table></div>"
+    body = "".join(map(line, names))
+    mean = "".join(_bar(result.get("miou", {}).get(s)) for s in stages)
+    return (f"<div class=wide><table><thead><tr><th>class</th>{head}</tr></thead><tbody>{body}</tbody>"
+            f"<tfoot><tr><th>mean</th>{mean}</tr></tfoot></table></div>")
 
 def _error_bars(result):
     "Which kind of error each stage makes"
@@ -136,14 +159,20 @@ def _error_bars(result):
     if not rows: return ""
     head = "".join(f"<th>{REASONS[k]}</th>" for k in REASONS)
     body = "".join(f"<tr><th>{escape(n)}</th>{''.join(_bar(e.get(k)) for k in REASONS)}</tr>" for n,e in rows.items())
-    return f"<div class=wide><table class=errors><thead><tr><th>stage</th>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return (f"<div class=wide><table class=errors><thead><tr><th>stage</th>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>")
 
 # %% ../../nbs/65_scores/20_report.ipynb #c84cec51
 def _cost(result):
     seconds = result.get("seconds", {})
-    def memory(stage): return f", {m} MB" if (m := result.get("stage_memory_mb", {}).get(stage)) else ""
     longest = max(seconds.values(), default=0) or 1
-    body = "".join(f"<tr><th>{escape(STAGES.get(k, k.replace('_', ' ')))}</th><td>{v:.1f} s{memory(k)}<i class=bar><i style='width:{100*v/longest:.1f}%'></i></i></td></tr>" for k,v in seconds.items())
+    def line(stage, spent):
+        memory = result.get("stage_memory_mb", {}).get(stage)
+        memory = f", {memory} MB" if memory else ""
+        bar = f"<i class=bar><i style='width:{100*spent/longest:.1f}%'></i></i>"
+        name = escape(STAGES.get(stage, stage.replace("_", " ")))
+        return f"<tr><th>{name}</th><td>{spent:.1f} s{memory}{bar}</td></tr>"
+    body = "".join(line(k, v) for k,v in seconds.items())
     if len(seconds) > 1: body += f"<tr class=sum><th>together</th><td>{sum(seconds.values()):.1f} s</td></tr>"
     more = {"images_per_second":"images per second in training", "peak_memory_mb":"MB of memory at most"}
     body += "".join(f"<tr><th>{text}</th><td>{result[k]:g}</td></tr>" for k,text in more.items() if k in result)
@@ -151,7 +180,10 @@ def _cost(result):
 
 # %% ../../nbs/65_scores/20_report.ipynb #01d63121
 def _series(log):
-    "Return step and values of the columns of a log.csv, losses and scores apart; numbers that are not finite and lines cut off by a crash are left out"
+    """Return step and values of the columns of a log.csv, losses and scores apart
+
+    Numbers that are not finite and lines cut off by a crash are left out.
+    """
     losses,scores = {},{}
     with Path(log).open(newline="", encoding="utf-8") as f:
         for line in csv.DictReader(f):
@@ -159,7 +191,9 @@ def _series(log):
                 if name in (None, "step", "lr", "images_per_second") or not text: continue
                 try: point = float(line["step"]),float(text)
                 except ValueError: continue
-                if math.isfinite(point[1]): (scores if name.startswith("val_") else losses).setdefault(name.removeprefix("val_"), []).append(point)
+                if not math.isfinite(point[1]): continue
+                series = scores if name.startswith("val_") else losses
+                series.setdefault(name.removeprefix("val_"), []).append(point)
     return losses,scores
 
 def _ticks(low, high):
@@ -179,12 +213,21 @@ def _chart(series, title, width=460, height=230):
     left,top,w,h = 44,10,width-66,height-40
     def px(x): return left+(x-x0)/(x1-x0)*w
     def py(y): return top+(1-(y-y0)/(y1-y0))*h
-    grid = "".join(f"<path class=grid d='M{left} {py(t):.1f}h{w}'/><text x={left-6} y={py(t)+4:.1f} text-anchor=end>{t:g}</text>" for t in _ticks(y0, y1))
-    grid += "".join(f"<text x={px(t):.1f} y={height-12} text-anchor=middle>{t:g}</text>" for t in _ticks(x0, x1) if px(t) > left+30)
-    lines = "".join(f"<polyline class=c{i%6} points='{' '.join(f'{px(x):.1f},{py(y):.1f}' for x,y in s)}'/>"
-                    + "".join(f"<circle class=c{i%6} cx={px(x):.1f} cy={py(y):.1f} r=2.5 />" for x,y in (s if len(s) < 30 else [])) for i,s in enumerate(series.values()))
-    legend = "".join(f"<li><i class=b{i%6}></i>{escape(STAGES.get(n, n).replace('_', ' '))} <b>{s[-1][1]:.3g}</b></li>" for i,(n,s) in enumerate(series.items()))
-    svg = f"<svg viewBox='0 0 {width} {height}' role=img aria-label='{title}'>{grid}{lines}<text x={left-6} y={height-12} text-anchor=end>step</text></svg>"
+    grid = "".join(f"<path class=grid d='M{left} {py(t):.1f}h{w}'/>"
+                   f"<text x={left-6} y={py(t)+4:.1f} text-anchor=end>{t:g}</text>" for t in _ticks(y0, y1))
+    grid += "".join(f"<text x={px(t):.1f} y={height-12} text-anchor=middle>{t:g}</text>"
+                    for t in _ticks(x0, x1) if px(t) > left+30)
+    def line(i, s):
+        path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x,y in s)
+        dots = (f"<circle class=c{i%6} cx={px(x):.1f} cy={py(y):.1f} r=2.5 />" for x,y in s if len(s) < 30)
+        return f"<polyline class=c{i%6} points='{path}'/>{''.join(dots)}"
+    def entry(i, name, s):
+        name = escape(STAGES.get(name, name).replace("_", " "))
+        return f"<li><i class=b{i%6}></i>{name} <b>{s[-1][1]:.3g}</b></li>"
+    lines = "".join(line(i, s) for i,s in enumerate(series.values()))
+    legend = "".join(entry(i, n, s) for i,(n,s) in enumerate(series.items()))
+    svg = (f"<svg viewBox='0 0 {width} {height}' role=img aria-label='{title}'>{grid}{lines}"
+           f"<text x={left-6} y={height-12} text-anchor=end>step</text></svg>")
     return f"<figure><figcaption>{title}</figcaption>{svg}<ul class=legend>{legend}</ul></figure>"
 
 def _curves(log):
@@ -197,17 +240,21 @@ def _curves(log):
 def _png(picture, alt, **attributes):
     "Return an image tag that carries its picture"
     more = "".join(f" {k}={v}" for k,v in attributes.items())
-    return f"<img alt='{escape(alt, quote=True)}' src='data:image/png;base64,{b64encode(png_bytes(picture)).decode()}'{more}>"
+    data = b64encode(png_bytes(picture)).decode()
+    return f"<img alt='{escape(alt, quote=True)}' src='data:image/png;base64,{data}'{more}>"
 
 def _worst(records, rows, n=8):
     "The images with the lowest mIoU, their reasons, and errors in colour where the arrays are at hand"
     arrays,items = {r["id"]:r for r in rows},[]
     for record in worst_images(records, n):
         r = arrays.get(record["id"], {}) | record
-        shown = all(r.get(k) is not None for k in ("image","prediction","mask"))
-        panels = [to_rgb(r["image"]), overlay(r["image"], r["prediction"]), error_to_rgb(r["prediction"], r["mask"])] if shown else []
-        picture = _png(image_grid(panels, size=112), f"{r['id']}: image, prediction, errors") if shown else ""
-        items.append(f"<li>{picture}<b>{escape(r['reason'])}</b> <span>{escape(r['detail'])}</span><small>{escape(str(r['id']))} · mIoU {_percent(r['miou'])}</small></li>")
+        picture = ""
+        if all(r.get(k) is not None for k in ("image","prediction","mask")):
+            image,pred = r["image"],r["prediction"]
+            panels = [to_rgb(image), overlay(image, pred), error_to_rgb(pred, r["mask"])]
+            picture = _png(image_grid(panels, size=112), f"{r['id']}: image, prediction, errors")
+        items.append(f"<li>{picture}<b>{escape(r['reason'])}</b> <span>{escape(r['detail'])}</span>"
+                     f"<small>{escape(str(r['id']))} · mIoU {_percent(r['miou'])}</small></li>")
     return f"<ol class=worst>{''.join(items)}</ol>" if items else ""
 
 def _reasons(records):
@@ -215,59 +262,115 @@ def _reasons(records):
     count = Counter(r["reason"] for r in records if "reason" in r)
     if not count: return ""
     parts = ", ".join(f"{k} in {v}" for k,v in count.most_common())
-    colours = "".join(f"<li><i class=chip style='background:#{bytes(ERROR_COLOURS[k]).hex()}'></i>{k}</li>" for k in ERROR_COLOURS if k != "not scored")
-    return f"The largest error of each of {len(records)} images: {parts}. Left to right: image, prediction, errors.</p><ul class=legend>{colours}</ul><p>"
+    colours = "".join(f"<li><i class=chip style='background:#{bytes(colour).hex()}'></i>{k}</li>"
+                      for k,colour in ERROR_COLOURS.items() if k != "not scored")
+    return (f"The largest error of each of {len(records)} images: {parts}. Left to right: image, prediction, errors."
+            f"</p><ul class=legend>{colours}</ul><p>")
 
 # %% ../../nbs/65_scores/20_report.ipynb #02e32c72
+def _scored_stage(result, stage, name):
+    "One line of the list: images and split, labels given, and how many pixels were decided"
+    s = result.get("scored", {}).get(stage, {})
+    images,split = s.get("images", "an unrecorded number of"),s.get("split", result.get("split"))
+    where = f"the split <b>{escape(str(split))}</b>" if split else "an unrecorded split"
+    labels = {True:"with the image-level labels given", False:"without any label given",
+              None:"whether image-level labels were given is not recorded"}[s.get("image_labels")]
+    share = result.get("coverage", {}).get(stage, 1)
+    decided = f" {100*share:.1f} % of the pixels were decided, the others counted as background." if share < 1 else ""
+    return f"<li><b>{escape(name)}</b>: {images} images of {where}, {labels}.{decided}</li>"
+
 def _scored(result):
     "Say what was scored, on which split, with which labels and thresholds, and where ground truth had a say"
-    lines = []
-    for stage,name in _stages(result).items():
-        s = result.get("scored", {}).get(stage, {})
-        split = s.get("split", result.get("split"))
-        where = f"{s.get('images', 'an unrecorded number of')} images of "+(f"the split <b>{escape(str(split))}</b>" if split else "an unrecorded split")
-        labels = {True:"with the image-level labels given", False:"without any label given", None:"whether image-level labels were given is not recorded"}[s.get("image_labels")]
-        share = result.get("coverage", {}).get(stage, 1)
-        lines.append(f"<li><b>{escape(name)}</b>: {where}, {labels}.{f' {100*share:.1f} % of the pixels were decided, the others counted as background.' if share < 1 else ''}</li>")
+    lines = "".join(_scored_stage(result, stage, name) for stage,name in _stages(result).items())
     if not lines: return "<p>Nothing was scored, because there was no ground truth to score with.</p>"
     values = ", ".join(f"{escape(str(k))} = {escape(str(v))}" for k,v in result.get("thresholds", {}).items())
     chosen = result.get("ground_truth")
     if chosen: used = " ".join(escape(s).rstrip(".")+"." for s in chosen)
     elif chosen is None: used = "Whether ground truth had a say in any choice is not recorded."
     else: used = "Ground truth was used for these scores only: no threshold and no checkpoint was chosen with it."
-    return (f"<ul>{''.join(lines)}</ul><p>{f'Thresholds: {values}. ' if values else 'Thresholds are not recorded. '}{used} IoU is counted over all pixels of these images at once; pixels marked as ignored do not "
-            "count. The mean is over the classes that have ground truth, background included.</p>")
+    thresholds = f"Thresholds: {values}." if values else "Thresholds are not recorded."
+    return (f"<ul>{lines}</ul><p>{thresholds} {used} IoU is counted over all pixels of these images at once; "
+            "pixels marked as ignored do not count. "
+            "The mean is over the classes that have ground truth, background included.</p>")
 
 # %% ../../nbs/65_scores/20_report.ipynb #6a051bc8
-_COLOURS = """:root{--page:#f6f7f9;--card:#fff;--text:#1d2430;--soft:#5c6675;--line:#e1e5eb;--bar:#2f7fd1;--track:#e8ecf2;--good:#1a7f4b;--bad:#b3402a;
+_COLOURS = """:root{--page:#f6f7f9;--card:#fff;--text:#1d2430;--soft:#5c6675;--line:#e1e5eb;\
+--bar:#2f7fd1;--track:#e8ecf2;--good:#1a7f4b;--bad:#b3402a;
 --c0:#2f7fd1;--c1:#e07b1a;--c2:#2c9a5f;--c3:#a03db0;--c4:#c43b4b;--c5:#6b7a8f}
-@media(prefers-color-scheme:dark){:root{--page:#12161c;--card:#1b2129;--text:#e6eaf0;--soft:#9aa5b4;--line:#2d3540;--bar:#5aa2ea;--track:#2a323d;--good:#5ac98f;--bad:#f08a72;
+@media(prefers-color-scheme:dark){:root{--page:#12161c;--card:#1b2129;--text:#e6eaf0;--soft:#9aa5b4;\
+--line:#2d3540;--bar:#5aa2ea;--track:#2a323d;--good:#5ac98f;--bad:#f08a72;
 --c0:#5aa2ea;--c1:#f2a24d;--c2:#5ac98f;--c3:#cf86dd;--c4:#f0808c;--c5:#9aa5b4}}"""
-_TEXT = """*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--text);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-main{max-width:980px;margin:0 auto;padding:28px 16px 60px}h1{font-size:30px;margin:0 0 10px;overflow-wrap:anywhere}h2{font-size:18px;margin:0 0 10px}p{margin:0 0 12px;color:var(--soft)}ul{padding-left:20px}
-section{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:18px 20px;margin:16px 0}section>:last-child{margin-bottom:0}
-pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 14px;overflow-x:auto;font-size:13.5px;margin:12px 0 0}
-.facts,.legend{list-style:none;padding:0;margin:0 0 8px;display:flex;flex-wrap:wrap;gap:6px}.facts li{background:var(--card);border:1px solid var(--line);border-radius:20px;padding:1px 12px;font-size:14px;overflow-wrap:anywhere}
-.facts span{color:var(--soft)}.legend{gap:4px 16px;font-size:14px}.legend i{margin-right:6px}footer{color:var(--soft);font-size:13px;margin-top:20px}"""
-_BLOCKS = """.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:18px 0 0}.card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:14px 18px}
-.card span{display:block;color:var(--soft);font-size:14px}.card b{font-size:34px;line-height:1.2;font-variant-numeric:tabular-nums}.card small{margin-left:8px;font-size:15px}.up{color:var(--good)}.down{color:var(--bad)}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{padding:5px 14px 5px 0;text-align:left;border-bottom:1px solid var(--line);font-weight:400;white-space:nowrap}
-thead th{color:var(--soft);font-size:14px}tfoot th,tfoot td,.sum th,.sum td{font-weight:650}tbody tr:last-child>*{border-bottom:0}tfoot tr>*{border:0;border-top:2px solid var(--line)}.cost{max-width:460px}
-.bar{display:block;height:5px;min-width:90px;border-radius:3px;background:var(--track);overflow:hidden;margin:2px 0}.bar i{display:block;height:100%;background:var(--bar)}.errors .bar i{background:var(--c1)}
-.chip{display:inline-block;width:12px;height:12px;border-radius:3px;border:1px solid #8886;margin-right:8px;vertical-align:-1px}
-.paper{background:#fff;border-radius:8px;padding:12px;overflow-x:auto}.paper img{display:block;max-width:max(100%,620px)}"""
-_FIGURES = """.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:20px}figure{margin:0}figcaption{color:var(--soft);font-size:14px}svg{width:100%;height:auto}
-svg text{font-size:11.5px;fill:var(--soft)}.grid{stroke:var(--line)}polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}.legend i[class^=b]{display:inline-block;width:14px;height:3px;vertical-align:4px}
-.worst{list-style:none;padding:0;margin:0;display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:18px}.worst img{width:100%;border-radius:6px;display:block;margin-bottom:6px;background:#fff}
+_TEXT = """*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--text);\
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+main{max-width:980px;margin:0 auto;padding:28px 16px 60px}\
+h1{font-size:30px;margin:0 0 10px;overflow-wrap:anywhere}h2{font-size:18px;margin:0 0 10px}\
+p{margin:0 0 12px;color:var(--soft)}ul{padding-left:20px}
+section{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:18px 20px;margin:16px 0}\
+section>:last-child{margin-bottom:0}
+pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 14px;overflow-x:auto;\
+font-size:13.5px;margin:12px 0 0}
+.facts,.legend{list-style:none;padding:0;margin:0 0 8px;display:flex;flex-wrap:wrap;gap:6px}\
+.facts li{background:var(--card);border:1px solid var(--line);border-radius:20px;padding:1px 12px;\
+font-size:14px;overflow-wrap:anywhere}
+.facts span{color:var(--soft)}.legend{gap:4px 16px;font-size:14px}.legend i{margin-right:6px}\
+footer{color:var(--soft);font-size:13px;margin-top:20px}"""
+_BLOCKS = """.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:18px 0 0}\
+.card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:14px 18px}
+.card span{display:block;color:var(--soft);font-size:14px}\
+.card b{font-size:34px;line-height:1.2;font-variant-numeric:tabular-nums}\
+.card small{margin-left:8px;font-size:15px}.up{color:var(--good)}.down{color:var(--bad)}
+.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
+th,td{padding:5px 14px 5px 0;text-align:left;border-bottom:1px solid var(--line);font-weight:400;\
+white-space:nowrap}
+thead th{color:var(--soft);font-size:14px}tfoot th,tfoot td,.sum th,.sum td{font-weight:650}\
+tbody tr:last-child>*{border-bottom:0}tfoot tr>*{border:0;border-top:2px solid var(--line)}\
+.cost{max-width:460px}
+.bar{display:block;height:5px;min-width:90px;border-radius:3px;background:var(--track);overflow:hidden;\
+margin:2px 0}\
+.bar i{display:block;height:100%;background:var(--bar)}.errors .bar i{background:var(--c1)}
+.chip{display:inline-block;width:12px;height:12px;border-radius:3px;border:1px solid #8886;margin-right:8px;\
+vertical-align:-1px}
+.paper{background:#fff;border-radius:8px;padding:12px;overflow-x:auto}\
+.paper img{display:block;max-width:max(100%,620px)}"""
+_FIGURES = """.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:20px}figure{margin:0}\
+figcaption{color:var(--soft);font-size:14px}svg{width:100%;height:auto}
+svg text{font-size:11.5px;fill:var(--soft)}.grid{stroke:var(--line)}\
+polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}\
+.legend i[class^=b]{display:inline-block;width:14px;height:3px;vertical-align:4px}
+.worst{list-style:none;padding:0;margin:0;display:grid;\
+grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:18px}\
+.worst img{width:100%;border-radius:6px;display:block;margin-bottom:6px;background:#fff}
 .worst span{color:var(--soft)}.worst small{display:block;color:var(--soft);overflow-wrap:anywhere}"""
-_STYLE = _COLOURS+_TEXT+_BLOCKS+_FIGURES+"".join(f"polyline.c{i}{{stroke:var(--c{i})}}circle.c{i},.b{i}{{fill:var(--c{i});background:var(--c{i})}}" for i in range(6))
+_STYLE = _COLOURS+_TEXT+_BLOCKS+_FIGURES+"".join(
+    f"polyline.c{i}{{stroke:var(--c{i})}}"
+    f"circle.c{i},.b{i}{{fill:var(--c{i});background:var(--c{i})}}"
+    for i in range(6))
 
 # %% ../../nbs/65_scores/20_report.ipynb #5d5d5932
+_META = ("<meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
+         "<meta name=color-scheme content='light dark'>")
+_ERRORS = ("Of 100 object pixels, how many were called background (missed) or another class (confused); "
+           "of 100 background pixels, how many were called an object (taken).")
+
+def _parts(result, picture, rows, records, history):
+    "Return the pieces of the page, in order; empty where there is nothing to say"
+    shown = f"<div class=paper>{_png(picture, 'One row per image, one column per stage')}</div>" if picture else ""
+    return [_head(result), _cards(result),
+            _section("From image to label map", shown),
+            _section("What was scored", _scored(result)),
+            _section("Every class", _class_table(result), "Intersection over union in percent."),
+            _section("What kind of errors", _error_bars(result), _ERRORS),
+            _section("Worst images first", _worst(records, rows), _reasons(records)),
+            _section("Training", _curves(history)),
+            _section("What it cost", _cost(result))]
+
 def write_report(
     report_dir:str|Path,            # where the two files go, such as runs/NAME/report
     result:dict,                    # what `result.json` holds, see the table above; any key may be missing
     rows:Sequence[dict]=(),         # images to show, see `report_picture`
-    records:Iterable[dict]=(),      # all images, see `evaluate.image_record`; the worst are shown, with a picture if `rows` or the record holds "image", "prediction" and "mask"
+    # all images, see `evaluate.image_record`; the worst are shown, with a picture if `rows` or the record
+    # holds "image", "prediction" and "mask"
+    records:Iterable[dict]=(),
     history:str|Path|None=None,     # log.csv of the training
 )->Path:                            # of index.html
     "Write index.html (self-contained) and, if there are images to show, picture.png; return the path of the page"
@@ -275,12 +378,10 @@ def write_report(
     picture = report_picture(rows, result.get("classes", ())) if rows else None
     if picture:
         with atomic_path(report_dir/"picture.png") as tmp: tmp.write_bytes(png_bytes(picture))
-    parts = [_head(result), _cards(result), _section("From image to label map", f"<div class=paper>{_png(picture, 'One row per image, one column per stage')}</div>" if picture else ""),
-             _section("What was scored", _scored(result)), _section("Every class", _class_table(result), "Intersection over union in percent."),
-             _section("What kind of errors", _error_bars(result), "Of 100 object pixels, how many were called background (missed) or another class (confused); of 100 background pixels, how many were called an object (taken)."),
-             _section("Worst images first", _worst(records, rows), _reasons(records)), _section("Training", _curves(history)), _section("What it cost", _cost(result))]
+    parts = _parts(result, picture, rows, records, history)
     title = escape(" on ".join(str(result[k]) for k in ("method","data") if k in result) or "Report")
-    page = (f"<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'><meta name=color-scheme content='light dark'><title>{title}</title>"
-            f"<style>{_STYLE}</style></head><body><main>{''.join(parts)}<footer>Written by wsss_nb. mIoU and IoU in percent.</footer></main></body></html>\n")
+    page = (f"<!doctype html><html lang=en><head>{_META}<title>{title}</title><style>{_STYLE}</style></head>"
+            f"<body><main>{''.join(parts)}<footer>Written by wsss_nb. mIoU and IoU in percent.</footer></main></body>"
+            "</html>\n")
     with atomic_path(report_dir/"index.html") as tmp: tmp.write_text(page, encoding="utf-8")
     return report_dir/"index.html"

@@ -56,8 +56,11 @@ def data_check(
     check = check_dataset(root, workers)
     for line in finding_lines(check, show): print(line)
     count = len(check.problems)
-    print(f"{root}: everything was read, " + (f"{count} problem{'s' if count > 1 else ''} found" if count else "nothing is wrong"))
-    if json: write_json(json, {"splits":check.splits, **{kind:[f._asdict() for f in found] for kind,found in (("problems",check.problems), ("notes",check.notes))}})
+    told = f"{count} problem{'s' if count > 1 else ''} found" if count else "nothing is wrong"
+    print(f"{root}: everything was read, {told}")
+    if json:
+        found = {"problems":check.problems, "notes":check.notes}
+        write_json(json, {"splits":check.splits, **{kind:[f._asdict() for f in fs] for kind,fs in found.items()}})
     return 1 if count else 0
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #129d4818
@@ -76,14 +79,18 @@ def _check_options(kind, given):
     "Raise `UserError` for an option that a kind of data does not have, or lacks"
     known = [k for k in inspect.signature(_makers()[kind]).parameters if k in given]
     for name,value in given.items():
-        if value is not None and name not in known: raise UserError(f"--{name} {value}: means nothing for {kind}, which knows {' '.join(f'--{k}' for k in known)}")
+        if value is None or name in known: continue
+        options = " ".join(f"--{k}" for k in known)
+        raise UserError(f"--{name} {value}: means nothing for {kind}, which knows {options}")
     if kind == "saliency" and not given["source"]: raise UserError("--source is missing: the folder of saliency maps")
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #1728a46d
 def data_to_voc(
     kind:str,            # voc, sbd, coco or saliency
-    root:str,            # VOC: .../VOC2012 or above it; COCO: the folder of train2014; saliency: voc:ROOT, coco:ROOT or a folder
-    source:str=None,     # where else: sbd: benchmark_RELEASE; coco: the folder of annotations; saliency: the folder of maps
+    # VOC: .../VOC2012 or above it; COCO: the folder of train2014; saliency: voc:ROOT, coco:ROOT or a folder
+    root:str,
+    # where else: sbd: benchmark_RELEASE; coco: the folder of annotations; saliency: the folder of maps
+    source:str=None,
     labels:str=None,     # image-level labels from annotations (voc, sbd) or masks (coco)
     masks:str=None,      # sbd: whose mask a training image gets that both drew, voc or sbd
     crowd:str=None,      # coco: what a crowd becomes in a mask, its class or ignore
@@ -98,7 +105,8 @@ def data_to_voc(
 def data_get(
     kinds:Annotated[list, {"nargs":"+", "type":str}], # voc, sbd (after voc), coco
     out:str=None,             # folder for all of it; the archives go into archives/ in it
-    mirror:Annotated[list, {"nargs":"+", "type":str, "metavar":"URL"}]=None, # folders on the web that hold the archives, tried in this order in place of the published addresses
+    # folders on the web that hold the archives, tried in this order in place of the published addresses
+    mirror:Annotated[list, {"nargs":"+", "type":str, "metavar":"URL"}]=None,
     remove_archives:bool=False, # delete each archive when it is unpacked
     stall:float=30.,          # give up a connection that is silent for so many seconds
     workers:int=None,         # processes; by default one per core
@@ -108,14 +116,19 @@ def data_get(
     from wsss_nb.data.voc import find_voc
     if not out: raise UserError("--out is missing (see wsss-data get --help)")
     if stall <= 0: raise UserError(f"--stall {stall:g}: must be above 0")
-    kinds = sorted((did_you_mean(k, ARCHIVES, "dataset to get") for k in kinds), key=list(ARCHIVES).index)  # VOC before SBD, which needs it
+    kinds = [did_you_mean(k, ARCHIVES, "dataset to get") for k in kinds]
+    kinds.sort(key=list(ARCHIVES).index) # VOC before SBD, which needs it
     for kind in kinds:
         if kind == "sbd": find_voc(out)  # before anything is downloaded that needs it
         for name,archive in ARCHIVES[kind].items():
             files = get_archive(name, archive, out, mirror or (), not remove_archives, stall=stall)
-            print(f"{Path(out)/'archives'/name}: " + ("not there, and needs a login; put it there if you want its images" if files is None else f"{files} files unpacked"))
+            told = "not there, and needs a login; put it there if you want its images"
+            if files is not None: told = f"{files} files unpacked"
+            print(f"{Path(out)/'archives'/name}: {told}")
         _prepare(kind, out, {"workers":workers})
-    for name in dict.fromkeys("coco" if k == "coco" else "voc" for k in kinds): print(f"try wsss-data check {name}:{out}")
+    for name in dict.fromkeys("coco" if k == "coco" else "voc" for k in kinds):
+        print(f"try wsss-data check {name}:{out}")
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #2cc6a0ce
-DATA_COMMANDS = {"get":data_get, "to-voc":data_to_voc, "check":data_check, "make-shapes":data_make_shapes, "saliency":data_saliency}
+DATA_COMMANDS = {"get":data_get, "to-voc":data_to_voc, "check":data_check, "make-shapes":data_make_shapes,
+                 "saliency":data_saliency}

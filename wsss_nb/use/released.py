@@ -27,7 +27,7 @@ from ..networks.projection import older_name
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea505
 HEAD_WIDTH = 64  # channels of an attention head in every ViT that these papers use
-SIZES = {(192,12):"tiny", (384,12):"small", (768,12):"base", (1024,24):"large"}  # width and blocks -> what timm calls it
+SIZES = {(192,12):"tiny", (384,12):"small", (768,12):"base", (1024,24):"large"}  # width and blocks -> timm's word
 
 def vit_name(
     state:dict[str,Tensor], # tensors by name, the encoder's as timm names them behind `encoder.`
@@ -37,13 +37,18 @@ def vit_name(
     dim,patch = (state["encoder.patch_embed.proj.weight"].shape[i] for i in (0,-1))
     positions = state["encoder.pos_embed"].shape[1]
     grid = round((positions-1)**.5)
-    if grid**2 != positions-1: raise UserError(f"encoder.pos_embed has {positions} positions, which is no class token and a square grid (a distilled DeiT?)")
+    if grid**2 != positions-1:
+        raise UserError(f"encoder.pos_embed has {positions} positions, which is no class token and a square grid "
+                        "(a distilled DeiT?)")
     depth = 1+max(int(k.split(".")[2]) for k in state if k.startswith("encoder.blocks."))
-    if heads is None and dim % HEAD_WIDTH: raise UserError(f"its width of {dim} is no multiple of {HEAD_WIDTH}, so the number of attention heads cannot be told: give it (heads=...)")
+    if heads is None and dim % HEAD_WIDTH:
+        raise UserError(f"its width of {dim} is no multiple of {HEAD_WIDTH}, "
+                        "so the number of attention heads cannot be told: give it (heads=...)")
     hidden,usual = state["encoder.blocks.0.mlp.fc1.weight"].shape[0],max(1, dim//HEAD_WIDTH)
     name = f"vit_{SIZES.get((dim,depth))}_patch{patch}_{grid*patch}"
     if hidden == 4*dim and heads in (None,usual) and name in backbone_names(): return name
-    return f"vit:img_size={grid*patch},patch_size={patch},embed_dim={dim},depth={depth},num_heads={heads or usual},mlp_ratio={hidden/dim:g}"
+    return (f"vit:img_size={grid*patch},patch_size={patch},embed_dim={dim},depth={depth},"
+            f"num_heads={heads or usual},mlp_ratio={hidden/dim:g}")
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea50a
 @dataclass(frozen=True)
@@ -63,8 +68,9 @@ def toco_settings(
     heads:int|None,         # as for `vit_name`
 )->dict:                    # `backbone`, `hidden`, sizes of the projection heads where there are any
     "Return the settings that the shapes of a ToCo checkpoint tell (toco.md T11)"
-    sizes = {"proj_hidden":("mlp.0.weight",0), "proj_bottleneck":("last_layer.weight_v",1), "proj_dim":("last_layer.weight_v",0)}
-    sizes = {k:state[f"proj_head.{name}"].shape[axis] for k,(name,axis) in sizes.items() if f"proj_head.{name}" in state}
+    where = {"proj_hidden":("proj_head.mlp.0.weight",0), "proj_bottleneck":("proj_head.last_layer.weight_v",1),
+             "proj_dim":("proj_head.last_layer.weight_v",0)}
+    sizes = {k:state[name].shape[axis] for k,(name,axis) in where.items() if name in state}
     return {"backbone":vit_name(state, heads), "hidden":state["decoder.conv6.weight"].shape[0]} | sizes
 
 def cpdgl_settings(
@@ -72,7 +78,9 @@ def cpdgl_settings(
     heads:int|None,         # as for `vit_name`
 )->dict:                    # `backbone`, `proj_hidden` where there is a projection head
     "Return the settings that the shapes of a CPDGL or SeCo checkpoint tell (cpdgl.md 10)"
-    return {"backbone":vit_name(state, heads)} | ({"proj_hidden":state["proj_head.mlp.0.weight"].shape[0]} if "proj_head.mlp.0.weight" in state else {})
+    found = {"backbone":vit_name(state, heads)}
+    if "proj_head.mlp.0.weight" in state: found["proj_hidden"] = state["proj_head.mlp.0.weight"].shape[0]
+    return found
 
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea524
@@ -83,7 +91,9 @@ def known_size(
 )->str:                   # a name
     "Return the backbone with these sizes; raise `UserError` if there is none"
     found = [name for name,made in sizes.items() if {k:(usual | made)[k] for k in seen} == seen]
-    if not found: raise UserError(f"its backbone has {', '.join(f'{k} {v}' for k,v in seen.items())}, which is none of {', '.join(sizes)}")
+    if not found:
+        told = ", ".join(f"{k} {v}" for k,v in seen.items())
+        raise UserError(f"its backbone has {told}, which is none of {', '.join(sizes)}")
     return found[0]
 
 def tscd_settings(
@@ -92,8 +102,10 @@ def tscd_settings(
 )->dict:                    # `backbone`, `hidden`
     "Return the settings that the shapes of a TSCD or AFA checkpoint tell (tscd.md 7)"
     def depth(s): return 1+max(int(k.split(".")[2]) for k in state if k.startswith(f"encoder.block{s}."))
-    seen = {"widths":tuple(len(state[f"encoder.patch_embed{s}.proj.weight"]) for s in (1,2,3,4)), "depths":tuple(depth(s) for s in (1,2,3,4))}
-    return {"backbone":known_size(MIT_SIZES, seen, {"widths":(64,128,320,512), "depths":(2,2,2,2)}), "hidden":state["decoder.linear_pred.weight"].shape[1]}
+    seen = {"widths":tuple(len(state[f"encoder.patch_embed{s}.proj.weight"]) for s in (1,2,3,4)),
+            "depths":tuple(depth(s) for s in (1,2,3,4))}
+    usual = {"widths":(64,128,320,512), "depths":(2,2,2,2)}
+    return {"backbone":known_size(MIT_SIZES, seen, usual), "hidden":state["decoder.linear_pred.weight"].shape[1]}
 
 def i2crc_settings(
     state:dict[str,Tensor], # tensors by name
@@ -101,17 +113,25 @@ def i2crc_settings(
 )->dict:                    # `backbone`
     "Return the settings that the shapes of a segmenter of I2CRC tell (i2crc.md 7)"
     def depth(i): return 1+max(int(k.split(".")[2]) for k in state if k.startswith(f"encoder.layer{i}."))
-    seen = {"blocks":tuple(depth(i) for i in (1,2,3,4)), "widths":tuple(len(state[f"encoder.layer{i}.0.conv1.weight"]) for i in (1,2,3,4))}
+    seen = {"blocks":tuple(depth(i) for i in (1,2,3,4)),
+            "widths":tuple(len(state[f"encoder.layer{i}.0.conv1.weight"]) for i in (1,2,3,4))}
     return {"backbone":known_size(RESNET_SIZES, seen, {"blocks":(3,4,6,3), "widths":(64,128,256,512)})}
 
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea526
-_STEM = ("encoder.patch_embed.proj.weight","encoder.pos_embed","encoder.blocks.0.mlp.fc1.weight")
+_VIT = ("encoder.patch_embed.proj.weight","encoder.pos_embed","encoder.blocks.0.mlp.fc1.weight")
+_MIT = tuple(f"encoder.patch_embed{s}.proj.weight" for s in (1,2,3,4))
+_RESNET = tuple(f"encoder.layer{i}.0.conv1.weight" for i in (1,2,3,4))
+_NEEDED = ("encoder.","decoder.")
 LAYOUTS = (
-    Layout("ToCo or TSD-CAM", ("toco","tsd-cam"), (*_STEM,"decoder.conv6.weight","decoder.conv8.weight"), ("encoder.","decoder."), "decoder.conv8.weight", toco_settings),
-    Layout("CPDGL or SeCo", ("cpdgl",), (*_STEM,"decoder.c0.weight","decoder.c3.weight"), ("encoder.","decoder."), "decoder.c0.weight", cpdgl_settings),
-    Layout("TSCD or AFA", ("tscd",), (*(f"encoder.patch_embed{s}.proj.weight" for s in (1,2,3,4)), "decoder.linear_fuse.conv.weight", "decoder.linear_pred.weight"), ("encoder.","decoder."), "decoder.linear_pred.weight", tscd_settings),
-    Layout("I2CRC", ("i2crc",), (*(f"encoder.layer{i}.0.conv1.weight" for i in (1,2,3,4)), "decoder.convs.3.weight"), ("encoder.","decoder."), "decoder.convs.0.weight", i2crc_settings,
+    Layout("ToCo or TSD-CAM", ("toco","tsd-cam"), (*_VIT,"decoder.conv6.weight","decoder.conv8.weight"),
+           _NEEDED, "decoder.conv8.weight", toco_settings),
+    Layout("CPDGL or SeCo", ("cpdgl",), (*_VIT,"decoder.c0.weight","decoder.c3.weight"),
+           _NEEDED, "decoder.c0.weight", cpdgl_settings),
+    Layout("TSCD or AFA", ("tscd",), (*_MIT,"decoder.linear_fuse.conv.weight","decoder.linear_pred.weight"),
+           _NEEDED, "decoder.linear_pred.weight", tscd_settings),
+    Layout("I2CRC", ("i2crc",), (*_RESNET,"decoder.convs.3.weight"),
+           _NEEDED, "decoder.convs.0.weight", i2crc_settings,
            (("base.features.","encoder."), ("base.classifier.conv2d_list.","decoder.convs."))),
 )
 
@@ -130,31 +150,44 @@ def find_layout(
 )->Layout:                  # one of `LAYOUTS`
     "Return the family that these names belong to; raise `UserError` with the nearest one and what it lacks"
     if not state: raise UserError("holds no tensors by name")
-    if "blocks.0.attn.qkv.weight" in state: raise UserError("holds a backbone alone, which can start a training (--init) but has no segmenter")
-    if "extra_convs.6.weight" in state: raise UserError("holds I2CRC's classifier, which makes its seeds but has no segmenter")
+    if "blocks.0.attn.qkv.weight" in state:
+        raise UserError("holds a backbone alone, which can start a training (--init) but has no segmenter")
+    if "extra_convs.6.weight" in state:
+        raise UserError("holds I2CRC's classifier, which makes its seeds but has no segmenter")
     nearest = max(LAYOUTS, key=lambda l: sum(s in state for s in l.signs))
     lacks = [s for s in nearest.signs if s not in state]
     if not lacks: return nearest
     first = next(iter(state))
-    if len(lacks) == len(nearest.signs): raise UserError(f"its names ({first}, ...) are of no known checkpoint; known are those of {'; '.join(l.title for l in LAYOUTS)}")
-    raise UserError(f"of an unknown architecture; its names are most like those of {nearest.title}, but {lacks[0]} is missing")
+    if len(lacks) == len(nearest.signs):
+        raise UserError(f"its names ({first}, ...) are of no known checkpoint; "
+                        f"known are those of {'; '.join(l.title for l in LAYOUTS)}")
+    raise UserError(f"of an unknown architecture; its names are most like those of {nearest.title}, "
+                    f"but {lacks[0]} is missing")
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea50f
-BENCHMARKS = {len(names):(preset,names) for preset,names in (("voc",VOC_CLASSES), ("coco",COCO_CLASSES))}  # classes with background -> preset and names
+# classes with background -> preset and names
+BENCHMARKS = {len(names):(preset,names) for preset,names in (("voc",VOC_CLASSES), ("coco",COCO_CLASSES))}
 
 def class_names(
     num_classes:int,                  # with background
     given:Sequence[str]|None=None,    # names, background first; None: by number
 )->tuple[str,...]:                    # names, background first
     "Return the names of a network's classes; raise `UserError` if those given are not as many"
-    if given is None: return BENCHMARKS[num_classes][1] if num_classes in BENCHMARKS else ("background", *(f"class {i}" for i in range(1, num_classes)))
-    if len(given) != num_classes: raise UserError(f"has {num_classes} classes with background, {len(given)} names were given; background is the first")
+    if given is None and num_classes in BENCHMARKS: return BENCHMARKS[num_classes][1]
+    if given is None: return "background",*(f"class {i}" for i in range(1, num_classes))
+    if len(given) != num_classes:
+        raise UserError(f"has {num_classes} classes with background, {len(given)} names were given; "
+                        "background is the first")
     return tuple(given)
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea512
-PARTS = {"encoder":"backbone", "decoder":"segmentation", "classifier":"class maps", "aux_classifier":"auxiliary class maps", "encoder.head":"classes of the pre-training, unused",
-         "proj_head":"contrast of class tokens, training only", "proj_head_t":"its teacher, training only", "encoder_k":"momentum encoder, training only", "prototypes":"one per class, training only",
-         "queue":"memory, training only", "queue_label_flag":"memory, training only", "queue_ptr":"memory, training only"}  # beginning of a name -> what it is for
+# beginning of a name -> what it is for
+PARTS = {"encoder":"backbone", "decoder":"segmentation", "classifier":"class maps",
+         "aux_classifier":"auxiliary class maps", "encoder.head":"classes of the pre-training, unused",
+         "proj_head":"contrast of class tokens, training only", "proj_head_t":"its teacher, training only",
+         "encoder_k":"momentum encoder, training only", "prototypes":"one per class, training only",
+         "queue":"memory, training only", "queue_label_flag":"memory, training only",
+         "queue_ptr":"memory, training only"}
 
 def by_part(
     names:Sequence[str], # of tensors
@@ -162,7 +195,8 @@ def by_part(
 )->str:                  # "encoder 150, queue 1 (memory, training only)"
     "Return how many tensors of each part these are"
     parts = ["encoder.head" if k.startswith("encoder.head.") else k.split(".")[0] for k in names]
-    return ", ".join(f"{p} {parts.count(p)}" + (f" ({PARTS[p]})" if explain and p in PARTS else "") for p in dict.fromkeys(parts)) or "nothing"
+    def told(part): return f" ({PARTS[part]})" if explain and part in PARTS else ""
+    return ", ".join(f"{p} {parts.count(p)}{told(p)}" for p in dict.fromkeys(parts)) or "nothing"
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea521
 @dataclass(frozen=True)
@@ -178,10 +212,13 @@ class Report:
     missing:tuple[str,...] # tensors of the method that are not in the file in this shape, left as they start
     unused:tuple[str,...]  # tensors of the file that the method does not have in this shape
     def __str__(self):
-        shown = self.classes[1:4] if len(self.classes) > 7 else self.classes[1:]
-        told = " ".join(f"{k}={setting_text(getattr(self.config, k))}" for k in ("infer_size","infer_scales","fusion","scales","norm","crf") if hasattr(self.config, k))
-        rows = {"file":f"{self.file}: {self.family}, read as {self.method}", "backbone":self.config.backbone, "settings":f"preset {self.preset}: {told}",
-                "classes":f"{len(self.classes)-1}: {', '.join(shown)}" + (f" ... {self.classes[-1]}" if len(shown) < len(self.classes)-1 else "")}
+        names = self.classes[1:]
+        shown = names[:3] if len(names) > 6 else names
+        more = f" ... {names[-1]}" if len(shown) < len(names) else ""
+        keys = [k for k in ("infer_size","infer_scales","fusion","scales","norm","crf") if hasattr(self.config, k)]
+        told = " ".join(f"{k}={setting_text(getattr(self.config, k))}" for k in keys)
+        rows = {"file":f"{self.file}: {self.family}, read as {self.method}", "backbone":self.config.backbone,
+                "settings":f"preset {self.preset}: {told}", "classes":f"{len(names)}: {', '.join(shown)}{more}"}
         rows |= {k:by_part(getattr(self, k), k != "loaded") for k in ("loaded","missing","unused")}
         return "\n".join(f"{k:9}{v}" for k,v in rows.items())
 
@@ -196,9 +233,11 @@ def fill(
     fits = {k:state[k] for k,v in own.items() if k in state and state[k].shape == v.shape}
     for k,v in own.items():
         if k.startswith(needed) and k not in fits:
-            raise UserError(f"{k} is {tuple(state[k].shape)}, needed is {tuple(v.shape)}" if k in state else f"{k} is missing")
+            if k not in state: raise UserError(f"{k} is missing")
+            raise UserError(f"{k} is {tuple(state[k].shape)}, needed is {tuple(v.shape)}")
     method.load_state_dict(fits, strict=False)
-    return {"loaded":(*fits,), "missing":tuple(k for k in own if k not in fits), "unused":tuple(k for k in state if k not in fits)}
+    return {"loaded":(*fits,), "missing":tuple(k for k in own if k not in fits),
+            "unused":tuple(k for k in state if k not in fits)}
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea516
 def load_released(
@@ -208,7 +247,10 @@ def load_released(
     heads:int|None=None,             # attention heads; None: of 64 channels each
     overrides:Sequence[str]=(),      # settings to change, "key=value"
 )->tuple:                            # the method in evaluation mode, and a `Report`
-    "Return the method of a published checkpoint; raise `UserError` in one line naming the file if it is none (toco.md T11, tsd_cam.md S9, cpdgl.md 10, tscd.md 7, i2crc.md 7)"
+    """Return the method of a published checkpoint (toco.md T11, tsd_cam.md S9, cpdgl.md 10, tscd.md 7, i2crc.md 7)
+
+    Raises `UserError` in one line naming the file if it is none.
+    """
     state = {our_name(k):v for k,v in read_weights(path).items()}
     try:
         layout = find_layout(state)
@@ -216,7 +258,8 @@ def load_released(
         names = class_names(len(state[layout.scores]), classes)
         module = get_method(name)
         preset = next(p for p in (BENCHMARKS.get(len(names), ("voc",))[0], "voc") if p in module.PRESETS)
-        told = {k:v for k,v in layout.settings(state, heads).items() if k in module.Config.__dataclass_fields__}   # TSD-CAM has no use for projection heads
+        told = layout.settings(state, heads)   # TSD-CAM has no use for projection heads
+        told = {k:v for k,v in told.items() if k in module.Config.__dataclass_fields__}
         config = resolve_config(module.Config(), module.PRESETS, preset, overrides, **told)
         made = module.Method(config, names)
         found = fill(made, state, layout.needed)
