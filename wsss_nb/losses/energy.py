@@ -59,7 +59,7 @@ def dense_energy(
     backend:str|None=None,       # "cpp", "torch" or None: compiled for CPU tensors where it was built
     threads:int|None=None,       # of the compiled lattice; None: as many as torch uses
 )->Tensor:                       # scalar float32, <= 0, on the device of `probs`
-    "Return minus the agreement of near and alike pixels, a mean over images (Tang et al. 2018, eq. 5; RRM's gate). Raise `ValueError` for shapes that do not fit"
+    "Return minus the agreement of near and alike pixels, a mean over images (Bilateral 5.2; Tang et al. 2018, eq. 5; RRM's gate). Raise `ValueError` for shapes that do not fit"
     B,_,*size = probs.shape
     if (images.shape[0],*images.shape[2:]) != (B,*size) or rois.shape != (B,*size) or unlabelled is not None and unlabelled.shape != (B,*size):
         raise ValueError(f"images, probs, rois and unlabelled are of one batch and size: {[tuple(x.shape) for x in (images, probs, rois, unlabelled) if x is not None]}")
@@ -111,7 +111,7 @@ def dense_energy_loss(
     backend:str|None=None,             # "cpp", "torch" or None: compiled for CPU tensors where it was built
     threads:int|None=None,             # of the compiled lattice; None: as many as torch uses
 )->Tensor:                             # scalar float32, <= 0, on the device of `seg_logits`
-    "Return the gated energy loss (ToCo T5.5; RRM, AAAI 2020); inputs stay as they are, also under autocast it is computed in float32"
+    "Return the gated energy loss (ToCo T5.5; Bilateral 5; RRM, AAAI 2020); inputs stay as they are, also under autocast it is computed in float32"
     if weight == 0: return seg_logits[:0].float().sum()
     rows,cols = _kept(seg_logits.shape[-2:], scale_factor, recompute_scale_factor, images.device)
     unlabelled = _at(label.reshape(len(label), *label.shape[-2:]).to(images.device), rows, cols, scale_factor).long() & 0xFF == IGNORE_INDEX   # as uint8, so -1 is 255
@@ -139,7 +139,7 @@ def plain_energy_loss(
     recompute_scale_factor:bool=False, # scale by what the rounded size gives
     **options,                         # `grad`, `pad_to`, `backend`, `threads` of `dense_energy`
 )->Tensor:                             # scalar float32, <= 0
-    "Return the energy loss without a gate (rloss: Tang et al., ECCV 2018); gradients are with respect to `probs`"
+    "Return the energy loss without a gate (Bilateral 5.4; Tang et al. 2018); gradients are with respect to `probs`"
     rows,cols = _kept(images.shape[-2:], scale_factor, recompute_scale_factor, images.device)
     with torch.autocast(probs.device.type, enabled=False): small = _bilinear(probs.float(), scale_factor, recompute_scale_factor)
     return weight*dense_energy(_at(images, rows, cols, scale_factor), small, _at(rois, rows, cols, scale_factor), None, sigma_rgb, sigma_xy*scale_factor, **options)

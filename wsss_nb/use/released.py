@@ -33,7 +33,7 @@ def vit_name(
     state:dict[str,Tensor], # tensors by name, the encoder's as timm names them behind `encoder.`
     heads:int|None=None,    # attention heads; None: of 64 channels each
 )->str:                     # for `create_backbone`
-    "Return the ViT that these tensors belong to; raise `UserError` if it is none that we build (toco.md T11)"
+    "Return the ViT that these tensors belong to; raise `UserError` if it is none that we build (ToCo T11)"
     dim,patch = (state["encoder.patch_embed.proj.weight"].shape[i] for i in (0,-1))
     positions = state["encoder.pos_embed"].shape[1]
     grid = round((positions-1)**.5)
@@ -62,7 +62,7 @@ def toco_settings(
     state:dict[str,Tensor], # tensors by name
     heads:int|None,         # as for `vit_name`
 )->dict:                    # `backbone`, `hidden`, sizes of the projection heads where there are any
-    "Return the settings that the shapes of a ToCo checkpoint tell (toco.md T11)"
+    "Return the settings that the shapes of a ToCo checkpoint tell (ToCo T11)"
     sizes = {"proj_hidden":("mlp.0.weight",0), "proj_bottleneck":("last_layer.weight_v",1), "proj_dim":("last_layer.weight_v",0)}
     sizes = {k:state[f"proj_head.{name}"].shape[axis] for k,(name,axis) in sizes.items() if f"proj_head.{name}" in state}
     return {"backbone":vit_name(state, heads), "hidden":state["decoder.conv6.weight"].shape[0]} | sizes
@@ -71,7 +71,7 @@ def cpdgl_settings(
     state:dict[str,Tensor], # tensors by name
     heads:int|None,         # as for `vit_name`
 )->dict:                    # `backbone`, `proj_hidden` where there is a projection head
-    "Return the settings that the shapes of a CPDGL or SeCo checkpoint tell (cpdgl.md 10)"
+    "Return the settings that the shapes of a CPDGL or SeCo checkpoint tell (CPDGL 10)"
     return {"backbone":vit_name(state, heads)} | ({"proj_hidden":state["proj_head.mlp.0.weight"].shape[0]} if "proj_head.mlp.0.weight" in state else {})
 
 
@@ -90,7 +90,7 @@ def tscd_settings(
     state:dict[str,Tensor], # tensors by name
     heads:int|None,         # of no use here: every size has its own
 )->dict:                    # `backbone`, `hidden`
-    "Return the settings that the shapes of a TSCD or AFA checkpoint tell (tscd.md 7)"
+    "Return the settings that the shapes of a TSCD or AFA checkpoint tell (TSCD 7)"
     def depth(s): return 1+max(int(k.split(".")[2]) for k in state if k.startswith(f"encoder.block{s}."))
     seen = {"widths":tuple(len(state[f"encoder.patch_embed{s}.proj.weight"]) for s in (1,2,3,4)), "depths":tuple(depth(s) for s in (1,2,3,4))}
     return {"backbone":known_size(MIT_SIZES, seen, {"widths":(64,128,320,512), "depths":(2,2,2,2)}), "hidden":state["decoder.linear_pred.weight"].shape[1]}
@@ -99,7 +99,7 @@ def i2crc_settings(
     state:dict[str,Tensor], # tensors by name
     heads:int|None,         # of no use here
 )->dict:                    # `backbone`
-    "Return the settings that the shapes of a segmenter of I2CRC tell (i2crc.md 7)"
+    "Return the settings that the shapes of a segmenter of I2CRC tell (I2CRC 7)"
     def depth(i): return 1+max(int(k.split(".")[2]) for k in state if k.startswith(f"encoder.layer{i}."))
     seen = {"blocks":tuple(depth(i) for i in (1,2,3,4)), "widths":tuple(len(state[f"encoder.layer{i}.0.conv1.weight"]) for i in (1,2,3,4))}
     return {"backbone":known_size(RESNET_SIZES, seen, {"blocks":(3,4,6,3), "widths":(64,128,256,512)})}
@@ -208,7 +208,7 @@ def load_released(
     heads:int|None=None,             # attention heads; None: of 64 channels each
     overrides:Sequence[str]=(),      # settings to change, "key=value"
 )->tuple:                            # the method in evaluation mode, and a `Report`
-    "Return the method of a published checkpoint; raise `UserError` in one line naming the file if it is none (toco.md T11, tsd_cam.md S9, cpdgl.md 10, tscd.md 7, i2crc.md 7)"
+    "Return the method of a published checkpoint; raise `UserError` in one line naming the file if it is none (ToCo T11, TSD-CAM S9, CPDGL 10, TSCD 7, I2CRC 7)"
     state = {our_name(k):v for k,v in read_weights(path).items()}
     try:
         layout = find_layout(state)
