@@ -1,6 +1,6 @@
 """Citations of the recipes in docs/recipes: `ToCo T4.7`, `TSCD 3.10`, `CPDGL, section 7`.
 
-`citations(text)` finds them, `sections(md)` says which sections a recipe has, `linked(md)` makes links of the citations in a page.
+`citations(text)` finds them, `sections(md)` says which sections a recipe has, `linked(md)` makes links in a page.
 On a page that is a recipe's own (`own`) the name may be left out: `T5.2`, `section 7`, `§6.3`."""
 import re
 from dataclasses import dataclass
@@ -9,16 +9,22 @@ from pathlib import Path
 FOLDER = Path(__file__).parent/"recipes"
 
 # %% What a citation looks like
+_GAP = r"(?:[ ]|\n[ ]*(?!\d+\.[ ]))"  # a blank, or the end of a line that does not begin a list
+_WORD = rf"(?:sections?{_GAP}|§§? ?)"
+_PAPER = rf"\d{{4}}[a-z]?\)?[,:]?{_GAP}"  # `CVPR 2023, section 3.4` is a section of the paper
+
 def _numbers(letter):
-    "One section or several in a row, such as `T2`, `T3.3, T3.4`, `2 and 4.9`, `S2-S7`; letters belong to items, as in `T9c`"
+    "One section or several in a row: `T2`, `T3.3, T3.4`, `2 and 4.9`, `S2-S7`; an item may have a letter, as `T9c` has"
     one = rf"{letter}\d{{1,2}}(?:\.\d{{1,2}})*[a-c]?(?![\w%]|\.\d)"
-    return rf"{one}(?:(?:, and |, | and | to |-|–){one})*"
+    return rf"{one}(?:(?:,{_GAP}and{_GAP}|,{_GAP}|{_GAP}and{_GAP}|{_GAP}to{_GAP}|-|–){one})*"
 
 def _patterns(name, letter=""):
-    "The regular expressions of a recipe: with its name in front, and without it on its own pages. Plain numbers without its name need the word `section`"
-    word = r"(?:sections? |§§? ?)"
-    own = rf"(?<![\w.^-]){_numbers(letter)}" if letter else rf"(?<!\d{{4}} )(?<!\d{{4}}, )(?<!\d{{4}}: ){word}{_numbers(letter)}"
-    between = rf",? \(?{word}?" if letter else rf"(?:,? \(?{word}| \(?)"
+    """The regular expressions of a recipe: with its name in front, and without it on its own pages.
+
+    Plain numbers without the name need the word `section`, and none is a year's."""
+    own = rf"(?<![\w.^-]){_numbers(letter)}" if letter else \
+        rf"(?<!\d{{4}}\s)(?<!\d{{4}},\s)(?<!\d{{4}}:\s){_WORD}{_numbers(letter)}"
+    between = rf",?{_GAP}\(?{_WORD}?" if letter else rf"(?:,?{_GAP}\(?{_WORD}|{_GAP}\(?)"
     return re.compile(rf"\b{name}{between}{_numbers(letter)}"),re.compile(own)
 
 RECIPES = {  # file -> how it is cited
@@ -55,21 +61,16 @@ def citations(text, own=()):
         for m in pattern.finditer(text):
             if any(m.start() < end and start < m.end() for start,end in taken): continue
             taken.append(m.span())
-            at = m.start()
-            for n in re.finditer(r"(?<![\w.])[TS]?\d{1,2}(?:\.\d{1,2})*[a-c]?(?=\W|$)", m[0][(skip := _name_end(m[0])):]):
-                found.append(Citation(at, m.start()+skip+n.end(), recipe, n[0]))
-                at = m.start()+skip+n.end()
+            at,behind = m.start(),m.start() + 5*m[0].startswith("I2CRC")  # this name holds digits
+            for n in re.finditer(r"(?<![\w.])[TS]?\d{1,2}(?:\.\d{1,2})*[a-c]?(?=\W|$)", text[behind:m.end()]):
+                found.append(Citation(at, behind+n.end(), recipe, n[0]))
+                at = behind+n.end()
     return sorted(found, key=lambda c: c.start)
 
-def _name_end(mention):
-    "Where the name of the recipe ends in what a pattern found: names hold digits too"
-    return next((m.end() for r in ("I2CRC",) if (m := re.match(r, mention))), 0)
-
-_PAPER = r"\d{4}[a-z]?\)?[,:]?[ ]"  # `Ru et al., CVPR 2023, section 3.4` is a section of the paper
 _LIKE = re.compile(rf"""(?<!\w)(?:
-      (?P<letter>[TS]\d{{1,2}}(?:\.\d{{1,2}})*)(?![\w.%]|\ ?[×x]\ ?\d)              # T5.2 that no recipe in sight explains
-    | (?P<word>(?:{_PAPER})?(?:sections?\ |§\ ?)[TS]?\d[\d.]*)                       # section 7 of what?
-    | (?P<file>\w+\.md,?\ (?:§|section\ )?[TS]?\d[\d.]*)                             # toco.md T11
+      (?P<letter>[TS]\d{{1,2}}(?:\.\d{{1,2}})*)(?![\w.%]|\ ?[×x]\ ?\d)     # T5.2 that no recipe in sight explains
+    | (?P<word>(?:{_PAPER})?(?:sections?{_GAP}|§\ ?)[TS]?\d[\d.]*)         # section 7 of what?
+    | (?P<file>\w+\.md,?\ (?:§|section\ )?[TS]?\d[\d.]*)                 # toco.md T11
     | (?<=[(;])\ ?(?P<name>(?!VOC|COCO)[A-Z][\w-]*[A-Z\d][\w-]*\ \d{{1,2}}\.\d{{1,2}})(?=[),;])  # (WeTr 3.4)
     )""", re.X)
 
@@ -84,7 +85,9 @@ def anchor(section):
     return ("s" if section[0].isdigit() else "") + section.lower().replace(".", "-")
 
 def _marked(md):
-    "Each line of a recipe as (section or None, where its anchor goes, line): headings, items of numbered lists, rows of tables that count"
+    """Each line of a recipe as (section or None, where its anchor goes, line).
+
+    Sections are headings with a number, items of numbered lists, and rows of tables whose first column counts."""
     heading = r"#{2,4} ([TS]?\d+(?:\.\d+)*)\b"
     fenced,at,rows,seen = False,None,False,set()
     titled = set(re.findall(rf"^{heading}", md, flags=re.M))
@@ -115,15 +118,24 @@ def anchored(md):
     return "\n".join(line(*m) for m in _marked(md))
 
 # %% Links
-_LEAVE = re.compile(r"^ *```.*?^ *```|^#+ .*?$|(`+)(?!`).*?(?<!`)\1(?!`)|!?\[[^\]]*\]\([^)]*\)(?:\{[^}]*\})?|<a [^>]*>.*?</a>|<[^>]+>|\$\$.*?\$\$|\$[^$\n]+\$", re.M | re.S)
+_LEAVE = re.compile("|".join((  # what stays as it is:
+    r"^ *```.*?^ *```",                           # blocks of code
+    r"^#+ .*?$",                                  # headings
+    r"(`+)(?!`).*?(?<!`)\1(?!`)",                 # code in a line
+    r"!?\[[^\]]*\]\([^)]*\)(?:\{[^}]*\})?",       # links and pictures
+    r"<a [^>]*>.*?</a>", r"<[^>]+>",              # HTML
+    r"\$\$.*?\$\$", r"\$[^$\n]+\$")), re.M | re.S)  # formulas
+_JOIN = re.compile(r"((?:,\s+and\s+|,\s+|\s+and\s+|\s+to\s+|-|–)?)(.*)", re.S)
 
 def linked(md, up="", own=()):
-    "Markdown of a page with a link on every citation outside of code, formulas, headings and links; `up` leads to the folder of all pages"
+    """Markdown of a page with a link on every citation outside of code, formulas, headings and links.
+
+    `up` leads from the page to the folder of all pages."""
     def link(text):
         for c in reversed(citations(text, own)):
+            join,shown = _JOIN.fullmatch(text[c.start:c.end]).groups()
             target = f"{up}recipes/{c.recipe}.html#{anchor(c.section)}"
-            shown = re.match(r"(?P<join>(?:, and |, | and | to |-|–)?)(?P<text>.*)", text[c.start:c.end], flags=re.S)
-            text = text[:c.start] + f'{shown["join"]}<a class="nb-cite" href="{target}">{shown["text"]}</a>' + text[c.end:]
+            text = f'{text[:c.start]}{join}<a class="nb-cite" href="{target}">{shown}</a>{text[c.end:]}'
         return text
     out,at = [],0
     for m in _LEAVE.finditer(md):
