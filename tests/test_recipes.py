@@ -162,7 +162,7 @@ def link(address, text): return f'<a class="nb-cite" href="../recipes/{address}"
 
 @pytest.mark.parametrize("text,own,expected", [
     ("*so (ToCo T2, T8)*", (), ("*so (", link("toco.html#t2", "ToCo T2"), ", ", link("toco.html#t8", "T8"), ")*")),
-    ("CPDGL, section 2 and 4.9", (), (link("cpdgl.html#s2", "CPDGL, section 2"), " and ", link("cpdgl.html#s4-9", "4.9"))),
+    ("CPDGL, section 2 and 3", (), (link("cpdgl.html#s2", "CPDGL, section 2"), " and ", link("cpdgl.html#s3", "3"))),
     ("see T5.2", ("toco",), ("see ", link("toco.html#t5-2", "T5.2"))),
     ("a line ends (TSD-CAM\nS4)", (), ("a line ends (", link("tsd_cam.html#s4", "TSD-CAM\nS4"), ")"))])
 def test_links(text, own, expected): assert cite.linked(text, "../", own) == "".join(expected)
