@@ -1,8 +1,8 @@
-"""A training step the plain way: the specifications of the papers line by line, in PyTorch as one writes it first. The peer of train_step.py.
+"""A training step the plain way: the recipes in docs/recipes line by line, in PyTorch as one writes it first. The peer of train_step.py.
 
 Every term is computed at every step and multiplied by its weight, also by 0; CAMs are made at every listed size, for all classes and both layers, by passes of their own; whole views are encoded a
 second time for the teacher; labels are refined image by image and threshold by threshold, with the neighbours of all pixels in one tensor; the energy filters one class after the other (peer_filter.cpp).
-Only the network's own parts come from the package (encoder, heads, decoder): the same modules with the same weights on both sides. T.. are sections of the specification of ToCo, S.. of TSD-CAM.
+Only the network's own parts come from the package (encoder, heads, decoder): the same modules with the same weights on both sides. T.. are sections of the recipe of ToCo, S.. of TSD-CAM.
 """
 import copy
 

@@ -1,4 +1,4 @@
-"""A training step of TSCD the plain way, as in literal.py: its specification line by line. Numbers in brackets are its sections.
+"""A training step of TSCD the plain way, as in literal.py: its recipe line by line. Numbers in brackets are its sections.
 
 Attention logits of the last two blocks stand in memory, head by head; the decoder enlarges and stacks four stages, and runs in every CAM pass as the published code lets it; the pass at scale 1 is made a second time for the CAM.
 Only the encoder's and heads' own weights and the encoder's passes come from the package.

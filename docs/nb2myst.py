@@ -13,6 +13,8 @@ from nbdev.doclinks import NbdevLookup
 from nbdev.processors import FilterDefaults
 from nbformat import from_dict
 
+import cite
+
 # A widget's signature names `Self`, which traitlets imports for type checkers only; early releases of Python 3.11 look it up.
 traitlets.traitlets.Self = typing.Self
 
@@ -48,21 +50,22 @@ def _symbol_links(md, link):
     "Rewrite links to symbols in the site; `link` gets the symbol and its address, such as core.html#progress"
     return re.sub(rf"\[`([^`\]]+)`\]\({re.escape(site)}/([^)]+)\)", lambda m: link(m[1], m[2]), md)
 
-def myst(md, up=""):
-    "Markdown for a page of the site; `up` leads from the page to the folder of all pages"
+def myst(md, up="", own=()):
+    "Markdown for a page of the site; `up` leads from the page to the folder of all pages, `own` names the recipes that it is about"
     md = _symbol_links(md, lambda name, address: f'<a class="nb-sym" href="{up}{address}"><code>{name}</code></a>')
     md = re.sub(r'\]\(([^)]+)\)\{target="_blank"[^}]*\}', r"](\1){.nb-source}", md)
+    md = re.sub(r"\]\((?:\.\./)+docs/recipes/", f"]({up}recipes/", md)
     md = re.sub(r"\]\((?!\w+:)([^)#]+\.ipynb)(#[^)]*)?\)", lambda m: f"]({_page(m[1])}.ipynb{m[2] or ''})", md)
     md = re.sub(r"^:::+ *\{\.callout-(\w+)[^}]*\}", r":::{\1}", md, flags=re.M)
     def anchored(m): return f'<a id="{m[2].lower()}"></a>\n\n{m[1]} ' + m[2].replace("_", r"\_")  # where nbdev's links point to
-    return re.sub(r"^(#{2,5}) (\S+)$", anchored, md, flags=re.M)
+    return cite.linked(re.sub(r"^(#{2,5}) (\S+)$", anchored, md, flags=re.M), up, own)
 
 def readme(md):
     "Markdown for README.md, which stands beside nbs/"
     notebooks = [nb.relative_to(cfg.nbs_path) for nb in cfg.nbs_path.rglob("*.ipynb")]
     sources = {_page(nb): f"nbs/{nb.as_posix()}" for nb in notebooks}
     md = _symbol_links(md, lambda name, address: f"[`{name}`]({sources[address.split('.html')[0]]})")
-    return re.sub(r"\]\((?!\w+:|#|nbs/)([^)]+)\)", r"](nbs/\1)", md)
+    return re.sub(r"\]\((?!\w+:|#|nbs/)([^)]+)\)", lambda m: f"]({os.path.normpath(f'nbs/{m[1]}')})", md)
 
 # %% Cells
 def _prepared(path):
@@ -160,6 +163,14 @@ def _room(room, pages):
     cells = [v4.new_markdown_cell("\n".join((f"# {title}", "", lead, "", *listed)), id="room")]
     return v4.new_notebook(cells=[*cells, _toc(Path(page).name for page in pages)], metadata={"language_info": {"name": "python"}})
 
+def _recipes(write):
+    "Write the recipes, with an anchor at each section; their first page lists the others for the sidebar"
+    for path in sorted(cite.FOLDER.glob("*.md")):
+        md = re.sub(r"\]\(\.\./\.\./nbs/([^)]+)\)", r"](../\1)", cite.anchored(path.read_text(encoding="utf-8")))
+        md = re.sub(r"\]\(\.\./([^)]+\.ipynb)\)", lambda m: f"](../{_page(m[1])}.ipynb)", md)
+        if path.stem == "index": md += "\n" + _toc(cite.RECIPES).source + "\n"
+        write(path.name, cite.linked(md, "../", cite.own_recipes(path)))
+
 def _heading(nb):
     "Title and subtitle of a notebook"
     return re.match(r"# (.+)\n\n> (.+)", _opening(nb)).groups()
@@ -170,7 +181,7 @@ def generate(dst):
     def write(page, nb):
         page.parent.mkdir(parents=True, exist_ok=True)
         kept.add(page)
-        _write(page, v4.writes(nb))
+        _write(page, nb if isinstance(nb, str) else v4.writes(nb))
     for path in sorted(p for p in cfg.nbs_path.rglob("*") if p.is_file() and not any(part[0] in "._" for part in p.relative_to(cfg.nbs_path).parts)):
         rel = path.relative_to(cfg.nbs_path)
         if rel.suffix != ".ipynb":  # a picture that some notebook shows
@@ -178,11 +189,12 @@ def generate(dst):
             (dst/rel).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, dst/rel)
             continue
-        nb = translate(path, partial(myst, up="../"*(len(rel.parts)-1)), mark=True)
-        if rel.name == cfg.readme_nb: nb.cells.append(_toc([f"{room}/index" for room in ROOMS], "Rooms"))
+        nb = translate(path, partial(myst, up="../"*(len(rel.parts)-1), own=cite.own_recipes(path)), mark=True)
+        if rel.name == cfg.readme_nb: nb.cells.append(_toc([f"{room}/index" for room in (*ROOMS, "recipes")], "Rooms"))
         else: rooms[rel.parts[0]][_page(rel)] = _heading(read_nb(path))
         write(dst/f"{_page(rel)}.ipynb", nb)
     for room,pages in rooms.items(): write(dst/room/"index.ipynb", _room(room, pages))
+    _recipes(lambda name, md: write(dst/"recipes"/name, md))
     for f in dst.rglob("*"):
         if f.is_file() and f not in kept: f.unlink()
 

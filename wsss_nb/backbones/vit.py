@@ -33,7 +33,7 @@ def resize_positions(
 
 # %% ../../nbs/30_backbones/20_vit.ipynb #feda3cb5
 class ViT(Backbone):
-    "A ViT encoder with features `last` (normalised), `aux` (as block `aux_layer` leaves them) and `cls_token` (ToCo section 3, Ru et al. 2023)"
+    "A ViT encoder with features `last` (normalised), `aux` (as block `aux_layer` leaves them) and `cls_token` (ToCo T3.1; Ru et al. 2023)"
     def __init__(self,
         vit:nn.Module,     # timm VisionTransformer (its parts are taken over)
         aux_layer:int=-3,  # index of the block that gives `aux`; -3 is the tenth of twelve

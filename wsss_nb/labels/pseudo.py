@@ -87,7 +87,7 @@ def refine_in_box(
     num_iter:int=10,                   # of PAR
     kernel:str="par",                  # "par" or "aprm"
 )->Tensor:                             # (B,T,1+C,H,W); outside the box and for absent classes 0
-    "Return scores refined by the colours of the image area alone (AFA; TSCD 3.10)"
+    "Return scores refined by the colours of the image area alone (TSCD 3.10; Ru et al. 2022)"
     out,(H,W),T = torch.zeros_like(scores),images.shape[-2:],scores.shape[1]
     for i,(y0,y1,x0,x1) in enumerate([(0,H,0,W)]*len(images) if box is None else box.clamp(min=0).tolist()):
         area = images[i:i+1,:,y0:y1,x0:x1].float()
@@ -112,7 +112,7 @@ def walk_pseudo_label(
     box:Tensor|None=None,    # image area [y0,y1,x0,x1], pixels, (B,4)
     **refine,                # `down_scale`, `dilations`, `num_iter`, `kernel` of `refine_in_box`
 )->Tensor:                   # (B,H,W) int64: 0…C or IGNORE_INDEX
-    "Return the pseudo label of each image after a random walk (AFA; TSCD 3.10)"
+    "Return the pseudo label of each image after a random walk (TSCD 3.10; Ru et al. 2022)"
     small,near = resize(valid_cam(cam.float(), image_labels), grid),near_pairs(grid, radius, cam.device)
     walked = [resize(random_walk(small, affinity, image_labels, t, near), cam.shape[-2:]) for t in (low_thresh, high_thresh)]
     low,high = refine_in_box(images, torch.stack(walked, dim=1), image_labels, box, **refine).argmax(2).unbind(1)

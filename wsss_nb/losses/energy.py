@@ -169,7 +169,7 @@ def plain_energy_loss(
     recompute_scale_factor:bool=False, # scale by what the rounded size gives
     **options,                         # `grad`, `pad_to`, `backend`, `threads` of `dense_energy`
 )->Tensor:                             # scalar float32, <= 0
-    "Return the energy loss without a gate (rloss: Tang et al., ECCV 2018); gradients are with respect to `probs`"
+    "Return the energy loss without a gate (Bilateral 5.4; Tang et al. 2018); gradients are with respect to `probs`"
     rows,cols = _kept(images.shape[-2:], scale_factor, recompute_scale_factor, images.device)
     with torch.autocast(probs.device.type, enabled=False):
         small = _bilinear(probs.float(), scale_factor, recompute_scale_factor)

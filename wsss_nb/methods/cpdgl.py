@@ -218,7 +218,7 @@ def terms(self:Method,
     seen:dict,  # of `look`
     step:int,   # steps done so far
 )->dict[str,Callable[[],Tensor]]: # name -> function that computes the term
-    "Return the terms of CPDGL (sections 5 and 6)"
+    "Return the terms of a step (CPDGL, sections 5 and 6)"
     c = self.config
     return PatchContrastMethod.terms(self, batch, seen, step) | {
         "pcl": lambda: prototype_contrast_loss(seen["rows"], seen["tags"], self.prototypes.clone(), c.pcl_form, c.pcl_temperature, c.pcl_margin),

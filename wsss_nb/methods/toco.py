@@ -50,7 +50,7 @@ class Config(PatchContrastConfig):
 
 # %% ../../nbs/80_methods/40_toco.ipynb #fcce515b
 class Method(ProjectionNet, PatchContrastMethod):
-    "ToCo: the baseline with contrast of patch tokens and of class tokens, and a dense energy (Ru et al. 2023; T2-T7)"
+    "ToCo: the baseline with contrast of patch tokens and of class tokens, and a dense energy (Ru et al. 2023; ToCo T2-T7)"
     loss_names = ("cls","aux","ptc","ctc","seg","reg")
     def __init__(self,
         config:Config,            # resolved settings
@@ -126,7 +126,7 @@ def terms(self:Method,
     seen:dict,  # of `look`
     step:int,   # steps done so far
 )->dict[str,Callable[[],Tensor]]: # name -> function that computes the term
-    "Return the terms of ToCo (T2, T5.6)"
+    "Return the terms of a step (ToCo T2, T5.6)"
     return PatchContrastMethod.terms(self, batch, seen, step) | {"ctc": lambda: self.class_term(batch, seen["cams"]["aux"], seen["view_tokens"])}
 
 # %% ../../nbs/80_methods/40_toco.ipynb #4ec72a29

@@ -192,7 +192,7 @@ def terms(self:Method,
     seen:dict,                  # of `look`
     step:int,                   # steps done so far
 )->dict[str,Callable[[],Tensor]]: # name -> function that computes the term
-    "Return the terms of TSCD (TSCD 4)"
+    "Return the terms of a step (TSCD 4)"
     return {"cls": lambda: F.multilabel_soft_margin_loss(seen["cls_logits"], batch["image_labels"]),
             "seg": lambda: balanced_seg_loss(seen["logits"], seen["label"]),
             "reg": lambda: self.energy_term(batch, seen["logits"], seen["label"]),

@@ -46,7 +46,7 @@ class Config(PatchContrastConfig):
 
 # %% ../../nbs/80_methods/50_tsd_cam.ipynb #5c0a8607
 class Method(PatchContrastMethod):
-    "TSD-CAM: ToCo without class tokens, with a second view and the correlation of its CAMs (Yan et al. 2024; S2-S7)"
+    "TSD-CAM: ToCo without class tokens, with a second view and the correlation of its CAMs (Yan et al. 2024; TSD-CAM S2-S7)"
     loss_names = ("cls","aux","ptc","seg","reg","corr","er")
     def __init__(self,
         config:Config,            # resolved settings
@@ -156,7 +156,7 @@ def terms(self:Method,
     seen:dict,  # of `look`
     step:int,   # steps done so far
 )->dict[str,Callable[[],Tensor]]: # name -> function that computes the term
-    "Return the terms of TSD-CAM (S2, S6)"
+    "Return the terms of a step (TSD-CAM S2, S6)"
     return PatchContrastMethod.terms(self, batch, seen, step) | {
         "corr": lambda: correlation_loss(*seen["pair"], seen["logits"], seen["view2"]["logits"], self.config.corr_samples),
         "er": lambda: self.gap(batch, seen)}

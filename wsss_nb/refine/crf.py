@@ -156,7 +156,7 @@ def dense_crf(
     as_labels:bool=False,           # return label maps instead of probabilities
     **options,                      # `normalization`, `pad_to`, `backend`, `threads` of `infer_unaries`
 ):                                  # (K,H,W) float32 probabilities, or (H,W) int64 labels; array or tensor as `probs`
-    "Return probabilities refined by the image's colours (Krähenbühl and Koltun 2011). Raise `ValueError` for sizes that differ, `UserError` for unknown names"
+    "Return probabilities refined by the image's colours (DenseCRF 4; Krähenbühl and Koltun 2011). Raise `ValueError` for sizes that differ, `UserError` for unknown names"
     p = to_tensor(probs).detach()
     if p.ndim != 3 or p.shape[1:] != image.shape[:2]: raise ValueError(f"probabilities {tuple(p.shape)} do not fit the image {tuple(image.shape[:2])}: they are (K,H,W); resize the logits first")
     s = crf_settings(preset, scale_factor, iters=iters, pos_xy_std=pos_xy_std, pos_w=pos_w, bi_xy_std=bi_xy_std, bi_rgb_std=bi_rgb_std, bi_w=bi_w, crf_image=crf_image, channels=channels)
@@ -181,7 +181,7 @@ def label_crf(
     scale_factor:float=1.,              # divides the standard deviations in pixels
     **options,                          # fields of `CRFSettings`; `normalization`, `pad_to`, `backend`, `threads` of `infer_unaries`
 ):                                      # (H,W) int64 class numbers; array or tensor as `labels`
-    "Return a label map refined by the image's colours (IRN section 3; unary of pydensecrf); raise `ValueError` for labels that are not `present`"
+    "Return a label map refined by the image's colours (IRN 8.1; DenseCRF 2.2); raise `ValueError` for labels that are not `present`"
     (s,options),x = _split_options(preset, scale_factor, options),to_tensor(labels).detach()
     keys = torch.as_tensor(sorted(set(x.unique().tolist() if present is None else present) - {IGNORE_INDEX}), device=x.device)
     if x.shape != image.shape[:2]: raise ValueError(f"labels {tuple(x.shape)} do not fit the image {tuple(image.shape[:2])}")
@@ -199,7 +199,7 @@ def cam_probs(
     cam,                # CAMs of the present classes, (K,H,W) float in [0,1], array or tensor
     alpha:float=10.,    # exponent; the larger, the less background
 )->Tensor:              # (K+1,H,W) float32, not normalised over classes; background first
-    "Return CAMs with a background of (1 - max)^alpha in front (KTSE, section 8.3 of its specification)"
+    "Return CAMs with a background of (1 - max)^alpha in front (KTSE 8.3)"
     c = to_tensor(cam).detach().float()
     return torch.cat([(1-c.amax(0, keepdim=True)).clamp(min=0)**alpha, c])
 
@@ -214,7 +214,7 @@ def cam_crf_label(
     preset:str|None=None,     # one of `CRF_PRESETS`; None: "label" if `hard`, else "cam_label"
     **options,                # fields of `CRFSettings`; `normalization`, `pad_to`, `backend`, `threads` of `infer_unaries`
 ):                            # (H,W) int64: 0…C or IGNORE_INDEX; array or tensor as `cam`
-    "Return the label map on which a high and a low threshold agree after a CRF (ToCo T9c; IRN section 3); raise `ValueError` for sizes that differ"
+    "Return the label map on which a high and a low threshold agree after a CRF (ToCo T9c; IRN 8.2); raise `ValueError` for sizes that differ"
     c = to_tensor(cam).detach().float()
     if c.shape[1:] != image.shape[:2] or len(c) != len(keys): raise ValueError(f"CAMs {tuple(c.shape)} do not fit {len(keys)} keys and the image {tuple(image.shape[:2])}")
     scores = [torch.cat([torch.full_like(c[:1], t), c]) for t in (high_thresh,low_thresh)]

@@ -55,7 +55,7 @@ def image_features(
 def elevate(
     features:Tensor,  # (P,d) float32
 )->Tensor:            # (d+1,P) float32, columns sum to 0 up to rounding
-    "Return the points on the hyperplane of the lattice (Adams et al. 2010, section 3.1)"
+    "Return the points on the hyperplane of the lattice (Adams et al. 2010, section 3.1; Bilateral 3.2)"
     P,d = features.shape
     stretch = float(torch.tensor(math.sqrt(2/3)*(d+1)))       # rounded to float32, as the published code has it
     scale = torch.tensor([stretch*(1/math.sqrt((i+1)*(i+2))) for i in range(d)], device=features.device)
@@ -70,7 +70,7 @@ def elevate(
 def enclosing_simplex(
     elevated:Tensor,           # of `elevate`, (D,P) float32
 )->tuple[Tensor,Tensor,Tensor]:# nearest vertex of class 0 (D,P) int64; rank of each coordinate (D,P) int64; weight of corner p (D,P) float32
-    "Return where in the lattice each point lies (Adams et al. 2010, section 3.2); weights sum to 1 up to rounding"
+    "Return where in the lattice each point lies (Adams et al. 2010, section 3.2; Bilateral 3.3, 3.4); weights sum to 1 up to rounding"
     D = len(elevated)
     v = (elevated*(1/D)).round()                      # half to even
     base = D*v
@@ -196,7 +196,7 @@ def filter(self:TorchLattice,
     values:Tensor,      # (B,C,N), any float type
     reverse:bool=False, # blur the axes in reverse order: the transpose of the filter
 )->Tensor:              # (B,C,N) float32, on the lattice's device
-    "Return filtered values: splat, blur, slice; not normalised (see bilateral filtering in Adams et al. 2010, section 3)"
+    "Return filtered values: splat, blur, slice; not normalised (Adams et al. 2010, section 3; Bilateral 3.8)"
     if values.ndim != 3 or (values.shape[0],values.shape[2]) != (self.batch,self.num_points): raise ValueError(f"values have shape ({self.batch},C,{self.num_points}), not {tuple(values.shape)}")
     with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
         V = self.splat(values.transpose(1,2).reshape(self.batch*self.num_points, -1).float())

@@ -33,7 +33,7 @@ def unary_from_softmax(
     scale:float|None=None,   # in (0,1]: mix with the uniform distribution, this much of `probs`
     clip:float|None=1e-5,    # smallest probability; None: as they are
 )->Tensor:                   # (K,N) float32, on the device of `probs`
-    "Return the unary of soft labels: -log of the clipped probabilities; raise `ValueError` for a scale outside (0,1]"
+    "Return the unary of soft labels: -log of the clipped probabilities (DenseCRF 2.1); raise `ValueError` for a scale outside (0,1]"
     p = to_tensor(probs).detach()
     if not p.is_floating_point(): raise ValueError(f"probabilities are floats, not {p.dtype}")
     if p.dtype != torch.float64: p = p.float()
@@ -50,7 +50,7 @@ def unary_from_labels(
     gt_prob:float,           # how probable the given label is, in (0,1)
     zero_unsure:bool=True,   # 0 means unsure and label v has row v-1 (else: label v has row v)
 )->Tensor:                   # (n_labels,N) float32, on the device of `labels`
-    "Return the unary of hard labels: -log gt_prob for the given one, the rest shared by the others; raise `ValueError` for labels that are not among the n"
+    "Return the unary of hard labels: -log gt_prob for the given one, the rest shared by the others (DenseCRF 2.2); raise `ValueError` for labels that are not among the n"
     if not 0 < gt_prob < 1: raise ValueError(f"gt_prob lies in (0,1), {gt_prob} does not")
     if n_labels < 2: raise ValueError(f"{n_labels} label leaves nothing to decide")
     rows = to_tensor(labels).detach().flatten().long() - int(zero_unsure)
@@ -195,7 +195,7 @@ def infer(self:CRF,
     unary:Tensor,    # (K,H·W) float32, finite
     iters:int=10,    # rounds; 0 returns softmax(-unary)
 )->Tensor:           # (K,H·W) float32, columns sum to 1
-    "Return the probabilities after `iters` rounds of mean field; raise `ValueError` for a unary that is not finite or does not fit"
+    "Return the probabilities after `iters` rounds of mean field (DenseCRF 4); raise `ValueError` for a unary that is not finite or does not fit"
     _check_unary(unary, self.size)
     if iters < 0: raise ValueError(f"{iters} rounds: give 0 or more")
     if self.compiled: return torch.from_numpy(self.compiled.infer(as_array(unary), iters, self.threads))

@@ -41,7 +41,7 @@ def pixel_affinity(
     position_weight:float=0.,          # weight of closeness, beside likeness
     variation_weight:float=0.,         # what a neighbour loses whose surroundings change most
 )->Tensor:                             # (B, 8·len(dilations), H, W), sums to 1 + position_weight - variation_weight over neighbours
-    "Return how much each pixel trusts each neighbour (PAR: ToCo T4.6, AFA; APRM: TSD-CAM S4, which TSCD calls VARM)"
+    "Return how much each pixel trusts each neighbour (PAR: ToCo T4.6; Ru et al. 2022. APRM: TSD-CAM S4; Yan et al. 2024; VARM in TSCD 3.8)"
     n = 8*len(dilations)
     mean = sum(neighbours(images, dilations))/n
     std = (sum((v-mean)**2 for v in neighbours(images, dilations))/(n-1)).sqrt()

@@ -87,7 +87,7 @@ def random_walk(
     bg_thresh:float|None=None,      # score of a background that walks too; None: class maps walk as they are
     near:Tensor|None=None,          # pairs that count, (N,N) bool; None: all
 )->Tensor:                          # (B,1+C,h,w) with background, (B,C,h,w) without; float32 at least
-    "Return a CAM after one step of the random walk (TSCD 3.10); raise `ValueError` for a background without image-level labels"
+    "Return a CAM after one step of the random walk (TSCD 3.10; Ru et al. 2022); raise `ValueError` for a background without image-level labels"
     if bg_thresh is None: return propagate(cam, transition(affinity, near, eps=1e-4))
     if image_labels is None: raise ValueError("bg_thresh needs image_labels: the background competes with the classes that are present")
     return propagate(class_shares(cam, image_labels, bg_thresh), transition(affinity, near))

@@ -33,7 +33,7 @@ def vit_name(
     state:dict[str,Tensor], # tensors by name, the encoder's as timm names them behind `encoder.`
     heads:int|None=None,    # attention heads; None: of 64 channels each
 )->str:                     # for `create_backbone`
-    "Return the ViT that these tensors belong to; raise `UserError` if it is none that we build (toco.md T11)"
+    "Return the ViT that these tensors belong to; raise `UserError` if it is none that we build (ToCo T11)"
     dim,patch = (state["encoder.patch_embed.proj.weight"].shape[i] for i in (0,-1))
     positions = state["encoder.pos_embed"].shape[1]
     grid = round((positions-1)**.5)
@@ -100,7 +100,7 @@ def tscd_settings(
     state:dict[str,Tensor], # tensors by name
     heads:int|None,         # of no use here: every size has its own
 )->dict:                    # `backbone`, `hidden`
-    "Return the settings that the shapes of a TSCD or AFA checkpoint tell (tscd.md 7)"
+    "Return the settings that the shapes of a TSCD or AFA checkpoint tell (TSCD 7)"
     def depth(s): return 1+max(int(k.split(".")[2]) for k in state if k.startswith(f"encoder.block{s}."))
     seen = {"widths":tuple(len(state[f"encoder.patch_embed{s}.proj.weight"]) for s in (1,2,3,4)),
             "depths":tuple(depth(s) for s in (1,2,3,4))}
@@ -111,7 +111,7 @@ def i2crc_settings(
     state:dict[str,Tensor], # tensors by name
     heads:int|None,         # of no use here
 )->dict:                    # `backbone`
-    "Return the settings that the shapes of a segmenter of I2CRC tell (i2crc.md 7)"
+    "Return the settings that the shapes of a segmenter of I2CRC tell (I2CRC 7)"
     def depth(i): return 1+max(int(k.split(".")[2]) for k in state if k.startswith(f"encoder.layer{i}."))
     seen = {"blocks":tuple(depth(i) for i in (1,2,3,4)),
             "widths":tuple(len(state[f"encoder.layer{i}.0.conv1.weight"]) for i in (1,2,3,4))}
