@@ -64,9 +64,9 @@ def dense_energy(
     backend:str|None=None,       # "cpp", "torch" or None: compiled for CPU tensors where it was built
     threads:int|None=None,       # of the compiled lattice; None: as many as torch uses
 )->Tensor:                       # scalar float32, <= 0, on the device of `probs`
-    """Return minus the agreement of near and alike pixels, a mean over images (Tang et al. 2018, eq. 5; RRM's gate)
+    """Return minus the agreement of near and alike pixels, a mean over images
 
-    Raises `ValueError` for shapes that do not fit.
+    Bilateral 5.2; Tang et al. 2018, eq. 5; RRM's gate. Raises `ValueError` for shapes that do not fit.
     """
     B,_,*size = probs.shape
     fit = (images.shape[0],*images.shape[2:]) == (B,*size) and rois.shape == (B,*size)
@@ -132,7 +132,7 @@ def dense_energy_loss(
     backend:str|None=None,             # "cpp", "torch" or None: compiled for CPU tensors where it was built
     threads:int|None=None,             # of the compiled lattice; None: as many as torch uses
 )->Tensor:                             # scalar float32, <= 0, on the device of `seg_logits`
-    """Return the gated energy loss (ToCo T5.5; RRM, AAAI 2020)
+    """Return the gated energy loss (ToCo T5.5; Bilateral 5; RRM, AAAI 2020)
 
     Inputs stay as they are; it is computed in float32, also under autocast.
     """

@@ -11,7 +11,7 @@ __all__ = ['HEAD_WIDTH', 'SIZES', 'LAYOUTS', 'BENCHMARKS', 'PARTS', 'vit_name', 
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea502
 from collections.abc import Callable,Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass,fields
 from pathlib import Path
 
 from torch import Tensor,nn
@@ -22,8 +22,9 @@ from ..backbones.resnet import SIZES as RESNET_SIZES
 from ..backbones.vit import backbone_names
 from ..ground.core import UserError,did_you_mean
 from ..data.voc import COCO_CLASSES,VOC_CLASSES
-from ..methods.core import get_method,resolve_config,setting_text
 from ..networks.projection import older_name
+from ..run.settings import resolve_config,setting_text
+from .names import get_method
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea505
 HEAD_WIDTH = 64  # channels of an attention head in every ViT that these papers use
@@ -67,7 +68,7 @@ def toco_settings(
     state:dict[str,Tensor], # tensors by name
     heads:int|None,         # as for `vit_name`
 )->dict:                    # `backbone`, `hidden`, sizes of the projection heads where there are any
-    "Return the settings that the shapes of a ToCo checkpoint tell (toco.md T11)"
+    "Return the settings that the shapes of a ToCo checkpoint tell (ToCo T11)"
     where = {"proj_hidden":("proj_head.mlp.0.weight",0), "proj_bottleneck":("proj_head.last_layer.weight_v",1),
              "proj_dim":("proj_head.last_layer.weight_v",0)}
     sizes = {k:state[name].shape[axis] for k,(name,axis) in where.items() if name in state}
@@ -77,7 +78,7 @@ def cpdgl_settings(
     state:dict[str,Tensor], # tensors by name
     heads:int|None,         # as for `vit_name`
 )->dict:                    # `backbone`, `proj_hidden` where there is a projection head
-    "Return the settings that the shapes of a CPDGL or SeCo checkpoint tell (cpdgl.md 10)"
+    "Return the settings that the shapes of a CPDGL or SeCo checkpoint tell (CPDGL 10)"
     found = {"backbone":vit_name(state, heads)}
     if "proj_head.mlp.0.weight" in state: found["proj_hidden"] = state["proj_head.mlp.0.weight"].shape[0]
     return found
@@ -247,7 +248,7 @@ def load_released(
     heads:int|None=None,             # attention heads; None: of 64 channels each
     overrides:Sequence[str]=(),      # settings to change, "key=value"
 )->tuple:                            # the method in evaluation mode, and a `Report`
-    """Return the method of a published checkpoint (toco.md T11, tsd_cam.md S9, cpdgl.md 10, tscd.md 7, i2crc.md 7)
+    """Return the method of a published checkpoint (ToCo T11, TSD-CAM S9, CPDGL 10, TSCD 7, I2CRC 7)
 
     Raises `UserError` in one line naming the file if it is none.
     """
@@ -256,12 +257,12 @@ def load_released(
         layout = find_layout(state)
         name = did_you_mean(method or layout.methods[0], layout.methods, "method for this file")
         names = class_names(len(state[layout.scores]), classes)
-        module = get_method(name)
-        preset = next(p for p in (BENCHMARKS.get(len(names), ("voc",))[0], "voc") if p in module.PRESETS)
-        told = layout.settings(state, heads)   # TSD-CAM has no use for projection heads
-        told = {k:v for k,v in told.items() if k in module.Config.__dataclass_fields__}
-        config = resolve_config(module.Config(), module.PRESETS, preset, overrides, **told)
-        made = module.Method(config, names)
-        found = fill(made, state, layout.needed)
+        found = get_method(name)
+        preset = next(p for p in (BENCHMARKS.get(len(names), ("voc",))[0], "voc") if p in found.presets)
+        told,known = layout.settings(state, heads),{f.name for f in fields(found.config)}
+        told = {k:v for k,v in told.items() if k in known}   # TSD-CAM has no use for projection heads
+        config = resolve_config(found.config(), found.presets, preset, overrides, **told)
+        made = found.network(config, names)
+        tensors = fill(made, state, layout.needed)
     except UserError as e: raise UserError(f"{path}: {e}") from None
-    return made.eval(),Report(Path(path).name, layout.title, name, preset, config, names, **found)
+    return made.eval(),Report(Path(path).name, layout.title, name, preset, config, names, **tensors)
