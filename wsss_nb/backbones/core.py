@@ -38,7 +38,8 @@ def why_unreadable(
 )->str:              # a few words
     "Return why a weight file cannot be read; what it would have run is named"
     text = str(error)
-    if code := re.search(r"GLOBAL ([\w.]+)", text): return f"it holds {code[1]}, which is no tensor, and was not executed"
+    if code := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it holds {code[1]}, which is no tensor, and was not executed"
     if "weights_only" in text: return "it holds more than tensors, and was not executed"
     return (text.splitlines() or [type(error).__name__])[0].split(". ")[0][:120]
 
@@ -68,10 +69,11 @@ def load_matching(
     "Copy `state` into `module`; raise `UserError` naming the first tensor that is missing or has another shape"
     own = module.state_dict()
     missing = [k for k in own if k not in state]
-    if missing: raise UserError(f"these weights are of another architecture: {missing[0]} is missing (and {len(missing)-1} more of {len(own)} tensors)")
+    other = "these weights are of another architecture"
+    if missing: raise UserError(f"{other}: {missing[0]} is missing (and {len(missing)-1} more of {len(own)} tensors)")
     for k,v in own.items():
         if v.shape != state[k].shape:
-            raise UserError(f"these weights are of another architecture: {k} is {tuple(state[k].shape)}, needed is {tuple(v.shape)}")
+            raise UserError(f"{other}: {k} is {tuple(state[k].shape)}, needed is {tuple(v.shape)}")
     module.load_state_dict({k:state[k] for k in own})
     return [k for k in state if k not in own]
 
@@ -83,8 +85,9 @@ def shipped_weights(
     return Path(wsss_nb.__file__).parent/"assets"/f"{name}.safetensors"
 
 # %% ../../nbs/30_backbones/10_core.ipynb #788f169d
+# modules of backbones, each with `backbone_names` and `build_backbone`
 FAMILIES = ("wsss_nb.backbones.vit", "wsss_nb.backbones.mit", "wsss_nb.backbones.resnet", "wsss_nb.backbones.vgg",
-            "wsss_nb.backbones.mobilenet", "wsss_nb.backbones.unet")  # modules of backbones, each with `backbone_names` and `build_backbone`
+            "wsss_nb.backbones.mobilenet", "wsss_nb.backbones.unet")
 
 # %% ../../nbs/30_backbones/10_core.ipynb #575dce61
 def list_backbones()->list[str]: # names for `create_backbone`
@@ -104,7 +107,8 @@ def create_backbone(
     backbone = family.build_backbone(name, pretrained=pretrained, **options)
     if init is not None:
         try: backbone.load_init(read_weights(init))
-        except UserError as e: raise UserError(f"--init {init}: {e}" if str(init) not in str(e) else f"--init {e}") from None
+        except UserError as e:
+            raise UserError(f"--init {init}: {e}" if str(init) not in str(e) else f"--init {e}") from None
     return backbone
 
 # %% ../../nbs/30_backbones/10_core.ipynb #3e76c5c9
