@@ -141,7 +141,7 @@ def hooks():
     return {"forward"} | {f.name for c in classes for f in c.body if isinstance(f, ast.FunctionDef)}
 
 def uncommented(function, commented):
-    "Return the parameters of `function` that have no comment of their own; `commented` holds the lines that end in a comment"
+    "Return the parameters of `function` that have no comment of their own; `commented` holds the lines that have one"
     a = function.args
     params = [p for p in [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg] if p and p.arg not in ("self", "cls")]
     lines = [p.lineno for p in params]
@@ -151,7 +151,9 @@ def uncommented(function, commented):
 def test_documented(module):
     "Docstring and docments: one parameter per line, with a comment that says shape, range or unit"
     source = module.read_text(encoding="utf-8")
-    commented = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    comments = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
+    alone = {t.start[0] for t in comments if t.line.lstrip().startswith("#")}  # these speak of the line below
+    commented = {t.start[0] for t in comments} | {n+1 for n in alone}
     faults = []
     for node in public(ast.parse(source).body):
         if isinstance(node, ast.FunctionDef) and is_patch(node) and node.name in hooks(): continue
