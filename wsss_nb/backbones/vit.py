@@ -135,7 +135,6 @@ def build_vit(
 )->ViT:                    # freshly initialised
     "Return a ViT of any dimensions (pre-norm blocks, exact GELU, LayerNorm eps 1e-6, no dropout)"
     from timm.models.vision_transformer import VisionTransformer
-    from timm.models.vision_transformer import VisionTransformer
     vit = VisionTransformer(img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth,
                             num_heads=num_heads, mlp_ratio=mlp_ratio, num_classes=0)
     return ViT(vit, aux_layer)

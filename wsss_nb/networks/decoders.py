@@ -15,9 +15,6 @@ from torch import Tensor,nn
 from torch.nn import functional as F
 
 from ..backbones.core import current_name
-from torch import Tensor,nn
-from torch.nn import functional as F
-
 from ..ground.tensors import enlarge,resize
 from ..ground.core import did_you_mean
 from ..refine.par import par
