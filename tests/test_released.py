@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_golden_tsd_cam import close, load, params
 
+from wsss_nb.backbones.core import current_name
 from wsss_nb.ground.core import UserError
 from wsss_nb.data.voc import COCO_CLASSES, VOC_CLASSES
 from wsss_nb.ground.io import read_label
@@ -105,6 +106,7 @@ def test_cpdgl_step(path, naming, tmp_path):
     state = params(z) | {k.removeprefix("state/"): v for k, v in z.items() if k.startswith("state/")}
     method = opened(z, tmp_path/"step.pth", naming, unused=("encoder.head.", "encoder_k.head.", "proj_head.last_layer.", "proj_head_t.last_layer."), state=state, cam_scales=text(z["opt/cam_scales"]),
                     queue_len=len(state["queue"]), batch_size=len(z["in/inputs"]), num_crops=int(z["opt/ncrops"])-2)
+    state = {current_name(k): v for k, v in state.items()}
     for k, v in method.state_dict().items(): assert torch.equal(v, state[k]), k
     for k, layer in (("cams", "last"), ("cams_aux", "aux")): close(method.cam(z["in/inputs"], layer=layer), z[f"out/{k}"], 5e-5)
 
@@ -157,9 +159,12 @@ def test_real_layout(family, benchmark, naming, tmp_path):
     names = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}[benchmark]
     state = random_tensors(FAMILIES[family](len(names)-1))
     method, report = load_released(saved(state, tmp_path/"w.pth", naming), None if family != "tsd-cam" else family)  # not told apart from ToCo
+    state = {current_name(k): v for k, v in state.items()}
     assert (report.method, report.preset, report.classes, method.classes) == (family, benchmark, names, names)
     assert set(report.unused) == {k for k in state if any(u in k for u in UNUSED[family])} and not report.missing and set(report.loaded) == set(state)-set(report.unused)
     for k in report.loaded: assert torch.equal(method.state_dict()[k], state[k]), k
+    again, _ = load_released(saved(method.state_dict(), tmp_path/"again.pth"), family)  # and under the names of today
+    for k, v in method.state_dict().items(): assert torch.equal(again.state_dict()[k], v), k
     for k, v in PUBLISHED[family, benchmark].items(): assert getattr(method.config, k) == v, k
     assert method.encoder.aux_layer == 9 and method.encoder.blocks[0].attn.num_heads == 1 and not method.training
     shown = str(report)

@@ -39,7 +39,10 @@ def as_tokens(
 
 # %% ../../nbs/30_backbones/30_mit.ipynb #58ed7994
 class OverlapPatch(nn.Module):
-    "Overlapping patches, (B,C,H,W) -> tokens (B,N,D) and grid: a strided convolution, then LayerNorm (SegFormer; TSCD 3.1)"
+    """Overlapping patches, (B,C,H,W) -> tokens (B,N,D) and grid (SegFormer; TSCD 3.1)
+
+    A strided convolution, then LayerNorm.
+    """
     def __init__(self,
         in_dim:int,  # channels in
         dim:int,     # channels out, D
@@ -55,7 +58,10 @@ class OverlapPatch(nn.Module):
 
 # %% ../../nbs/30_backbones/30_mit.ipynb #9c6649e2
 class Attention(nn.Module):
-    "Attention whose keys and values lie on a grid `reduction` times coarser, tokens -> tokens, queries (B,heads,N,d), keys (B,heads,M,d)"
+    """Attention whose keys and values lie on a grid `reduction` times coarser
+
+    Tokens -> tokens, queries (B,heads,N,d), keys (B,heads,M,d).
+    """
     def __init__(self,
         dim:int,       # channels D
         heads:int,     # of D/heads channels each
@@ -107,7 +113,8 @@ def drop_path(
 )->Tensor:         # (B,N,D)
     "Return the branch, zero for a random part of the images and scaled up for the others"
     if rate == 0: return branch
-    return branch*((rows_of_all(lambda n: torch.rand(n, 1, 1, device=branch.device), len(branch)) >= rate)/(1-rate)).to(branch.dtype)
+    draws = rows_of_all(lambda n: torch.rand(n, 1, 1, device=branch.device), len(branch))
+    return branch*((draws >= rate)/(1-rate)).to(branch.dtype)
 
 # %% ../../nbs/30_backbones/30_mit.ipynb #19bfafe7
 class Block(nn.Module):
@@ -130,7 +137,11 @@ class Block(nn.Module):
 
 # %% ../../nbs/30_backbones/30_mit.ipynb #7c9316c3
 class MiT(Backbone):
-    "A Mix Transformer with features `stage1` … `stage4`, `last` (the fourth) and `aux` (after block `aux_layer`), and `attention` for blocks that are asked for (Xie et al. 2021; TSCD 3.1)"
+    """A Mix Transformer (Xie et al. 2021; TSCD 3.1)
+
+    Its features are `stage1` … `stage4`, `last` (the fourth), `aux` (after block `aux_layer`), and `attention`
+    for blocks that are asked for.
+    """
     def __init__(self,
         widths:Sequence[int]=(64,128,320,512), # channels per stage
         depths:Sequence[int]=(2,2,2,2),        # blocks per stage
@@ -148,15 +159,21 @@ class MiT(Backbone):
         rates = iter([drop_path*i/max(total-1, 1) for i in range(total)])
         for s,(below,dim) in enumerate(zip((3,*widths), widths), 1):
             self.add_module(f"patch_embed{s}", OverlapPatch(below, dim, 7 if s == 1 else 3, stride[s-1]))
-            self.add_module(f"block{s}", nn.ModuleList(Block(dim, heads[s-1], reductions[s-1], mlp_ratio, next(rates)) for _ in range(depths[s-1])))
+            blocks = (Block(dim, heads[s-1], reductions[s-1], mlp_ratio, next(rates)) for _ in range(depths[s-1]))
+            self.add_module(f"block{s}", nn.ModuleList(blocks))
             self.add_module(f"norm{s}", nn.LayerNorm(dim, eps=1e-6))
         self.note_features(widths, stride)
         self.apply(_init)
 
 def _init(m):
-    "SegFormer's initial weights: linear layers normal, truncated, deviation 0.02; convolutions by their fan-out; biases 0"
+    """Draw SegFormer's initial weights
+
+    Linear layers: normal, truncated, deviation 0.02. Convolutions: normal, by their fan-out. Biases: 0.
+    """
     if isinstance(m, nn.Linear): nn.init.trunc_normal_(m.weight, std=.02)
-    elif isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, std=(2*m.groups/(m.out_channels*m.kernel_size[0]*m.kernel_size[1]))**.5)
+    elif isinstance(m, nn.Conv2d):
+        fan_out = m.out_channels*m.kernel_size[0]*m.kernel_size[1]
+        nn.init.normal_(m.weight, std=(2*m.groups/fan_out)**.5)
     if isinstance(m, (nn.Linear,nn.Conv2d)): nn.init.zeros_(m.bias)
 
 # %% ../../nbs/30_backbones/30_mit.ipynb #5c6c5596
@@ -165,10 +182,16 @@ def note_features(self:MiT,
     widths:Sequence[int], # channels per stage
     stride:Sequence[int], # from stage to stage
 ):
-    "Write down what the features are, and the smallest image; raise `UserError` if `aux_layer` lies on another grid than the last stage"
+    """Write down what the features are, and the smallest image
+
+    Raises `UserError` if `aux_layer` lies on another grid than the last stage.
+    """
     total = [prod(stride[:s+1]) for s in range(4)]
     aux = next(s for s in range(4) if self.aux_layer < sum(self.depths[:s+1]))
-    if total[aux] != total[3]: raise UserError(f"aux_layer={self.aux_layer}: this block is of stage {aux+1} with stride {total[aux]}, the last stage has {total[3]}; blocks {sum(self.depths[:total.index(total[3])])}…{sum(self.depths)-1} fit")
+    if total[aux] != total[3]:
+        first = sum(self.depths[:total.index(total[3])])
+        raise UserError(f"aux_layer={self.aux_layer}: this block is of stage {aux+1} with stride {total[aux]}, "
+                        f"the last stage has {total[3]}; blocks {first}…{sum(self.depths)-1} fit")
     self.channels = {f"stage{s+1}":w for s,w in enumerate(widths)} | {"last":widths[3], "aux":widths[aux]}
     self.strides = {f"stage{s+1}":t for s,t in enumerate(total)} | dict.fromkeys(("last","aux"), total[3])
     self.min_size = max((r-1)*t+1 for r,t in zip(self.reductions, total))
@@ -177,10 +200,15 @@ def note_features(self:MiT,
 @patch
 def forward(self:MiT,
     images:Tensor,              # normalised, (B,3,H,W), `min_size` or more on each side
-    attention:Sequence[int]=(), # blocks whose queries and keys are wanted, counted over all stages; negative: from the end
-)->dict:                        # `stage1`…`stage4`, `last`, `aux`: (B,D,h,w); with `attention` a list of (queries, keys), (B,heads,M,d) each, in the order asked
-    "Return the named features; raise `UserError` for an image that is too small"
-    if min(images.shape[-2:]) < self.min_size: raise UserError(f"image of {tuple(images.shape[-2:])} pixels: this backbone needs at least {self.min_size} on each side; enlarge it (cam_size, infer_size) or leave out small scales")
+    attention:Sequence[int]=(), # blocks whose queries and keys are wanted, over all stages; negative: from the end
+)->dict:                        # `stage1`…`stage4`, `last`, `aux`: (B,D,h,w); `attention`, if wanted: a list
+    """Return the named features; raise `UserError` for an image that is too small
+
+    `attention` lists (queries, keys), (B,heads,M,d) each, in the order asked.
+    """
+    if min(images.shape[-2:]) < self.min_size:
+        raise UserError(f"image of {tuple(images.shape[-2:])} pixels: this backbone needs at least {self.min_size} "
+                        "on each side; enlarge it (cam_size, infer_size) or leave out small scales")
     x,out,pairs,i = images,{},{},-1
     wanted = [range(sum(self.depths))[a] for a in attention]
     for s,reduction in enumerate(self.reductions, 1):
@@ -195,9 +223,10 @@ def forward(self:MiT,
     return out | {"attention":[pairs[i] for i in wanted]} if wanted else out
 
 # %% ../../nbs/30_backbones/30_mit.ipynb #01e9b399
-SIZES = {"mit_b0": {"widths":(32,64,160,256)},
-         **{f"mit_b{i}":{"depths":d} for i,d in enumerate(((2,2,2,2), (3,4,6,3), (3,4,18,3), (3,8,27,3), (3,6,40,3)), 1)},
-         "mit_toy": {"widths":(32,64,128,128), "depths":(1,1,1,2), "heads":(1,2,4,4), "reductions":(4,2,1,1), "stride":(4,2,1,1), "drop_path":0.}}  # name -> arguments of `MiT`
+SIZES = {"mit_b0": dict(widths=(32,64,160,256)), "mit_b1": dict(depths=(2,2,2,2)), "mit_b2": dict(depths=(3,4,6,3)),
+         "mit_b3": dict(depths=(3,4,18,3)), "mit_b4": dict(depths=(3,8,27,3)), "mit_b5": dict(depths=(3,6,40,3)),
+         "mit_toy": dict(widths=(32,64,128,128), depths=(1,1,1,2), heads=(1,2,4,4), reductions=(4,2,1,1),
+                         stride=(4,2,1,1), drop_path=0.)}  # name -> arguments of `MiT`
 
 def backbone_names()->tuple[str,...]: # names that `build_backbone` knows
     "Return the names of this family"
@@ -208,25 +237,38 @@ def build_backbone(
     pretrained:bool=False, # the weights of mit_toy, which come with the package; there are none to fetch
     **options,             # `stride`, `drop_path`, `aux_layer` of `MiT`
 )->MiT:
-    "Return the named Mix Transformer; the entry of this family in `create_backbone`. Raise `UserError` if weights are to be fetched"
-    if pretrained and name != "mit_toy": raise UserError(f"setting pretrained=true: there are no weights of {name} to fetch; download {name}.pth of SegFormer's release or the file of nvidia/{name.replace('_', '-')} at Hugging Face, and give it with --init")
+    """Return the named Mix Transformer; the entry of this family in `create_backbone`
+
+    Raises `UserError` if weights are to be fetched.
+    """
+    if pretrained and name != "mit_toy":
+        raise UserError(f"setting pretrained=true: there are no weights of {name} to fetch; download {name}.pth of "
+                        f"SegFormer's release or the file of nvidia/{name.replace('_', '-')} at Hugging Face, "
+                        "and give it with --init")
     mit = MiT(**SIZES[name] | options)
     if pretrained: mit.load_init(read_weights(shipped_weights(name)))
     return mit
 
 # %% ../../nbs/30_backbones/30_mit.ipynb #46a55ea3
 HUGGING_FACE = (  # pattern -> our name
-    (r"patch_embeddings\.(\d)\.proj\.", "patch_embed{s}.proj."), (r"patch_embeddings\.(\d)\.layer_norm\.", "patch_embed{s}.norm."), (r"layer_norm\.(\d)\.", "norm{s}."),
-    (r"block\.(\d)\.(\d+)\.layer_norm_([12])\.", "block{s}.{i}.norm{j}."), (r"block\.(\d)\.(\d+)\.attention\.self\.query\.", "block{s}.{i}.attn.q."),
-    (r"block\.(\d)\.(\d+)\.attention\.self\.(key|value)\.", "block{s}.{i}.attn.kv."), (r"block\.(\d)\.(\d+)\.attention\.self\.sr\.", "block{s}.{i}.attn.sr."),
-    (r"block\.(\d)\.(\d+)\.attention\.self\.layer_norm\.", "block{s}.{i}.attn.norm."), (r"block\.(\d)\.(\d+)\.attention\.output\.dense\.", "block{s}.{i}.attn.proj."),
-    (r"block\.(\d)\.(\d+)\.mlp\.dense([12])\.", "block{s}.{i}.mlp.fc{j}."), (r"block\.(\d)\.(\d+)\.mlp\.dwconv\.dwconv\.", "block{s}.{i}.mlp.dwconv.dwconv."))
+    (r"patch_embeddings\.(\d)\.proj\.", "patch_embed{s}.proj."),
+    (r"patch_embeddings\.(\d)\.layer_norm\.", "patch_embed{s}.norm."),
+    (r"layer_norm\.(\d)\.", "norm{s}."),
+    (r"block\.(\d)\.(\d+)\.layer_norm_([12])\.", "block{s}.{i}.norm{j}."),
+    (r"block\.(\d)\.(\d+)\.attention\.self\.query\.", "block{s}.{i}.attn.q."),
+    (r"block\.(\d)\.(\d+)\.attention\.self\.(key|value)\.", "block{s}.{i}.attn.kv."),
+    (r"block\.(\d)\.(\d+)\.attention\.self\.sr\.", "block{s}.{i}.attn.sr."),
+    (r"block\.(\d)\.(\d+)\.attention\.self\.layer_norm\.", "block{s}.{i}.attn.norm."),
+    (r"block\.(\d)\.(\d+)\.attention\.output\.dense\.", "block{s}.{i}.attn.proj."),
+    (r"block\.(\d)\.(\d+)\.mlp\.dense([12])\.", "block{s}.{i}.mlp.fc{j}."),
+    (r"block\.(\d)\.(\d+)\.mlp\.dwconv\.dwconv\.", "block{s}.{i}.mlp.dwconv.dwconv."))
 
 def translate_names(
     state:dict[str,Tensor], # tensors by the names of SegFormer, of Hugging Face, or of a network around the encoder
 )->dict[str,Tensor]:        # by the names of SegFormer; what is neither keeps its name
     "Return the tensors of an encoder under our names (TSCD 7)"
-    state,out = {re.sub(r"^(segformer\.)?encoder\.", "", k):v for k,v in sorted(state.items())},{}   # sorted: key before value
+    state = {re.sub(r"^(segformer\.)?encoder\.", "", k):v for k,v in sorted(state.items())}   # sorted: key before value
+    out = {}
     for name,v in state.items():
         for pattern,ours in HUGGING_FACE:
             if m := re.match(pattern, name):

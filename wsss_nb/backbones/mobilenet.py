@@ -29,13 +29,17 @@ class MobileNet(Backbone):
         import timm
         super().__init__()
         if output_stride not in (8,16,32): raise UserError(f"output_stride={output_stride}: must be 8, 16 or 32")
-        self.net = timm.create_model(name, features_only=True, output_stride=output_stride, pad_type="same" if tensorflow else "", pretrained=pretrained).to(memory_format=torch.channels_last)
+        net = timm.create_model(name, features_only=True, output_stride=output_stride,
+                                pad_type="same" if tensorflow else "", pretrained=pretrained)
+        self.net = net.to(memory_format=torch.channels_last)
         self.tensorflow,self.folded = tensorflow,False
         info,names = self.net.feature_info,[f"stage{i}" for i in range(1, 6)]
-        self.channels,self.strides = dict(zip(names, info.channels(), strict=True)),dict(zip(names, info.reduction(), strict=True))
+        self.channels = dict(zip(names, info.channels(), strict=True))
+        self.strides = dict(zip(names, info.reduction(), strict=True))
         self.aux_layer = names[aux_layer]
         for d in (self.channels,self.strides): d |= {"last":d["stage5"], "aux":d[self.aux_layer]}
-        for k,v in (("mean",IMAGENET_MEAN), ("std",IMAGENET_STD)): self.register_buffer(k, torch.tensor(v)[:,None,None], persistent=False)
+        for k,v in (("mean",IMAGENET_MEAN), ("std",IMAGENET_STD)):
+            self.register_buffer(k, torch.tensor(v)[:,None,None], persistent=False)
     def forward(self, images):
         x = (images*self.std+self.mean)*2-1 if self.tensorflow else images
         out = dict(zip(self.channels, self.net(x)))

@@ -73,7 +73,9 @@ def residual_layer(
     "Return one layer of a bottleneck ResNet, its shortcut projected where shapes differ"
     from torchvision.models.resnet import Bottleneck
     shortcut = None
-    if stride > 1 or channels != 4*width: shortcut = nn.Sequential(nn.Conv2d(channels, 4*width, 1, stride, bias=False), nn.BatchNorm2d(4*width))
+    if stride > 1 or channels != 4*width:
+        project = nn.Conv2d(channels, 4*width, 1, stride, bias=False)
+        shortcut = nn.Sequential(project, nn.BatchNorm2d(4*width))
     head = Bottleneck(channels, width, stride, shortcut, dilation=first)
     return nn.Sequential(head, *(Bottleneck(4*width, width, dilation=d) for d in repeat(rate, blocks-1)))
 
@@ -88,7 +90,8 @@ def forward(self:ResNet,
     return out | {"last":x, "aux":out[self.aux_layer]}
 
 # %% ../../nbs/30_backbones/40_resnet.ipynb #550d97a2
-SIZES = {"resnet_toy": dict(blocks=(1,1,2,2), widths=(16,24,40,64), stem=16), "resnet50": {}, "resnet101": dict(blocks=(3,4,23,3)), "resnet152": dict(blocks=(3,8,36,3))}
+SIZES = {"resnet_toy": dict(blocks=(1,1,2,2), widths=(16,24,40,64), stem=16), "resnet50": {},
+         "resnet101": dict(blocks=(3,4,23,3)), "resnet152": dict(blocks=(3,8,36,3))}  # name -> arguments of `ResNet`
 
 def backbone_names()->tuple[str,...]: # names that `build_backbone` knows
     "Return the names of the ResNets"

@@ -27,7 +27,10 @@ def mix(
 
 # %% ../../nbs/30_backbones/70_unet.ipynb #5a61c008
 class UNet(Backbone):
-    "The toy transformer and a way back up, with features `last` (stride 2) and `aux` (its patches, stride 8) (after Ronneberger et al. 2015)"
+    """The toy transformer and a way back up (after Ronneberger et al. 2015)
+
+    Its features are `last` (stride 2) and `aux` (its patches, stride 8).
+    """
     unknown = ("up4","up2")
     def __init__(self,
         vit:ViT,              # as `vit_toy` makes it (its parts are taken over)
@@ -49,11 +52,14 @@ class UNet(Backbone):
         images:Tensor,   # normalised, (B,3,H,W)
     )->dict[str,Tensor]: # `last` (B,D',H/2,W/2), `aux` (B,D,H/8,W/8)
         "Return the named features"
-        if min(images.shape[-2:]) < 8: raise UserError(f"image of {tuple(images.shape[-2:])} pixels: this backbone needs at least 8 on each side")
+        if min(images.shape[-2:]) < 8:
+            raise UserError(f"image of {tuple(images.shape[-2:])} pixels: "
+                            "this backbone needs at least 8 on each side")
         half = self.stem2(images)
         quarter = self.stem4(half)
         x = patches = self.encoder(quarter)["last"]
-        for mixed,beside in ((self.up4,quarter), (self.up2,half)): x = mixed(torch.cat([resize(x, beside.shape[-2:]), beside], 1))
+        for mixed,beside in ((self.up4,quarter), (self.up2,half)):
+            x = mixed(torch.cat([resize(x, beside.shape[-2:]), beside], 1))
         return {"last":x, "aux":patches}
 
 # %% ../../nbs/30_backbones/70_unet.ipynb #5a61c009

@@ -17,7 +17,10 @@ from ..ground.core import UserError
 
 # %% ../../nbs/30_backbones/50_vgg.ipynb #ffc49840
 class VGG(Backbone):
-    "VGG-16 at stride 8 with features `block1` … `block5`, `last` (block5) and `aux` (I2CRC 3.1; Simonyan and Zisserman 2015)"
+    """VGG-16 at stride 8 (I2CRC 3.1; Simonyan and Zisserman 2015)
+
+    Its features are `block1` … `block5`, `last` (block5) and `aux`.
+    """
     def __init__(self,
         widths:tuple=(64,128,256,512,512), # channels of each block
         aux_layer:int=-2,                  # which block gives `aux`, counted as `[block1, …, block5][aux_layer]`
@@ -25,8 +28,9 @@ class VGG(Backbone):
         super().__init__()
         layers,self.channels,self.strides,self.ends,channels,stride = [],{},{},{},3,1
         for i,(n,width) in enumerate(zip((2,2,3,3,3), widths, strict=True), 1):
+            apart = 2 if i == 5 else 1
             for _ in range(n):
-                layers += [nn.Conv2d(channels, width, 3, padding=1+(i == 5), dilation=1+(i == 5)), nn.ReLU(inplace=True)]
+                layers += [nn.Conv2d(channels, width, 3, padding=apart, dilation=apart), nn.ReLU(inplace=True)]
                 channels = width
             self.channels[f"block{i}"],self.strides[f"block{i}"],self.ends[len(layers)-1] = width,stride,f"block{i}"
             if i < 4: layers,stride = [*layers, nn.MaxPool2d(2, 2)],2*stride

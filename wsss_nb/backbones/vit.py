@@ -33,7 +33,10 @@ def resize_positions(
 
 # %% ../../nbs/30_backbones/20_vit.ipynb #feda3cb5
 class ViT(Backbone):
-    "A ViT encoder with features `last` (normalised), `aux` (as block `aux_layer` leaves them) and `cls_token` (ToCo T3.1; Ru et al. 2023)"
+    """A ViT encoder (ToCo T3.1; Ru et al. 2023)
+
+    Its features are `last` (normalised), `aux` (as block `aux_layer` leaves them) and `cls_token`.
+    """
     def __init__(self,
         vit:nn.Module,     # timm VisionTransformer (its parts are taken over)
         aux_layer:int=-3,  # index of the block that gives `aux`; -3 is the tenth of twelve
@@ -66,7 +69,9 @@ def tokens(self:ViT,
     images:Tensor,     # normalised, (B,3,H,W)
 )->tuple[Tensor,tuple]:# tokens (B,1+h·w,D) and grid (h,w)
     "Return the embedded patches behind the class token, positions added"
-    if min(images.shape[-2:]) < self.stride: raise UserError(f"image of {tuple(images.shape[-2:])} pixels: this backbone needs at least {self.stride} on each side")
+    if min(images.shape[-2:]) < self.stride:
+        raise UserError(f"image of {tuple(images.shape[-2:])} pixels: "
+                        f"this backbone needs at least {self.stride} on each side")
     x = self.patch_embed.proj(images)
     grid = tuple(x.shape[-2:])
     x = torch.cat([self.cls_token.expand(len(x),-1,-1), x.flatten(2).transpose(1,2)], dim=1)
@@ -91,13 +96,22 @@ def forward(self:ViT,
     return {"cls_token":torch.cat([x[:,0], *rows]), "last":last, "aux":aux}
 
 # %% ../../nbs/30_backbones/20_vit.ipynb #7f6abbed
+def _is_square_table(
+    table:Tensor, # of any shape
+    D:int,        # channels of the network
+)->bool:
+    "Return whether `table` holds a class token and the positions of a square grid, (1,1+n·n,D)"
+    if table.ndim != 3 or table.shape[2] != D: return False
+    patches = table.shape[1]-1
+    return round(patches**.5)**2 == patches
+
 @patch
 def load_init(self:ViT,
     state:dict[str,Tensor], # tensors by their timm names
 )->list[str]:               # names that were not needed (the ImageNet head)
     "Load encoder weights; the position table may be of another grid"
     table = state.get("pos_embed")
-    if table is not None and table.ndim == 3 and table.shape[2] == self.pos_embed.shape[2] and round((table.shape[1]-1)**.5)**2 == table.shape[1]-1:
+    if table is not None and _is_square_table(table, self.pos_embed.shape[2]):
         self.pos_embed = nn.Parameter(table.to(self.pos_embed), requires_grad=False)
     return load_matching(self, state)
 
@@ -121,8 +135,9 @@ def build_vit(
 )->ViT:                    # freshly initialised
     "Return a ViT of any dimensions (pre-norm blocks, exact GELU, LayerNorm eps 1e-6, no dropout)"
     from timm.models.vision_transformer import VisionTransformer
-    return ViT(VisionTransformer(img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
-                                 mlp_ratio=mlp_ratio, num_classes=0), aux_layer)
+    vit = VisionTransformer(img_size=img_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth,
+                            num_heads=num_heads, mlp_ratio=mlp_ratio, num_classes=0)
+    return ViT(vit, aux_layer)
 
 def read_sizes(
     text:str, # "embed_dim=64,depth=6,num_heads=1": parameters of `build_vit`, what is not named stays as it is there
@@ -130,16 +145,21 @@ def read_sizes(
     "Return the sizes of a ViT as numbers; raise `UserError` for one that does not exist or cannot be"
     params = {k:p.default for k,p in inspect.signature(build_vit).parameters.items() if k != "aux_layer"}
     sizes = dict(part.partition("=")[::2] for part in text.split(",")) if text else {}
-    try: sizes = {did_you_mean(k, params, "size of a vit"): float(v) if k == "mlp_ratio" else int(v) for k,v in sizes.items()}
+    def number(name, v): return float(v) if name == "mlp_ratio" else int(v)
+    try: sizes = {did_you_mean(k, params, "size of a vit"): number(k, v) for k,v in sizes.items()}
     except ValueError: raise UserError(f"vit:{text}: sizes are numbers, such as depth=6") from None
     full = params | sizes
     if min(full.values()) <= 0 or full["embed_dim"] % full["num_heads"] or full["img_size"] < full["patch_size"]:
-        raise UserError(f"vit:{text}: embed_dim must be a multiple of num_heads, img_size no less than patch_size, all above 0")
+        raise UserError(f"vit:{text}: embed_dim must be a multiple of num_heads, "
+                        "img_size no less than patch_size, all above 0")
     return sizes
 
 # %% ../../nbs/30_backbones/20_vit.ipynb #46d37731
 class ConvStem(nn.Module):
-    "Patches by 3×3 convolutions, two per halving, with group normalisation, instead of one linear map (after Xiao et al. 2021)"
+    """Patches by 3×3 convolutions instead of one linear map (after Xiao et al. 2021)
+
+    Two convolutions per halving, each with group normalisation.
+    """
     def __init__(self,
         embed_dim:int,     # channels of the patches
         patch_size:int=8,  # pixels per patch, a power of two
@@ -149,7 +169,8 @@ class ConvStem(nn.Module):
         widths = [3] + [embed_dim >> (steps-1-i) for i in range(steps)]
         layers = []
         for a,b in zip(widths, widths[1:]):
-            for c,stride in ((a,2), (b,1)): layers += [nn.Conv2d(c, b, 3, stride, 1, bias=False), nn.GroupNorm(8, b), nn.GELU()]
+            for c,stride in ((a,2), (b,1)):
+                layers += [nn.Conv2d(c, b, 3, stride, 1, bias=False), nn.GroupNorm(8, b), nn.GELU()]
         self.proj = nn.Sequential(*layers[:-3], nn.Conv2d(embed_dim, embed_dim, 3, 1, 1))
         self.patch_size = (patch_size, patch_size)
 
@@ -168,10 +189,14 @@ def build_backbone(
     pretrained:bool=False, # timm's weights (needs a network), or the shipped ones of vit_toy (does not)
     **options,             # `aux_layer`
 )->ViT:
-    "Return the named ViT; the entry of this family in `create_backbone`; raise `UserError` for sizes of a ViT that has them already, or weights for one that has none"
+    """Return the named ViT; the entry of this family in `create_backbone`
+
+    Raises `UserError` for sizes of a ViT that has them already, or weights for one that has none.
+    """
     kind,_,sizes = name.partition(":")
     if kind == "vit" and not pretrained: return build_vit(**read_sizes(sizes), **options)
-    if kind == "vit" or sizes: raise UserError(f"backbone {name}: {'has no weights by name; give a file with --init' if kind == 'vit' else f'sizes go with vit, {kind} has its own'}")
+    if kind == "vit": raise UserError(f"backbone {name}: has no weights by name; give a file with --init")
+    if sizes: raise UserError(f"backbone {name}: sizes go with vit, {kind} has its own")
     if name == "vit_toy":
         toy = vit_toy(**options)
         if pretrained: toy.load_init(read_weights(shipped_weights(name)))

@@ -18,7 +18,10 @@ from ..ground.tensors import enlarge,resize
 
 # %% ../../nbs/40_cam/20_multiscale.ipynb #4d1a710d
 def _joined(maps, size):
-    "Return rectified maps at `size`, the larger of image and mirror, summed over scales; `maps`: per scale (1 or 2 views,n,h',w'), the mirror turned back"
+    """Return rectified maps at `size`, the larger of image and mirror, summed over scales
+
+    `maps`: per scale (1 or 2 views,n,h',w'), the mirror turned back.
+    """
     total = None
     for views in maps:
         full = enlarge(views, size)
@@ -35,7 +38,10 @@ def multi_scale_cam(
     keep:Tensor|None=None,            # classes that are needed, (C,) or for each image (B,C), bool; None: all
     raw:Tensor|None=None,             # `cam_fn(images)`, where it is known already, (B,C,h',w')
 )->Tensor:                            # CAMs in [0,1), (B,C,H,W)
-    "Return rectified class maps, the larger of image and mirror, summed over scales and normalised per class (ToCo T4.1)"
+    """Return rectified class maps, normalised per class (ToCo T4.1)
+
+    Of image and mirror the larger counts; scales are summed.
+    """
     (B,_,H,W),pyramid = images.shape,[]
     where = None if keep is None else keep.expand(B, -1).nonzero(as_tuple=True)
     for s in (1, *(s for s in scales if s != 1)):
@@ -44,6 +50,8 @@ def multi_scale_cam(
         else: maps = torch.cat([raw, cam_fn(x.flip(-1))]) if flip else raw
         views = [v.flatten(0,1) if where is None else v[where] for v in maps.split(B)]
         pyramid.append(torch.stack([views[0], *(v.flip(-1) for v in views[1:])]))
-    at_once = max(1, 2**19//(H*W)) if images.device.type == "cpu" else pyramid[0].shape[1]  # few at a time: maps of image size stay in the cache
+    on_cpu = images.device.type == "cpu"
+    # few at a time on a CPU: maps of image size stay in the cache
+    at_once = max(1, 2**19//(H*W)) if on_cpu else pyramid[0].shape[1]
     cam = torch.cat([_joined(part, (H,W)) for part in zip(*(views.split(at_once, dim=1) for views in pyramid))])
     return cam.view(B, -1, H, W) if where is None else cam.new_zeros(B, maps.shape[1], H, W).index_put_(where, cam)

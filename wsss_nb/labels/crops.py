@@ -20,10 +20,14 @@ def crop_candidates(
     crop_size:int,  # side of a crop, pixels
     num_crops:int,  # how many are needed
 )->Tensor:          # (n,2) int64, n >= num_crops: top-left corners, row-major
-    "Return the corners of crops whose centre is allowed, or all corners if these are too few (ToCo T4.4); raise `ValueError` if the image has no room"
+    """Return the corners of crops whose centre is allowed, or all corners if these are too few (ToCo T4.4)
+
+    Raises `ValueError` if the image has no room.
+    """
     margin = crop_size//2
     window = allowed[margin:allowed.shape[0]-margin, margin:allowed.shape[1]-margin]
-    if window.numel() < num_crops: raise ValueError(f"an image of {tuple(allowed.shape)} has no room for {num_crops} crops of {crop_size} pixels")
+    if window.numel() < num_crops:
+        raise ValueError(f"an image of {tuple(allowed.shape)} has no room for {num_crops} crops of {crop_size} pixels")
     corners = window.nonzero()
     return corners if len(corners) >= num_crops else torch.ones_like(window).nonzero()
 
@@ -52,11 +56,15 @@ def uncertain_crops(
     roi:Tensor,                           # region maps, (B,H,W): 0 background, 1 uncertain, 2 foreground
     num_crops:int=8,                      # crops per image
     crop_size:int=96,                     # side, pixels
-    generator:torch.Generator|None=None,  # draws one permutation per image; None: each image has its own, seeded from the global one
+    # draws one permutation per image; None: each image has its own, seeded from the global one
+    generator:torch.Generator|None=None,
     negative_share:float=.2,              # at most this mean of `roi` over a crop (foreground counts twice): negative
 )->tuple[Tensor,Tensor]:                  # crops (num_crops,B,3,c,c); flags (B,num_crops) int64: 1 positive, 0 negative
     "Return random crops around pixels that are not sure foreground, and whether they hold foreground (ToCo T4.4)"
-    own = [generator]*len(roi) if generator else [torch.Generator().manual_seed(s) for s in rows_of_all(lambda n: torch.randint(2**63-1, (n,)), len(roi)).tolist()]
+    if generator: own = [generator]*len(roi)
+    else:
+        seeds = rows_of_all(lambda n: torch.randint(2**63-1, (n,)), len(roi))
+        own = [torch.Generator().manual_seed(s) for s in seeds.tolist()]
     corners = torch.stack([draw_corners(regions <= 1, crop_size, num_crops, g) for regions,g in zip(roi, own)])
     flags = cut_crops(roi, corners, crop_size).float().mean((-1,-2)) > negative_share
     return cut_crops(images, corners, crop_size).transpose(0,1),flags.long()
@@ -72,15 +80,20 @@ def only_class(
     return torch.where(high == 0, none, torch.where(low == high, high, -1))
 
 def tagged_corners(
-    regions:Tensor,           # (B,H,W) int64: class 1…C, BACKGROUND, -1 unsure, IGNORE_INDEX outside (`cam_to_label` with `unsure=-1`)
+    # (B,H,W) int64: class 1…C, BACKGROUND, -1 unsure, IGNORE_INDEX outside (`cam_to_label` with `unsure=-1`)
+    regions:Tensor,
     num_crops:int=10,         # crops per image
     crop_size:int=64,         # side, pixels
     object_share:float=.2,    # at most this share of objects and unsure pixels: background
-    count_pixels:bool=False,  # is that a share of pixels? False: the mean of class numbers, unsure pixels counted 1, as released
+    # is that a share of pixels? False: the mean of class numbers, unsure pixels counted 1, as released
+    count_pixels:bool=False,
     empty_tag:int=1,          # of whole views of an image without sure object, as released; -1: unknown
     seed:int=0,               # of the positions, the same for every image
-)->tuple[Tensor,Tensor]:      # corners (B,num_crops,2) int64; tags (B,2+num_crops) int64: whole views, then crops: a class, BACKGROUND, or -1
-    "Return random crops centred on unsure pixels, and the class that two whole views and each crop hold (CPDGL, section 4.8)"
+)->tuple[Tensor,Tensor]:      # corners (B,num_crops,2) int64; tags (B,2+num_crops) int64
+    """Return random crops centred on unsure pixels, and the class that two whole views and each crop hold
+
+    Tags are of the whole views, then of the crops: a class, BACKGROUND, or -1 (CPDGL, section 4.8).
+    """
     unsure = regions == -1
     corners = torch.stack([draw_corners(u, crop_size, num_crops, torch.Generator().manual_seed(seed)) for u in unsure])
     objects = torch.where(unsure | (regions == IGNORE_INDEX), BACKGROUND, regions)
@@ -88,6 +101,7 @@ def tagged_corners(
     share = cut_crops(filled + unsure.long(), corners, crop_size).float().mean((-1,-2))
     image_class = only_class(objects.flatten(1), none=0)
     objects = torch.where(unsure, image_class.clamp(min=0)[:,None,None], objects)
-    tags = torch.where(share <= object_share, BACKGROUND, only_class(cut_crops(objects, corners, crop_size).flatten(2), none=-1))
+    inside = only_class(cut_crops(objects, corners, crop_size).flatten(2), none=-1)
+    tags = torch.where(share <= object_share, BACKGROUND, inside)
     views = torch.where(image_class == 0, empty_tag, image_class)[:,None].expand(-1,2)
     return corners,torch.cat([views, tags], dim=1)

@@ -24,7 +24,10 @@ from ..refine.walk import random_walk
 
 # %% ../../nbs/55_labels/10_pseudo.ipynb #23415674
 def _present(image_labels):
-    "Return the CAM channels of the classes in each image, (B,k), k the most that one image has, and which of them are to spare"
+    """Return the CAM channels of the classes in each image, (B,k), and which of them are to spare
+
+    k is the most classes that one image has.
+    """
     count = image_labels.sum(1).long()
     channels = image_labels.argsort(dim=1, descending=True, stable=True)[:,:int(count.max())]
     return channels,torch.arange(channels.shape[1], device=count.device) >= count[:,None]
@@ -39,8 +42,11 @@ def refine_cam(
     dilations:Sequence[int]=DILATIONS, # of PAR, pixels at the reduced size
     num_iter:int=10,                   # of PAR
     kernel:str="par",                  # "par" or "aprm"
-)->tuple[Tensor,Tensor]:               # scores (B,T,1+k,H,W), channel 0 background, k the most classes in one image; label of each channel (B,1+k) int64
-    "Return refined scores of background and present classes, one set per threshold (ToCo T4.7, steps 1 and 2)"
+)->tuple[Tensor,Tensor]:               # scores (B,T,1+k,H,W); label of each channel (B,1+k) int64
+    """Return refined scores of background and present classes, one set per threshold (ToCo T4.7, steps 1 and 2)
+
+    Channel 0 is background; k is the most classes that one image has.
+    """
     (H,W),(channels,spare) = cam.shape[-2:],_present(image_labels)
     small = (H//down_scale, W//down_scale)
     objects = F.pad(cam.gather(1, channels[:,:,None,None].expand(-1,-1,H,W)).float(), (0,0,0,0,1,0))
@@ -54,7 +60,7 @@ def agreed(
     low:Tensor,  # labels that won against the low background score, (B,H,W), 0…C
     high:Tensor, # labels that won against the high one
 )->Tensor:       # (B,H,W) int64: 0…C or IGNORE_INDEX
-    "Return the class where it wins against the high score, background where nothing wins against the low one, and nothing in between"
+    "Return the class where it wins against the high score, background where none beats the low one, else IGNORE_INDEX"
     return torch.where((high == BACKGROUND) & (low != BACKGROUND), IGNORE_INDEX, high)
 
 def make_pseudo_label(
@@ -68,8 +74,10 @@ def make_pseudo_label(
 )->Tensor:                             # (B,H,W) int64: 0…C or IGNORE_INDEX
     "Return the pseudo label of each image (ToCo T4.7); no class in the image gives background"
     if images.device.type == "cpu" and len(images) > 1:  # image by image: each has its own classes only
-        alone = [make_pseudo_label(*(x[i:i+1] for x in (images, cam, image_labels)), low_thresh, high_thresh, None if box is None else box[i:i+1], **refine) for i in range(len(images))]
-        return torch.cat(alone)
+        def alone(i):
+            one = (x[i:i+1] for x in (images, cam, image_labels))
+            return make_pseudo_label(*one, low_thresh, high_thresh, None if box is None else box[i:i+1], **refine)
+        return torch.cat([alone(i) for i in range(len(images))])
     scores,classes = refine_cam(images, cam, image_labels, sorted({low_thresh, high_thresh}), **refine)
     winners = scores.max(2).indices
     low,high = (classes.gather(1, winners[:,t].flatten(1)).view_as(winners[:,t]) for t in (0,-1))
@@ -114,7 +122,8 @@ def walk_pseudo_label(
 )->Tensor:                   # (B,H,W) int64: 0…C or IGNORE_INDEX
     "Return the pseudo label of each image after a random walk (TSCD 3.10; Ru et al. 2022)"
     small,near = resize(valid_cam(cam.float(), image_labels), grid),near_pairs(grid, radius, cam.device)
-    walked = [resize(random_walk(small, affinity, image_labels, t, near), cam.shape[-2:]) for t in (low_thresh, high_thresh)]
+    def walk(background): return random_walk(small, affinity, image_labels, background, near)
+    walked = [resize(walk(t), cam.shape[-2:]) for t in (low_thresh, high_thresh)]
     low,high = refine_in_box(images, torch.stack(walked, dim=1), image_labels, box, **refine).argmax(2).unbind(1)
     return ignore_outside(agreed(low, high), box)
 

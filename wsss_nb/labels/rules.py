@@ -24,7 +24,8 @@ def cam_bytes(
     a = np.maximum(class_maps, 0)
     a = a/(a.max((1,2), keepdims=True)+np.float32(1e-8))
     small = (a*255).astype(np.uint8)
-    return np.stack([cv2.resize(u, size[::-1], interpolation=cv2.INTER_CUBIC) for u in small]) if len(small) else np.zeros((0,*size), np.uint8)
+    if not len(small): return np.zeros((0,*size), np.uint8)
+    return np.stack([cv2.resize(u, size[::-1], interpolation=cv2.INTER_CUBIC) for u in small])
 
 # %% ../../nbs/55_labels/30_rules.ipynb #ab388c90
 def pseudo_label(
@@ -38,12 +39,17 @@ def pseudo_label(
     salient:int=32,           # nor is saliency from here on, 0…255
     min_object:float=.01,     # share of the image that objects must have
 )->np.ndarray:                # (H,W) uint8: 0…C or IGNORE_INDEX
-    "Return the pseudo label of one image (I2CRC section 4); raise `ValueError` if the maps are not as large as the saliency"
+    """Return the pseudo label of one image (I2CRC section 4)
+
+    Raises `ValueError` if the maps are not as large as the saliency.
+    """
     size,u = cams.shape[1:],cams.astype(np.float64)
-    if saliency is not None and saliency.shape != size: raise ValueError(f"saliency is {saliency.shape}, the maps {size}")
+    if saliency is not None and saliency.shape != size:
+        raise ValueError(f"saliency is {saliency.shape}, the maps {size}")
     low,high = u.min((1,2), keepdims=True),u.max((1,2), keepdims=True)
     a = (u-low)/(high-low+1e-8)
-    background = np.full(size, bg_thresh, np.float32) if saliency is None else 1-saliency.astype(np.float32)/np.float32(255)
+    if saliency is None: background = np.full(size, bg_thresh, np.float32)
+    else: background = 1-saliency.astype(np.float32)/np.float32(255)
     scores = np.concatenate([background[None], a.astype(np.float32)])
     scores[scores < np.float32(min_score)] = 0
     label = np.array([BACKGROUND, *(k+1 for k in keys)], np.uint8)[scores.argmax(0)]
@@ -69,8 +75,12 @@ def refine_label(
     keys:Sequence[int],     # channels of the classes in the image; channel k is label k+1
     min_object:float=.01,   # share of the image that objects must have
 )->np.ndarray:              # (H,W) uint8: 0…C or IGNORE_INDEX
-    "Return the prediction mended by the image-level labels and the pseudo label (I2CRC section 5); raise `ValueError` if sizes differ"
-    if prediction.shape != initial.shape: raise ValueError(f"the prediction is {prediction.shape}, the pseudo label {initial.shape}")
+    """Return the prediction mended by the image-level labels and the pseudo label (I2CRC section 5)
+
+    Raises `ValueError` if sizes differ.
+    """
+    if prediction.shape != initial.shape:
+        raise ValueError(f"the prediction is {prediction.shape}, the pseudo label {initial.shape}")
     classes = np.array([k+1 for k in keys], np.uint8)
     label = np.where((prediction == BACKGROUND) | np.isin(prediction, classes), prediction, np.uint8(IGNORE_INDEX))
     if len(classes) >= 2: label = np.where((label == BACKGROUND) & (initial != BACKGROUND), initial, label)

@@ -30,7 +30,7 @@ from ..run.settings import must
 @dataclass(frozen=True)
 class Config(PatchContrastConfig):
     "Settings of ToCo"
-    contrast_start:int = -1          # last step without token contrast and with pseudo labels from the auxiliary CAM; -1: none
+    contrast_start:int = -1          # last step without token contrast, with labels from the auxiliary CAM; -1: none
     w_ctc:float = .5                 # weight of the contrast of class tokens
     temperature:float = .5           # of the contrast of class tokens
     momentum:float = .9              # share of the teacher head that is kept per step
@@ -75,7 +75,7 @@ class Network(ProjectionNet, MethodNet):
         trained = [p for p in self.proj_head.parameters() if p.requires_grad]
         return [*groups, {"name":"projection", "params":trained, "lr":self.config.lr*self.config.proj_mult}]
     def training_losses(self,
-        batch:dict, # `input` (B,3,S,S) normalised, `box` (B,4) pixels, `image_labels` (B,C); for CTC `view2` and `local`
+        batch:dict, # `input` (B,3,S,S) normalised, `box` (B,4) pixels, `image_labels` (B,C); for CTC `view2`, `local`
         step:int,   # steps done so far
     )->dict:        # name -> (weight, value)
         "Return the weighted losses of a batch"

@@ -38,7 +38,10 @@ def enqueue(
     keys:Tensor,    # new keys, (N,D)
     key_tags:Tensor,# their tags, (N,)
 ):
-    "Put keys into the places from `pointer` on, round the end (CPDGL, section 4.9); raise `ValueError` if they do not fit"
+    """Put keys into the places from `pointer` on, round the end (CPDGL, section 4.9)
+
+    Raises `ValueError` if they do not fit.
+    """
     if len(keys) > len(queue): raise ValueError(f"{len(keys)} keys do not fit into a queue of {len(queue)}")
     places = (pointer + torch.arange(len(keys), device=pointer.device)) % len(queue)
     queue.index_copy_(0, places, keys.to(queue.dtype))
@@ -53,9 +56,12 @@ def move_prototypes(
     labels:Tensor,      # class 1…C of each; -1: no or several classes, left out
     momentum:float=.9,  # share that is kept per image, in [0,1]
 ):
-    "Move prototypes towards the tokens of their class, in the order of the batch, then all onto the unit sphere (CPDGL, section 4.10)"
+    """Move prototypes towards the tokens of their class, then all onto the unit sphere (CPDGL, section 4.10)
+
+    Tokens count in the order of the batch.
+    """
     member = (labels[:,None] == torch.arange(1, len(prototypes)+1, device=labels.device)).to(prototypes.dtype)
-    later = member.flip(0).cumsum(0).flip(0) - member                           # tokens of the same class that follow in the batch
+    later = member.flip(0).cumsum(0).flip(0) - member     # tokens of the same class that follow in the batch
     share = (1-momentum)*momentum**later*member
     with torch.autocast(tokens.device.type, enabled=False):
         moved = prototypes*momentum**member.sum(0)[:,None] + share.T @ tokens.to(prototypes.dtype)
@@ -69,8 +75,10 @@ class MemoryNet(ProjectionNet):
         proj_hidden:int=2048,    # channels inside a head
         momentum:float=.999,     # share of the copies that is kept per step, in [0,1]
         queue_len:int=4608,      # keys L
+        **named,                 # more arguments of that class, by name
     ):
-        super().__init__(*net, proj_hidden=proj_hidden, proj_bottleneck=None, proj_dim=None, momentum=momentum)
+        heads = {"proj_hidden":proj_hidden, "proj_bottleneck":None, "proj_dim":None, "momentum":momentum}
+        super().__init__(*net, **heads, **named)
         num_fg,channels = self.classifier.weight.shape[:2]
         self.encoder_k = deepcopy(self.encoder).requires_grad_(False)
         self.register_buffer("prototypes", torch.randn(num_fg, channels))
@@ -84,7 +92,10 @@ class MemoryNet(ProjectionNet):
 
 # %% ../../nbs/60_networks/40_memory.ipynb #bdb3d67f
 def _rows(view_tokens, crop_tokens):
-    "Return tokens of views (2·B,D), view-major, and of crops (B·n,D), image-major, as rows (B·(2+n),D): image by image, views first"
+    """Return tokens of views (2·B,D) and of crops (B·n,D) as rows (B·(2+n),D): image by image, views first
+
+    Views come view-major, crops image-major.
+    """
     views = view_tokens.unflatten(0, (2,-1)).transpose(0,1)
     return torch.cat([views, crop_tokens.unflatten(0, (len(views),-1))], dim=1).flatten(0,1)
 
@@ -102,7 +113,9 @@ def key_rows(self:MemoryNet,
     crops:Tensor,       # of another view, normalised, (B,n,3,c,c)
 )->Tensor:              # as of `student_rows`, without gradient
     "Return the projections of the copy; whole views have the student's tokens"
-    with torch.no_grad(): return self.proj_head_t(_rows(view_tokens, self.encoder_k(crops.flatten(0,1), maps=0)["cls_token"]))
+    with torch.no_grad():
+        crop_tokens = self.encoder_k(crops.flatten(0,1), maps=0)["cls_token"]
+        return self.proj_head_t(_rows(view_tokens, crop_tokens))
 
 # %% ../../nbs/60_networks/40_memory.ipynb #7ad33f0a
 @patch
@@ -111,7 +124,11 @@ def remember(self:MemoryNet,
     tags:Tensor,         # of the rows, (N,) int64
     gather:str="true",   # one of `GATHER`
 )->tuple[Tensor,Tensor]: # columns (world·N+L,D), float32: keys, then queue; their tags (world·N+L,)
-    "Enqueue the keys of all processes and return what to contrast with: the new keys stand there twice, as published (CPDGL, section 4.9)"
+    """Enqueue the keys of all processes and return what to contrast with (CPDGL, section 4.9)
+
+    The new keys stand there twice, as published.
+    """
     keys,tags = gathered(keys.detach().float(), gather),gathered(tags)
-    enqueue(self.queue, self.queue_label_flag, self.queue_ptr, keys, tags if gather == "true" else torch.ones_like(tags))
+    stored = tags if gather == "true" else torch.ones_like(tags)
+    enqueue(self.queue, self.queue_label_flag, self.queue_ptr, keys, stored)
     return torch.cat([keys, self.queue]),torch.cat([tags, self.queue_label_flag[:,0].to(tags.dtype)])

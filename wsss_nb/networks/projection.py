@@ -19,7 +19,10 @@ from .single_stage import SingleStageNet
 
 # %% ../../nbs/60_networks/30_projection.ipynb #ba16caef
 class UnitRows(nn.Module):
-    "Linear layer without bias, (…,in_dim) -> (…,out_dim), whose rows have fixed lengths `weight_g`, at first 1, and trained directions `weight_v` (ToCo T3.3)"
+    """Linear layer without bias, (…,in_dim) -> (…,out_dim) (ToCo T3.3)
+
+    Its rows have fixed lengths `weight_g`, at first 1, and trained directions `weight_v`.
+    """
     def __init__(self,
         in_dim:int,  # channels in
         out_dim:int, # channels out
@@ -34,7 +37,8 @@ def older_name(
     name:str, # of a tensor
 )->str:       # of the same tensor
     "Return the older name of a part of a weight-normalised layer, any other as it is"
-    return name.replace("parametrizations.weight.original0", "weight_g").replace("parametrizations.weight.original1", "weight_v")
+    name = name.replace("parametrizations.weight.original0", "weight_g")
+    return name.replace("parametrizations.weight.original1", "weight_v")
 
 def _older_names(module, state, prefix, *_):
     "Let a state dict with the newer names of weight normalisation be loaded"
@@ -42,12 +46,15 @@ def _older_names(module, state, prefix, *_):
 
 # %% ../../nbs/60_networks/30_projection.ipynb #824e524d
 class ProjectionHead(nn.Module):
-    "Class tokens (…,D) -> cosines with `out_dim` learned directions, (…,K) in [-1,1] (ToCo T3.3; DINO), or points on the unit sphere, (…,bottleneck) (CPDGL, section 4.2)"
+    """Class tokens (…,D) -> cosines with `out_dim` learned directions, (…,K) in [-1,1] (ToCo T3.3; DINO)
+
+    Without `out_dim` -> points on the unit sphere, (…,bottleneck) (CPDGL, section 4.2).
+    """
     def __init__(self,
         in_dim:int,         # channels D of a class token
         hidden:int=2048,    # channels inside
         bottleneck:int=256, # channels on the sphere
-        out_dim:int|None=1024, # directions K; None: no last layer, the point on the sphere itself is the answer (SeCo, CPDGL)
+        out_dim:int|None=1024, # directions K; None: the point on the sphere is the answer (SeCo, CPDGL)
         num_layers:int=3,   # linear layers before the sphere, at least 2
     ):
         super().__init__()
@@ -56,7 +63,8 @@ class ProjectionHead(nn.Module):
             layers += [nn.Linear(a, b), nn.GELU()]
             nn.init.trunc_normal_(layers[-2].weight, std=.02)
             nn.init.zeros_(layers[-2].bias)
-        self.mlp,self.last_layer = nn.Sequential(*layers[:-1]),nn.Identity() if out_dim is None else UnitRows(bottleneck, out_dim)
+        self.mlp = nn.Sequential(*layers[:-1])
+        self.last_layer = nn.Identity() if out_dim is None else UnitRows(bottleneck, out_dim)
     def forward(self, x): return self.last_layer(F.normalize(self.mlp(x), dim=-1, eps=1e-12))
 
 @torch.no_grad()
@@ -77,8 +85,9 @@ class ProjectionNet(SingleStageNet):
         proj_bottleneck:int|None=256, # channels on its sphere; None: as many as a class token has
         proj_dim:int|None=1024,  # channels out; None: a point on the sphere
         momentum:float=.9,       # of the teacher, in [0,1]
+        **named,                 # more arguments of that class, by name
     ):
-        super().__init__(*net)
+        super().__init__(*net, **named)
         channels = self.encoder.channels["last"]
         self.proj_head = ProjectionHead(channels, proj_hidden, proj_bottleneck or channels, proj_dim)
         self.proj_head_t,self.momentum = deepcopy(self.proj_head).requires_grad_(False),momentum
@@ -87,7 +96,7 @@ class ProjectionNet(SingleStageNet):
         segment:bool=True,       # run the decoder?
         view2:Tensor|None=None,  # second view of the same images, (B,3,H,W)
         crops:Tensor|None=None,  # crops of them, (n,B,3,c,c); needs `view2`
-    )->dict[str,Tensor]:         # as of `SingleStageNet`; with `view2` `view_tokens` (2·B,D), input first; with crops those of `project`
+    )->dict[str,Tensor]:         # as of `SingleStageNet`; `view_tokens` (2·B,D), input first; those of `project`
         features = self.encoder(images) if view2 is None else self.encoder(torch.cat([images, view2]), maps=len(images))
         out = self.read_out(features | {"cls_token":features["cls_token"][:len(images)]}, segment)
         if view2 is not None: out["view_tokens"] = features["cls_token"]
@@ -102,4 +111,5 @@ def project(self:ProjectionNet,
     "Let the teacher follow the student, then project whole views by both and crops by the student"
     follow(self.proj_head_t, self.proj_head, self.momentum)
     crop_tokens = self.encoder(crops.flatten(0,1), maps=0)["cls_token"]
-    return {"teacher": self.proj_head_t(view_tokens.detach()), "student": self.proj_head(torch.cat([view_tokens, crop_tokens]))}
+    student = self.proj_head(torch.cat([view_tokens, crop_tokens]))
+    return {"teacher": self.proj_head_t(view_tokens.detach()), "student": student}

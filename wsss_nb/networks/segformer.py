@@ -26,15 +26,21 @@ from ..ground.tensors import resize
 
 # %% ../../nbs/60_networks/50_segformer.ipynb #e9cdaa24
 class AllMLP(nn.Module):
-    "Decoder of SegFormer: maps of four stages, fine to coarse -> seg_logits (B,num_classes,h,w) on the grid of the first (TSCD 3.2; Xie et al. 2021)"
+    """Decoder of SegFormer (TSCD 3.2; Xie et al. 2021)
+
+    Maps of four stages, fine to coarse -> seg_logits (B,num_classes,h,w) on the grid of the first.
+    """
     def __init__(self,
         widths:Sequence[int], # channels of the stages
         num_classes:int,      # classes with background
         hidden:int=256,       # channels inside, E
     ):
         super().__init__()
-        for s in (4,3,2,1): self.add_module(f"linear_c{s}", nn.Sequential(OrderedDict(proj=nn.Linear(widths[s-1], hidden))))
-        self.linear_fuse = nn.Sequential(OrderedDict(conv=nn.Conv2d(4*hidden, hidden, 1, bias=False), bn=nn.BatchNorm2d(hidden)))
+        for s in (4,3,2,1):
+            linear = nn.Linear(widths[s-1], hidden)
+            self.add_module(f"linear_c{s}", nn.Sequential(OrderedDict(proj=linear)))
+        conv,bn = nn.Conv2d(4*hidden, hidden, 1, bias=False),nn.BatchNorm2d(hidden)
+        self.linear_fuse = nn.Sequential(OrderedDict(conv=conv, bn=bn))
         nn.init.kaiming_normal_(self.linear_fuse.conv.weight, mode="fan_out", nonlinearity="relu")
         self.linear_pred = nn.Conv2d(hidden, num_classes, 1)
     def fuse(self, stages):
@@ -47,11 +53,15 @@ class AllMLP(nn.Module):
         return self.linear_fuse.bn(total)
     def forward(self, stages):
         x = F.relu(self.fuse(stages))
-        return self.linear_pred(x*rows_of_all(lambda n: F.dropout2d(x.new_ones(n, x.shape[1], 1, 1), .1, self.training), len(x)))
+        def dropped(n): return F.dropout2d(x.new_ones(n, x.shape[1], 1, 1), .1, self.training)  # whole channels
+        return self.linear_pred(x*rows_of_all(dropped, len(x)))
 
 # %% ../../nbs/60_networks/50_segformer.ipynb #3657b1d6
 class AffinityHead(nn.Module):
-    "Queries and keys of some blocks -> affinity (B,N,N) in (0,1), row asks, column answers; with a radius that of near pairs (TSCD 3.4; Ru et al. 2022)"
+    """Queries and keys of some blocks -> affinity (B,N,N) in (0,1) (TSCD 3.4; Ru et al. 2022)
+
+    The row asks, the column answers; with a radius: that of near pairs.
+    """
     def __init__(self,
         heads:int,            # of all blocks together
         symmetric:bool=False, # add the transposed logits, as AFA does?
@@ -78,7 +88,10 @@ class AffinityHead(nn.Module):
 
 # %% ../../nbs/60_networks/50_segformer.ipynb #35069b06
 class SegFormerNet(SingleStageNet):
-    "Mix Transformer with classifier, SegFormer's decoder and affinity head (TSCD 3.3); `forward` returns a dictionary of named outputs"
+    """Mix Transformer with classifier, SegFormer's decoder and affinity head (TSCD 3.3)
+
+    `forward` returns a dictionary of named outputs.
+    """
     cam_layers = ("last",)
     affinity_blocks = (-2,-1) # whose attention the affinity is read from
     def __init__(self,
@@ -88,7 +101,9 @@ class SegFormerNet(SingleStageNet):
         pooling:str="max",             # how the classifier pools features over the image
         symmetric_affinity:bool=False, # add the transposed logits, as AFA does?
     ):
-        if not {"stage1","stage4"} <= encoder.channels.keys(): raise UserError("this network reads four stages and their attention, which only a Mix Transformer has: choose --backbone mit_b1 or another mit_...")
+        if not {"stage1","stage4"} <= encoder.channels.keys():
+            raise UserError("this network reads four stages and their attention, which only a Mix Transformer has: "
+                            "choose --backbone mit_b1 or another mit_...")
         super().__init__(encoder, num_fg, hidden, pooling)
         self.attn_proj = AffinityHead(sum(encoder.block_heads[b] for b in self.affinity_blocks), symmetric_affinity)
     def forward(self,
@@ -119,12 +134,17 @@ def decode(self:SegFormerNet,
 
 # %% ../../nbs/60_networks/50_segformer.ipynb #3b380467
 def multi_scale_cam_affinity(
-    look:Callable,                    # images (B,3,h,w), is the affinity wanted? -> raw class maps (B,C,h',w'), affinity (B,N,N) or None
+    # images (B,3,h,w), is the affinity wanted? -> raw class maps (B,C,h',w'), affinity (B,N,N) or None
+    look:Callable,
     images:Tensor,                    # normalised, (B,3,H,W)
     scales:Sequence[float]=(1,.5,1.5),# input sizes relative to (H,W); 1 takes part in any case
-    **options,                        # `flip`, `keep`, `raw` of `multi_scale_cam`; `raw` spares a pass, and so the affinity at scale 1
-)->tuple[Tensor,Tensor|None]:         # CAMs in [0,1), (B,C,H,W); affinity of the images at the largest scale, with `flip` of their mirrors behind them, (2·B,N,N); None if `look` gives none
-    "Return multi-scale CAMs, and the affinity of the pass over the largest images (TSCD 3.6)"
+    **options,                        # `flip`, `keep`, `raw` of `multi_scale_cam`
+)->tuple[Tensor,Tensor|None]:         # CAMs in [0,1), (B,C,H,W); affinity, with `flip` (2·B,N,N), or None
+    """Return multi-scale CAMs, and the affinity of the pass over the largest images (TSCD 3.6)
+
+    With `flip` the affinity of the mirrors stands behind that of the images; it is None if `look` gives none.
+    `raw` spares a pass, and so the affinity at scale 1.
+    """
     sizes,seen = [int(max(1, *scales)*n) for n in images.shape[-2:]],{}
     def cam_fn(x):
         maps,affinity = look(x, list(x.shape[-2:]) == sizes)

@@ -17,12 +17,16 @@ from ..ground.core import did_you_mean
 from .decoders import DECODERS
 
 # %% ../../nbs/60_networks/20_single_stage.ipynb #50148fd9
-POOLING = {"max": lambda x: x.amax((-1,-2), keepdim=True), "avg": lambda x: x.mean((-1,-2), keepdim=True)}  # name -> (B,D,h,w) -> (B,D,1,1)
+# name -> (B,D,h,w) -> (B,D,1,1)
+POOLING = {"max": lambda x: x.amax((-1,-2), keepdim=True), "avg": lambda x: x.mean((-1,-2), keepdim=True)}
 HEADS = {"last":"classifier", "aux":"aux_classifier"}  # features -> name of their classifier
 
 class SingleStageNet(nn.Module):
-    "Backbone with classifier, auxiliary classifier and decoder (ToCo T3.2); `forward` returns a dictionary of named outputs"
-    cam_layers:tuple[str,...] = ("last","aux") # features with a classifier of their own, and so a CAM; "last" is always one
+    """Backbone with classifier, auxiliary classifier and decoder (ToCo T3.2)
+
+    `forward` returns a dictionary of named outputs.
+    """
+    cam_layers:tuple[str,...] = ("last","aux") # features with a classifier, and so a CAM; "last" is always one
     def __init__(self,
         encoder:Backbone,   # with the features of `cam_layers`
         num_fg:int,         # classes without background
@@ -32,7 +36,8 @@ class SingleStageNet(nn.Module):
     ):
         super().__init__()
         self.encoder,self.pool = encoder,POOLING[did_you_mean(pooling, POOLING, "pooling")]
-        for layer in self.cam_layers: self.add_module(HEADS[layer], nn.Conv2d(encoder.channels[layer], num_fg, 1, bias=False))
+        for layer in self.cam_layers:
+            self.add_module(HEADS[layer], nn.Conv2d(encoder.channels[layer], num_fg, 1, bias=False))
         self.decoder = self.make_decoder(num_fg+1, hidden, decoder)
     def forward(self,
         images:Tensor,              # normalised, (B,3,H,W)
@@ -69,10 +74,14 @@ def head_of(self:SingleStageNet,
 def read_out(self:SingleStageNet,
     features:dict,     # of the encoder
     segment:bool=True, # run the decoder?
-)->dict[str,Tensor]:   # `cls_logits`, with an auxiliary classifier `aux_cls_logits`: (B,C); `seg_logits`: (B,C+1,h,w); what the encoder gives: `last` (B,D,h,w) …
-    "Return the features with the answers of heads and decoder"
+)->dict[str,Tensor]:   # `cls_logits`, `aux_cls_logits`: (B,C); `seg_logits`: (B,C+1,h,w); and `features`
+    """Return the features with the answers of heads and decoder
+
+    `aux_cls_logits` are there with an auxiliary classifier. Features: what the encoder gives, `last` (B,D,h,w) …
+    """
     out = dict(features)
-    for layer,name in zip(self.cam_layers, ("cls_logits","aux_cls_logits")): out[name] = self.head_of(layer)(self.pool(out[layer])).flatten(1)
+    for layer,name in zip(self.cam_layers, ("cls_logits","aux_cls_logits")):
+        out[name] = self.head_of(layer)(self.pool(out[layer])).flatten(1)
     if segment: out["seg_logits"] = self.decode(out)
     return out
 

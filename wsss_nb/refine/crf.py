@@ -20,7 +20,8 @@ from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError,did_you_mean
 from ..data.transforms import MEAN_RGB
 from ..ground.cores import map_in_order
 from .lattice import per_axis
-from .meanfield import CRF,NORMALIZATIONS,Term,normalization_name,to_tensor,unary_from_labels,unary_from_softmax
+from .meanfield import CRF,NORMALIZATIONS,Term,normalization_name,to_tensor
+from .meanfield import unary_from_labels,unary_from_softmax
 
 # %% ../../nbs/50_refine/30_crf.ipynb #287bf360
 @dataclass(frozen=True)
@@ -36,33 +37,36 @@ class CRFSettings:
     channels:str="rgb"          # order of the channels that the CRF sees: "rgb" or "bgr"
 
 CRF_PRESETS = {
-    "deeplab": CRFSettings(),                                                       # DeepLab-v2, on the image itself
-    "ktse": CRFSettings(crf_image="mean_wrapped"),                                  # final segmentation, as released
+    "deeplab": CRFSettings(),                                          # DeepLab-v2, on the image itself
+    "ktse": CRFSettings(crf_image="mean_wrapped"),                     # final segmentation, as released
     "beco": CRFSettings(crf_image="mean_wrapped"),
     "i2crc": CRFSettings(crf_image="mean_wrapped", channels="bgr"),
-    "tscd": CRFSettings(10, 3., 3., 64., 5., 4.),                                   # AFA's script, which TSCD follows
+    "tscd": CRFSettings(10, 3., 3., 64., 5., 4.),                      # AFA's script, which TSCD follows
     "tsd_cam_voc": CRFSettings(10, 3., 3., 140., 5., 5.),
-    "tsd_cam_voc_old_121": CRFSettings(10, 1., 1., 121., 5., 4.),                   # older sets in the same script
+    "tsd_cam_voc_old_121": CRFSettings(10, 1., 1., 121., 5., 4.),      # older sets in the same script
     "tsd_cam_voc_old_64": CRFSettings(10, 1., 3., 64., 3., 4.),
     "tsd_cam_coco": CRFSettings(10, 1., 1., 121., 5., 4.),
     "toco": CRFSettings(10, 1., 1., 121., 5., 4.),
     "cpdgl": CRFSettings(10, 1., 1., 121., 5., 4.),
-    "label": CRFSettings(10, 3., 3., 50., 5., 10.),                                 # hard labels: IRN's step of KTSE, AFA, TSCD, TSD-CAM, CPDGL
-    "cam_label": CRFSettings(10, 3., 3., 36., 3., 4.),                              # TSD-CAM's and ToCo's offline labels from CAMs
-    "cam_alpha": CRFSettings(10, 3., 3., 80., 13., 10.),                            # KTSE, CAMs with a background of (1-max)^alpha
-    "psa": CRFSettings(10, 3., 3., 80., 13., 10.)}                                  # the helper `crf_inference` of every repository
+    "label": CRFSettings(10, 3., 3., 50., 5., 10.),                # hard labels: AFA, TSCD, TSD-CAM, CPDGL, IRN in KTSE
+    "cam_label": CRFSettings(10, 3., 3., 36., 3., 4.),                 # TSD-CAM's and ToCo's offline labels from CAMs
+    "cam_alpha": CRFSettings(10, 3., 3., 80., 13., 10.),               # KTSE, CAMs with a background of (1-max)^alpha
+    "psa": CRFSettings(10, 3., 3., 80., 13., 10.)}                     # the helper `crf_inference` of every repository
 
 # %% ../../nbs/50_refine/30_crf.ipynb #5d9bcb2f
 def crf_settings(
     preset:str="deeplab",     # one of `CRF_PRESETS`
-    scale_factor:float=1.,    # divides the standard deviations in pixels: for maps of 1/scale_factor of the image's size
+    scale_factor:float=1.,    # divides the standard deviations in pixels: for maps 1/scale_factor as large as the image
     **changes,                # fields of `CRFSettings`; None leaves what the preset says
 )->CRFSettings:
     "Return the settings of a preset with changes; raise `UserError` for an unknown name"
-    s = replace(CRF_PRESETS[did_you_mean(preset, CRF_PRESETS, "CRF preset")], **{k:v for k,v in changes.items() if v is not None})
+    changes = {k:v for k,v in changes.items() if v is not None}
+    s = replace(CRF_PRESETS[did_you_mean(preset, CRF_PRESETS, "CRF preset")], **changes)
     did_you_mean(s.crf_image, ("raw","mean_wrapped"), "crf_image")
     did_you_mean(s.channels, ("rgb","bgr"), "channels")
-    if s.iters < 0 or scale_factor <= 0: raise ValueError(f"iters {s.iters} and scale_factor {scale_factor}: give 0 rounds or more, and a positive factor")
+    if s.iters < 0 or scale_factor <= 0:
+        raise ValueError(f"iters {s.iters} and scale_factor {scale_factor}: "
+                         "give 0 rounds or more, and a positive factor")
     def scaled(std): return tuple(x/scale_factor for x in per_axis(std, 2))
     return replace(s, pos_xy_std=scaled(s.pos_xy_std), bi_xy_std=scaled(s.bi_xy_std))
 
@@ -74,8 +78,12 @@ def crf_guide(
 )->Tensor:                   # (H,W,3) uint8
     "Return the image that the CRF sees; raise `ValueError` if it is not (H,W,3) uint8"
     x = to_tensor(image)
-    if x.ndim != 3 or x.shape[2] != 3 or x.dtype != torch.uint8: raise ValueError(f"the image is (H,W,3) uint8, not {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}")
-    if crf_image == "mean_wrapped": x = ((x.float() - torch.tensor(MEAN_RGB, device=x.device)).trunc().long() % 256).to(torch.uint8)
+    if x.ndim != 3 or x.shape[2] != 3 or x.dtype != torch.uint8:
+        kind = str(x.dtype).removeprefix("torch.")
+        raise ValueError(f"the image is (H,W,3) uint8, not {tuple(x.shape)} {kind}")
+    if crf_image == "mean_wrapped":
+        x = x.float() - torch.tensor(MEAN_RGB, device=x.device)
+        x = (x.trunc().long() % 256).to(torch.uint8)
     return x.flip(-1) if channels == "bgr" else x
 
 # %% ../../nbs/50_refine/30_crf.ipynb #0ec7d76e
@@ -93,14 +101,20 @@ def run_pydensecrf(
 )->Tensor:                   # (K,H·W) float32
     "Return the probabilities that pydensecrf finds; raise `UserError` if it is not installed"
     try: from pydensecrf import densecrf
-    except ImportError: raise UserError("backend pydensecrf: the package is not installed; pip install 'wsss_nb[crf]' (needs a C++ compiler), or use backend lattice") from None
+    except ImportError:
+        raise UserError("backend pydensecrf: the package is not installed; "
+                        "pip install 'wsss_nb[crf]' (needs a C++ compiler), or use backend lattice") from None
     H,W = guide.shape[:2]
     d = densecrf.DenseCRF2D(W, H, len(unary))
     d.setUnaryEnergy(np.ascontiguousarray(unary.cpu().numpy()))
     common = {"kernel":densecrf.DIAG_KERNEL, "normalization":NORMALIZATIONS.index(normalization_name(normalization))}
     def weight(w): return float(w) if np.ndim(w) == 0 else np.ascontiguousarray(to_tensor(w).float().numpy())
-    if has_weight(s.pos_w): d.addPairwiseGaussian(sxy=tuple(per_axis(s.pos_xy_std, 2)), compat=weight(s.pos_w), **common)
-    if has_weight(s.bi_w): d.addPairwiseBilateral(sxy=tuple(per_axis(s.bi_xy_std, 2)), srgb=tuple(per_axis(s.bi_rgb_std, 3)), rgbim=guide.cpu().contiguous().numpy().copy(), compat=weight(s.bi_w), **common)
+    if has_weight(s.pos_w):
+        d.addPairwiseGaussian(sxy=tuple(per_axis(s.pos_xy_std, 2)), compat=weight(s.pos_w), **common)
+    if has_weight(s.bi_w):
+        sxy,srgb = tuple(per_axis(s.bi_xy_std, 2)),tuple(per_axis(s.bi_rgb_std, 3))
+        rgbim = guide.cpu().contiguous().numpy().copy()
+        d.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=rgbim, compat=weight(s.bi_w), **common)
     return torch.from_numpy(np.array(d.inference(s.iters), dtype=np.float32).reshape(unary.shape)).to(unary.device)
 
 # %% ../../nbs/50_refine/30_crf.ipynb #1834152c
@@ -152,14 +166,20 @@ def dense_crf(
     crf_image:str|None=None,        # "raw" or "mean_wrapped"
     channels:str|None=None,         # order that the CRF sees: "rgb" or "bgr"
     scale_factor:float=1.,          # divides the standard deviations in pixels
-    min_prob:float=0.,              # leave out classes that exceed this nowhere: faster, not quite the same; 0: none is left out
+    min_prob:float=0.,              # leave out classes that exceed this nowhere: faster, not quite the same; 0: none
     as_labels:bool=False,           # return label maps instead of probabilities
     **options,                      # `normalization`, `pad_to`, `backend`, `threads` of `infer_unaries`
 ):                                  # (K,H,W) float32 probabilities, or (H,W) int64 labels; array or tensor as `probs`
-    "Return probabilities refined by the image's colours (DenseCRF 4; Krähenbühl and Koltun 2011). Raise `ValueError` for sizes that differ, `UserError` for unknown names"
+    """Return probabilities refined by the image's colours (DenseCRF 4; Krähenbühl and Koltun 2011)
+
+    Raises `ValueError` for sizes that differ, `UserError` for unknown names.
+    """
     p = to_tensor(probs).detach()
-    if p.ndim != 3 or p.shape[1:] != image.shape[:2]: raise ValueError(f"probabilities {tuple(p.shape)} do not fit the image {tuple(image.shape[:2])}: they are (K,H,W); resize the logits first")
-    s = crf_settings(preset, scale_factor, iters=iters, pos_xy_std=pos_xy_std, pos_w=pos_w, bi_xy_std=bi_xy_std, bi_rgb_std=bi_rgb_std, bi_w=bi_w, crf_image=crf_image, channels=channels)
+    if p.ndim != 3 or p.shape[1:] != image.shape[:2]:
+        raise ValueError(f"probabilities {tuple(p.shape)} do not fit the image {tuple(image.shape[:2])}: "
+                         "they are (K,H,W); resize the logits first")
+    s = crf_settings(preset, scale_factor, iters=iters, crf_image=crf_image, channels=channels,
+                     pos_xy_std=pos_xy_std, pos_w=pos_w, bi_xy_std=bi_xy_std, bi_rgb_std=bi_rgb_std, bi_w=bi_w)
     kept = None if min_prob == 0 else (p.flatten(1).amax(1) > min_prob).nonzero()[:,0]
     if kept is not None and not len(kept): raise ValueError(f"no class exceeds min_prob={min_prob}")
     (out,) = infer_unaries(image, [unary_from_softmax(p if kept is None else p[kept])], s, as_labels, **options)
@@ -170,7 +190,9 @@ def dense_crf(
 # %% ../../nbs/50_refine/30_crf.ipynb #82b11d50
 def _split_options(preset, scale_factor, options):
     "Return settings, and the options that are none of its fields"
-    return crf_settings(preset, scale_factor, **{k:v for k,v in options.items() if k in vars(CRFSettings())}),{k:v for k,v in options.items() if k not in vars(CRFSettings())}
+    fields = vars(CRFSettings())
+    settings = crf_settings(preset, scale_factor, **{k:v for k,v in options.items() if k in fields})
+    return settings,{k:v for k,v in options.items() if k not in fields}
 
 def label_crf(
     image,                              # (H,W,3) uint8 RGB, array or tensor
@@ -179,16 +201,23 @@ def label_crf(
     gt_prob:float=.7,                   # how probable a given label is, in (0,1)
     preset:str="label",                 # one of `CRF_PRESETS`
     scale_factor:float=1.,              # divides the standard deviations in pixels
-    **options,                          # fields of `CRFSettings`; `normalization`, `pad_to`, `backend`, `threads` of `infer_unaries`
+    **options,                          # fields of `CRFSettings`; `normalization` … `threads` of `infer_unaries`
 ):                                      # (H,W) int64 class numbers; array or tensor as `labels`
-    "Return a label map refined by the image's colours (IRN 8.1; DenseCRF 2.2); raise `ValueError` for labels that are not `present`"
+    """Return a label map refined by the image's colours (IRN 8.1; DenseCRF 2.2)
+
+    Raises `ValueError` for labels that are not `present`.
+    """
     (s,options),x = _split_options(preset, scale_factor, options),to_tensor(labels).detach()
-    keys = torch.as_tensor(sorted(set(x.unique().tolist() if present is None else present) - {IGNORE_INDEX}), device=x.device)
-    if x.shape != image.shape[:2]: raise ValueError(f"labels {tuple(x.shape)} do not fit the image {tuple(image.shape[:2])}")
+    found = set(x.unique().tolist() if present is None else present)
+    keys = torch.as_tensor(sorted(found - {IGNORE_INDEX}), device=x.device)
+    if x.shape != image.shape[:2]:
+        raise ValueError(f"labels {tuple(x.shape)} do not fit the image {tuple(image.shape[:2])}")
     out,known = x.long(),x != IGNORE_INDEX
     if len(keys) > 1:
         rows = torch.searchsorted(keys, x.long()).clamp(max=len(keys)-1)
-        if (keys[rows] != x)[known].any(): raise ValueError(f"the map holds {sorted(set(x[known].unique().tolist()) - set(keys.tolist()))}, present are {keys.tolist()}")
+        if (keys[rows] != x)[known].any():
+            strangers = set(x[known].unique().tolist()) - set(keys.tolist())
+            raise ValueError(f"the map holds {sorted(strangers)}, present are {keys.tolist()}")
         unary = unary_from_labels(torch.where(known, rows+1, 0), len(keys), gt_prob)
         out = keys[infer_unaries(image, [unary], s, True, **options)[0]].reshape(x.shape)
     elif len(keys): out = torch.full_like(out, int(keys[0]))
@@ -212,11 +241,15 @@ def cam_crf_label(
     hard:bool=False,          # decide by argmax before the CRF, as IRN (else: softmax, as ToCo and TSD-CAM)
     gt_prob:float=.7,         # with `hard`: how probable a decided label is
     preset:str|None=None,     # one of `CRF_PRESETS`; None: "label" if `hard`, else "cam_label"
-    **options,                # fields of `CRFSettings`; `normalization`, `pad_to`, `backend`, `threads` of `infer_unaries`
+    **options,                # fields of `CRFSettings`; `normalization` … `threads` of `infer_unaries`
 ):                            # (H,W) int64: 0…C or IGNORE_INDEX; array or tensor as `cam`
-    "Return the label map on which a high and a low threshold agree after a CRF (ToCo T9c; IRN 8.2); raise `ValueError` for sizes that differ"
+    """Return the label map on which a high and a low threshold agree after a CRF (ToCo T9c; IRN 8.2)
+
+    Raises `ValueError` for sizes that differ.
+    """
     c = to_tensor(cam).detach().float()
-    if c.shape[1:] != image.shape[:2] or len(c) != len(keys): raise ValueError(f"CAMs {tuple(c.shape)} do not fit {len(keys)} keys and the image {tuple(image.shape[:2])}")
+    if c.shape[1:] != image.shape[:2] or len(c) != len(keys):
+        raise ValueError(f"CAMs {tuple(c.shape)} do not fit {len(keys)} keys and the image {tuple(image.shape[:2])}")
     scores = [torch.cat([torch.full_like(c[:1], t), c]) for t in (high_thresh,low_thresh)]
     if hard: unaries = [unary_from_labels(x.argmax(0), len(x), gt_prob, zero_unsure=False) for x in scores]
     else: unaries = [unary_from_softmax(x.softmax(0)) for x in scores]

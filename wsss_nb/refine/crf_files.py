@@ -30,17 +30,25 @@ def read_scores(
     size:tuple[int,int],   # of the image, pixels
     alpha:float=10.,       # exponent of the background of CAMs
 )->tuple[Tensor,Tensor]:   # probabilities (K,H,W) float32; label of each row (K,) int64
-    "Return what a file of probabilities, logits or CAMs says of an image; raise `UserError` if it is damaged, holds none of them or does not fit"
+    """Return what a file of probabilities, logits or CAMs says of an image
+
+    Raises `UserError` if it is damaged, holds none of them or does not fit.
+    """
     z = _arrays(path)
     try:
         if "probs" in z: p = z["probs"].float()
         elif "logits" in z: p = resize(z["logits"].float()[None], size)[0].softmax(0)
         elif {"cam","keys"} <= z.keys():
-            if len(z["cam"]) != len(z["keys"]): raise UserError(f"{path}: {len(z['keys'])} keys for {len(z['cam'])} maps")
-            return cam_probs(resize(z["cam"].float()[None], size)[0], alpha),torch.cat([torch.zeros(1, dtype=torch.long), z["keys"].long()+1])
-        else: raise UserError(f"{path}: holds {', '.join(z) or 'nothing'}; wanted is `probs` (K,H,W), `logits` (K,h,w), or `cam` with `keys`")
+            cam,keys = z["cam"],z["keys"]
+            if len(cam) != len(keys): raise UserError(f"{path}: {len(keys)} keys for {len(cam)} maps")
+            labels = torch.cat([torch.zeros(1, dtype=torch.long), keys.long()+1])
+            return cam_probs(resize(cam.float()[None], size)[0], alpha),labels
+        else: raise UserError(f"{path}: holds {', '.join(z) or 'nothing'}; "
+                              "wanted is `probs` (K,H,W), `logits` (K,h,w), or `cam` with `keys`")
     except (RuntimeError, ValueError, IndexError) as e: raise UserError(f"{path}: {str(e).splitlines()[0]}") from e
-    if p.ndim != 3 or p.shape[1:] != size: raise UserError(f"{path}: probabilities are {tuple(p.shape)}, the image is {size[0]}x{size[1]}; save (K,H,W) at image size, or `logits` of any size")
+    if p.ndim != 3 or p.shape[1:] != size:
+        raise UserError(f"{path}: probabilities are {tuple(p.shape)}, the image is {size[0]}x{size[1]}; "
+                        "save (K,H,W) at image size, or `logits` of any size")
     return p,torch.arange(len(p))
 
 def _arrays(path):
@@ -48,9 +56,11 @@ def _arrays(path):
     try:
         found = np.load(path, allow_pickle=False)
         arrays = {"probs":found} if isinstance(found, np.ndarray) else {k:found[k] for k in found.files}
-        return {k:torch.from_numpy(np.ascontiguousarray(a)) for k,a in arrays.items() if k in ("probs","logits","cam","keys")}
+        arrays = {k:a for k,a in arrays.items() if k in ("probs","logits","cam","keys")}
+        return {k:torch.from_numpy(np.ascontiguousarray(a)) for k,a in arrays.items()}
     except FileNotFoundError: raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, TypeError, EOFError, KeyError, BadZipFile) as e: raise UserError(f"{path}: is no array file, or damaged, or holds objects; make it again") from e
+    except (OSError, ValueError, TypeError, EOFError, KeyError, BadZipFile) as e:
+        raise UserError(f"{path}: is no array file, or damaged, or holds objects; make it again") from e
 
 # %% ../../nbs/50_refine/35_crf_files.ipynb #7092437d
 def crf_file(
@@ -64,15 +74,23 @@ def crf_file(
     device:str="cpu",      # where to compute
     **options,             # `backend`, `threads` of `infer_unaries`
 ):
-    "Write the label map that a CRF makes of one image and its probabilities; raise `UserError` for a file that cannot be used"
+    """Write the label map that a CRF makes of one image and its probabilities
+
+    Raises `UserError` for a file that cannot be used.
+    """
     photo = read_image(image)
     probs,labels = read_scores(scores, photo.shape[:2], alpha)
     if min_prob: probs,labels = (x[probs.flatten(1).amax(1) > min_prob] for x in (probs,labels))
-    if not len(probs) or labels.max() > 254 or labels.min() < 0: raise UserError(f"{scores}: {len(probs)} classes are left, with labels up to {labels.max().item() if len(probs) else 0}; a label map holds 0…254")
-    try: result = infer_unaries(photo, [unary_from_softmax(probs.to(device))], settings, not save_probs, **options)[0].cpu()
+    if not len(probs) or labels.max() > 254 or labels.min() < 0:
+        highest = labels.max().item() if len(probs) else 0
+        raise UserError(f"{scores}: {len(probs)} classes are left, with labels up to {highest}; "
+                        "a label map holds 0…254")
+    unary = unary_from_softmax(probs.to(device))
+    try: result = infer_unaries(photo, [unary], settings, not save_probs, **options)[0].cpu()
     except ValueError as e: raise UserError(f"{scores}: {e}") from e
     if save_probs:
-        with atomic_path(out.with_suffix(".npz")) as tmp: np.savez_compressed(tmp, probs=result.reshape(probs.shape).half().numpy(), labels=labels.numpy())
+        refined = result.reshape(probs.shape).half().numpy()
+        with atomic_path(out.with_suffix(".npz")) as tmp: np.savez_compressed(tmp, probs=refined, labels=labels.numpy())
         result = result.argmax(0)
     write_label(out, labels[result].reshape(probs.shape[1:]).numpy())
 
@@ -82,14 +100,16 @@ def _pairs(images, probabilities):
     for folder in (images,probabilities):
         if not Path(folder).is_dir(): raise UserError(f"{folder}: no such folder")
     photos = find_images(Path(images))
-    arrays = sorted(p for p in Path(probabilities).iterdir() if p.suffix in (".npy",".npz") and not p.name.startswith("."))
+    there = sorted(Path(probabilities).iterdir())
+    arrays = [p for p in there if p.suffix in (".npy",".npz") and not p.name.startswith(".")]
     if not arrays: raise UserError(f"{probabilities}: no .npy or .npz files there")
     twice = {p.stem for p in arrays if p.suffix == ".npy"} & {p.stem for p in arrays if p.suffix == ".npz"}
     if twice: raise UserError(f"{probabilities}: {min(twice)} is there as .npy and as .npz; remove one")
     return [(p.stem, photos.get(p.stem), p) for p in arrays]
 
 def _check_how(backend, jobs, threads):
-    if any(n is not None and n < 1 for n in (jobs,threads)): raise ValueError(f"jobs {jobs} and threads {threads}: give 1 or more")
+    if any(n is not None and n < 1 for n in (jobs,threads)):
+        raise ValueError(f"jobs {jobs} and threads {threads}: give 1 or more")
     did_you_mean(backend, ("lattice","torch","pydensecrf"), "CRF backend")
 
 def _made(out, sources, record):
@@ -120,17 +140,27 @@ def crf_folder(
     device:str="cpu",        # where to compute; the compiled lattice is for the CPU
     **changes,               # fields of `CRFSettings`; None leaves what the preset says
 )->dict:                     # `written` and `kept` (ids), `problems` (lines, one per image that could not be made)
-    "Refine every image that has an array; report damaged files and go on. Raise `UserError` for a folder that does not exist or is empty"
+    """Refine every image that has an array; report damaged files and go on
+
+    Raises `UserError` for a folder that does not exist or is empty.
+    """
     settings,pairs,out = crf_settings(preset, scale_factor, **changes),_pairs(images, probabilities),Path(out)
     _check_how(backend, jobs, threads)
     out.mkdir(parents=True, exist_ok=True)
-    _keep_record(out/"crf.json", {**asdict(settings), "alpha":alpha, "min_prob":min_prob, "save_probs":save_probs, "backend":backend})
-    result = {"written":[], "kept":[], "problems":[f"{p}: no image of this name in {images}" for _,photo,p in pairs if photo is None]}
-    todo = [(i, photo, p) for i,photo,p in pairs if photo is not None and not _made(out/f"{i}.png", (photo,p), out/"crf.json")]
-    result["kept"] = [i for i,photo,_ in pairs if photo is not None and i not in {t[0] for t in todo}]
+    record = {"alpha":alpha, "min_prob":min_prob, "save_probs":save_probs, "backend":backend}
+    _keep_record(out/"crf.json", {**asdict(settings), **record})
+    strangers = [f"{p}: no image of this name in {images}" for _,photo,p in pairs if photo is None]
+    pairs = [(i, photo, p) for i,photo,p in pairs if photo is not None]
+    todo = [(i, photo, p) for i,photo,p in pairs if not _made(out/f"{i}.png", (photo,p), out/"crf.json")]
+    kept = [i for i,_,_ in pairs if i not in {t[0] for t in todo}]
+    result = {"written":[], "kept":kept, "problems":strangers}
     jobs = min(jobs or num_cores(), len(todo) or 1)
+    threads = threads or max(num_cores()//jobs, 1)
     def one(task):
-        try: crf_file(task[1], task[2], out/f"{task[0]}.png", settings, alpha, save_probs, min_prob, device, backend=backend, threads=threads or max(num_cores()//jobs, 1))
+        name,photo,p = task
+        try:
+            crf_file(photo, p, out/f"{name}.png", settings, alpha, save_probs, min_prob, device,
+                     backend=backend, threads=threads)
         except UserError as e: return str(e)
     for problem,task in zip(progress(map_in_order(one, todo, jobs), "dense CRF", len(todo), "image"), todo):
         result["problems" if problem else "written"].append(problem or task[0])

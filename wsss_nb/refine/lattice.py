@@ -25,10 +25,15 @@ def per_axis(
     sigma,    # one standard deviation, or one per axis
     n:int,    # number of axes
 )->list:      # n floats
-    "Return a standard deviation for each axis; raise `ValueError` if there are not one or n of them, or one is not positive"
-    values = [float(s) for s in sigma] if isinstance(sigma, (Sequence,Tensor)) or getattr(sigma, "ndim", 0) else [float(sigma)]*n
+    """Return a standard deviation for each axis
+
+    Raises `ValueError` if there are not one or n of them, or one is not positive.
+    """
+    several = isinstance(sigma, (Sequence,Tensor)) or getattr(sigma, "ndim", 0)
+    values = [float(s) for s in sigma] if several else [float(sigma)]*n
     if len(values) != n: raise ValueError(f"{len(values)} standard deviations for {n} axes")
-    if not all(0 < s < math.inf for s in values): raise ValueError(f"a standard deviation is a positive number, not {min(values)}")
+    if not all(0 < s < math.inf for s in values):
+        raise ValueError(f"a standard deviation is a positive number, not {min(values)}")
     return values
 
 def grid_features(
@@ -47,7 +52,8 @@ def image_features(
     sigma_xy,             # standard deviation in pixels: one, or (x,y)
 )->Tensor:                # (B,H·W,2+C) float32
     "Return the bilateral features of all pixels: column, row, channels, each divided by its standard deviation"
-    colour = images.detach().float().flatten(2).transpose(1,2)/torch.tensor(per_axis(sigma_rgb, images.shape[1]), device=images.device)
+    sigmas = torch.tensor(per_axis(sigma_rgb, images.shape[1]), device=images.device)
+    colour = images.detach().float().flatten(2).transpose(1,2)/sigmas
     place = grid_features(images.shape[-2:], sigma_xy, images.device)
     return torch.cat([place.expand(len(images),-1,-1), colour], -1)
 
@@ -69,8 +75,12 @@ def elevate(
 # %% ../../nbs/50_refine/10_lattice.ipynb #47036556
 def enclosing_simplex(
     elevated:Tensor,           # of `elevate`, (D,P) float32
-)->tuple[Tensor,Tensor,Tensor]:# nearest vertex of class 0 (D,P) int64; rank of each coordinate (D,P) int64; weight of corner p (D,P) float32
-    "Return where in the lattice each point lies (Adams et al. 2010, section 3.2; Bilateral 3.3, 3.4); weights sum to 1 up to rounding"
+)->tuple[Tensor,Tensor,Tensor]:# vertex of class 0, int64; ranks, int64; weights of the corners, float32; (D,P) each
+    """Return where in the lattice each point lies (Adams et al. 2010, section 3.2; Bilateral 3.3, 3.4)
+
+    That is: the nearest vertex of class 0, the rank of each coordinate, and the weight of corner p in row p; weights
+    sum to 1 up to rounding.
+    """
     D = len(elevated)
     v = (elevated*(1/D)).round()                      # half to even
     base = D*v
@@ -97,7 +107,10 @@ def corner_keys(
 
 # %% ../../nbs/50_refine/10_lattice.ipynb #3c18a5d5
 def _packed(keys, image, batch):
-    "Return one integer per corner (D,P) and the strides that made it, or None if they do not fit into 62 bits; margins keep neighbours apart"
+    """Return one integer per corner (D,P) and the strides that made it, or None if they do not fit into 62 bits
+
+    Margins keep neighbours apart.
+    """
     d = keys.shape[1]
     low = keys.amin((0,2)) - d
     extent = (keys.amax((0,2)) + d+1 - low).tolist()
@@ -108,7 +121,9 @@ def _packed(keys, image, batch):
     return codes,strides
 
 # %% ../../nbs/50_refine/10_lattice.ipynb #d9f6017a
-def _axis_steps(d, j): return [d if i == j else -1 for i in range(d)]  # from a vertex to its neighbour along axis j, stored coordinates
+def _axis_steps(d, j):
+    "Return the way from a vertex to its neighbour along axis `j`, in stored coordinates"
+    return [d if i == j else -1 for i in range(d)]
 
 def _number_packed(codes, strides):
     "Return numbers of corners (D,P), number of vertices, neighbours (D,2,M)"
@@ -118,7 +133,8 @@ def _number_packed(codes, strides):
         wanted = unique + sum(a*s for a,s in zip(_axis_steps(len(strides), j), strides))
         place = torch.searchsorted(unique, wanted).clamp_(max=M-1)
         up = torch.where(unique[place] == wanted, place, M)
-        down = torch.full((M+1,), M, device=up.device).index_put_((up,), torch.arange(M, device=up.device))[:M]  # who has me above is below me
+        me = torch.arange(M, device=up.device)
+        down = torch.full((M+1,), M, device=up.device).index_put_((up,), me)[:M]  # who has me above is below me
         nb.append(torch.stack([up,down]))
     return ids,M,torch.stack(nb)
 
@@ -129,9 +145,11 @@ def _number_rows(keys, image):
     rows = torch.cat([image.expand(D,1,P), keys], 1).permute(0,2,1).reshape(-1,d+1)
     unique,ids = torch.unique(rows, dim=0, return_inverse=True)
     M = len(unique)
-    steps = torch.tensor([[0,*(sign*a for a in _axis_steps(d, j))] for j in range(D) for sign in (1,-1)], device=keys.device)
-    everyone,place = torch.unique(torch.cat([unique, (unique+steps[:,None]).reshape(-1,d+1)]), dim=0, return_inverse=True)
-    number = torch.full((len(everyone),), M, device=keys.device).index_put_((place[:M],), torch.arange(M, device=keys.device))
+    steps = [[0,*(sign*a for a in _axis_steps(d, j))] for j in range(D) for sign in (1,-1)]
+    around = (unique+torch.tensor(steps, device=keys.device)[:,None]).reshape(-1,d+1)
+    everyone,place = torch.unique(torch.cat([unique, around]), dim=0, return_inverse=True)
+    me = torch.arange(M, device=keys.device)
+    number = torch.full((len(everyone),), M, device=keys.device).index_put_((place[:M],), me)
     return ids.reshape(D,P),M,number[place[M:]].reshape(D,2,M)
 
 # %% ../../nbs/50_refine/10_lattice.ipynb #45ed86ed
@@ -141,16 +159,28 @@ def check_features(
 ):
     "Raise `ValueError` if no lattice can be built on these features"
     if pad_to not in (4,None): raise ValueError(f"pad_to is 4 or None, not {pad_to}")
-    if features.ndim != 3 or not 1 <= features.shape[-1] <= 8 or not features.numel(): raise ValueError(f"features have shape (B,N,d) with 1 <= d <= 8, not {tuple(features.shape)}")
-    if not features.detach().abs().max() < 2**20: raise ValueError("features must be finite and below 2**20; check image and sigmas")
+    if features.ndim != 3 or not 1 <= features.shape[-1] <= 8 or not features.numel():
+        raise ValueError(f"features have shape (B,N,d) with 1 <= d <= 8, not {tuple(features.shape)}")
+    if not features.detach().abs().max() < 2**20:
+        raise ValueError("features must be finite and below 2**20; check image and sigmas")
+
+def _check_values(lattice, values):
+    "Raise `ValueError` if `values` are not (B,C,N) for the points of `lattice`"
+    if values.ndim != 3 or (values.shape[0],values.shape[2]) != (lattice.batch,lattice.num_points):
+        raise ValueError(f"values have shape ({lattice.batch},C,{lattice.num_points}), not {tuple(values.shape)}")
 
 # %% ../../nbs/50_refine/10_lattice.ipynb #9e338d3d
 class TorchLattice:
-    "The permutohedral lattice of B point lists in plain tensors, on any device; equal to the published code in vertices, weights and, on a CPU, filtered values"
+    """The permutohedral lattice of B point lists in plain tensors, on any device
+
+    Equal to the published code in vertices, weights and, on a CPU, filtered values.
+    """
     def __init__(self,
         features:Tensor,             # (B,N,d), 1 <= d <= 8, finite
-        pad_to:int|None=4,           # 4: vertices at feature 0 where N is no multiple of 4, as the published build; None: no such
-        deterministic:bool|None=None,# sums in a fixed order; None: as `torch.use_deterministic_algorithms` says
+        # 4: vertices at feature 0 where N is no multiple of 4, as the published build; None: no such
+        pad_to:int|None=4,
+        # sums in a fixed order; None: as `torch.use_deterministic_algorithms` says
+        deterministic:bool|None=None,
     ):
         check_features(features, pad_to)
         B,N,d = features.shape
@@ -183,7 +213,8 @@ def splat(self:TorchLattice,
 )->Tensor:      # (M+1,C); the last row, for missing neighbours, is 0
     "Return what the points give to the vertices"
     V = x.new_zeros(self.num_vertices+1, x.shape[1])
-    for ids,w in zip(self.ids, self.weights):    # a vertex gets from corners of one class only, so this order of the sums is pixel by pixel
+    # a vertex gets from corners of one class only, so this order of the sums is pixel by pixel
+    for ids,w in zip(self.ids, self.weights):
         if not self.deterministic: V.index_add_(0, ids, w[:,None]*x)
         else:
             order = ids.argsort(stable=True)
@@ -196,8 +227,8 @@ def filter(self:TorchLattice,
     values:Tensor,      # (B,C,N), any float type
     reverse:bool=False, # blur the axes in reverse order: the transpose of the filter
 )->Tensor:              # (B,C,N) float32, on the lattice's device
-    "Return filtered values: splat, blur, slice; not normalised (Adams et al. 2010, section 3; Bilateral 3.8)"
-    if values.ndim != 3 or (values.shape[0],values.shape[2]) != (self.batch,self.num_points): raise ValueError(f"values have shape ({self.batch},C,{self.num_points}), not {tuple(values.shape)}")
+    "Return filtered values, not normalised: splat, blur, slice (Adams et al. 2010, section 3; Bilateral 3.8)"
+    _check_values(self, values)
     with torch.no_grad(), torch.autocast(values.device.type, enabled=False):
         V = self.splat(values.transpose(1,2).reshape(self.batch*self.num_points, -1).float())
         for up,down in reversed(self.neighbours) if reverse else self.neighbours:
@@ -222,8 +253,11 @@ def pick_backend(
     on_cpu = torch.device(device).type == "cpu"
     if backend is None: return "cpp" if on_cpu and extension() else "torch"
     did_you_mean(backend, ("cpp","torch"), "lattice backend")
-    if backend == "cpp" and not on_cpu: raise UserError(f"backend cpp: works on CPU tensors, these are on {device}; use backend torch")
-    if backend == "cpp" and not extension(): raise UserError("backend cpp: the extension was not built; install again where there is a C++ compiler, or use backend torch")
+    if backend == "cpp" and not on_cpu:
+        raise UserError(f"backend cpp: works on CPU tensors, these are on {device}; use backend torch")
+    if backend == "cpp" and not extension():
+        raise UserError("backend cpp: the extension was not built; "
+                        "install again where there is a C++ compiler, or use backend torch")
     return backend
 
 def as_array(
@@ -248,8 +282,9 @@ class CompiledLattice:
     def num_vertices(self): return sum(p.num_vertices for p in self.parts)
     def filter(self, values, reverse=False):
         "Return filtered values (B,C,N) float32, as `TorchLattice.filter`"
-        if values.ndim != 3 or (values.shape[0],values.shape[2]) != (self.batch,self.num_points): raise ValueError(f"values have shape ({self.batch},C,{self.num_points}), not {tuple(values.shape)}")
-        return torch.stack([torch.from_numpy(p.filter(as_array(v), reverse, self.threads)) for p,v in zip(self.parts, values)])
+        _check_values(self, values)
+        parts = [p.filter(as_array(v), reverse, self.threads) for p,v in zip(self.parts, values)]
+        return torch.stack([torch.from_numpy(p) for p in parts])
 
 def build_lattice(
     features:Tensor,          # (B,N,d)
@@ -270,22 +305,34 @@ class _Filtered(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return ctx.lattice.filter(grad, reverse=True),None
 
+def _one_call(images, values, sigmas, pad_to, threads):
+    "Return filtered maps from the compiled lattice, all images in one call; `sigmas` (2): colour, place"
+    threads = threads or torch.get_num_threads()
+    filtered = extension().bilateral_filter(as_array(images), as_array(values), *sigmas, pad_to or 0, threads)
+    return torch.from_numpy(filtered)
+
 def bilateral_filter(
     images:Tensor,         # guides, (B,3,H,W), 0…255
     values:Tensor,         # maps to filter, (B,K,H,W), any float type; gradients flow to them
     sigma_rgb:float,       # standard deviation in grey levels
     sigma_xy:float,        # standard deviation in pixels
-    pad_to:int|None=4,     # 4: the published x86 build's vertices at feature 0 where H·W is no multiple of 4; None: no such
+    # 4: the published x86 build's vertices at feature 0 where H·W is no multiple of 4; None: no such
+    pad_to:int|None=4,
     backend:str|None=None, # "cpp", "torch" or None: compiled for CPU tensors where it was built
     threads:int|None=None, # of the compiled lattice; None: as many as torch uses
 )->Tensor:                 # (B,K,H,W) float32, on the device of `values`
-    "Return the maps after the bilateral filter on the lattice, one lattice per image; not normalised. Raise `ValueError` for shapes that do not fit (Adams et al. 2010; Tang et al. 2018)"
-    if images.ndim != 4 or values.ndim != 4 or images.shape[::2] + images.shape[3:] != values.shape[::2] + values.shape[3:]:
-        raise ValueError(f"images (B,C,H,W) and values (B,K,H,W) belong together, not {tuple(images.shape)} and {tuple(values.shape)}")
-    simple = images.shape[1] == 3 and not any(isinstance(s, (Sequence,Tensor)) for s in (sigma_rgb,sigma_xy)) and not (torch.is_grad_enabled() and values.requires_grad)
-    if simple and pick_backend(backend, values.device) == "cpp":   # no lattice to keep for a backward pass: all images in one call
-        sigmas = per_axis(sigma_rgb, 1) + per_axis(sigma_xy, 1)
-        return torch.from_numpy(extension().bilateral_filter(as_array(images), as_array(values), *sigmas, pad_to or 0, threads or torch.get_num_threads()))
+    """Return the maps after the bilateral filter on the lattice (Adams et al. 2010; Tang et al. 2018)
+
+    One lattice per image; not normalised. Raises `ValueError` for shapes that do not fit.
+    """
+    def batch_and_size(x): return x.shape[::2] + x.shape[3:]
+    if images.ndim != 4 or values.ndim != 4 or batch_and_size(images) != batch_and_size(values):
+        raise ValueError("images (B,C,H,W) and values (B,K,H,W) belong together, "
+                         f"not {tuple(images.shape)} and {tuple(values.shape)}")
+    plain = images.shape[1] == 3 and not any(isinstance(s, (Sequence,Tensor)) for s in (sigma_rgb,sigma_xy))
+    learning = torch.is_grad_enabled() and values.requires_grad    # a lattice is to be kept for the backward pass
+    if plain and not learning and pick_backend(backend, values.device) == "cpp":
+        return _one_call(images, values, per_axis(sigma_rgb, 1) + per_axis(sigma_xy, 1), pad_to, threads)
     with torch.autocast(values.device.type, enabled=False):
         lattice = build_lattice(image_features(images.to(values.device), sigma_rgb, sigma_xy), pad_to, backend, threads)
         return _Filtered.apply(values.float().flatten(2), lattice).unflatten(2, values.shape[-2:])

@@ -33,7 +33,10 @@ def unary_from_softmax(
     scale:float|None=None,   # in (0,1]: mix with the uniform distribution, this much of `probs`
     clip:float|None=1e-5,    # smallest probability; None: as they are
 )->Tensor:                   # (K,N) float32, on the device of `probs`
-    "Return the unary of soft labels: -log of the clipped probabilities (DenseCRF 2.1); raise `ValueError` for a scale outside (0,1]"
+    """Return the unary of soft labels: -log of the clipped probabilities (DenseCRF 2.1)
+
+    Raises `ValueError` for a scale outside (0,1].
+    """
     p = to_tensor(probs).detach()
     if not p.is_floating_point(): raise ValueError(f"probabilities are floats, not {p.dtype}")
     if p.dtype != torch.float64: p = p.float()
@@ -50,11 +53,17 @@ def unary_from_labels(
     gt_prob:float,           # how probable the given label is, in (0,1)
     zero_unsure:bool=True,   # 0 means unsure and label v has row v-1 (else: label v has row v)
 )->Tensor:                   # (n_labels,N) float32, on the device of `labels`
-    "Return the unary of hard labels: -log gt_prob for the given one, the rest shared by the others (DenseCRF 2.2); raise `ValueError` for labels that are not among the n"
+    """Return the unary of hard labels: -log gt_prob for the given one, the rest shared by the others (DenseCRF 2.2)
+
+    Raises `ValueError` for labels that are not among the n.
+    """
     if not 0 < gt_prob < 1: raise ValueError(f"gt_prob lies in (0,1), {gt_prob} does not")
     if n_labels < 2: raise ValueError(f"{n_labels} label leaves nothing to decide")
-    rows = to_tensor(labels).detach().flatten().long() - int(zero_unsure)
-    if rows.min() < -int(zero_unsure) or rows.max() >= n_labels: raise ValueError(f"labels run from 0 to {n_labels-1+zero_unsure}, found {int(rows.min())+zero_unsure} to {int(rows.max())+zero_unsure}; map others first")
+    first = int(zero_unsure)
+    rows = to_tensor(labels).detach().flatten().long() - first
+    if rows.min() < -first or rows.max() >= n_labels:
+        raise ValueError(f"labels run from 0 to {n_labels-1+first}, "
+                         f"found {int(rows.min())+first} to {int(rows.max())+first}; map others first")
     U = torch.full((n_labels,len(rows)), -math.log((1-gt_prob)/(n_labels-1)), device=rows.device)
     U.scatter_(0, rows.clamp(min=0)[None], -math.log(gt_prob))
     return torch.where(rows < 0, -math.log(1/n_labels), U)
@@ -111,7 +120,7 @@ class Term:
     "One pairwise term: a Gaussian kernel in space, in space and colour, or on given features"
     compat:float|Tensor=3.            # Potts weight >= 0; or a vector (K,), a matrix (K,K), with the sign of a cost
     sxy:float|tuple=3.                # standard deviation in pixels: one, or (x,y)
-    srgb:float|tuple|None=None        # standard deviation in grey levels: one, or one per channel; None: colour does not matter
+    srgb:float|tuple|None=None        # the same in grey levels: one, or one per channel; None: colour does not matter
     features:Tensor|None=None         # (N,d), instead of the two
     normalization:str|int="symmetric" # one of `NORMALIZATIONS`, or its number
 
@@ -136,8 +145,11 @@ def compatible(
     if isinstance(compat, (int,float)) or np.ndim(compat) == 0: return -float(compat)*o
     m = to_tensor(compat).to(o.device).float()
     if m.shape == (len(o),): return m[:,None]*o
-    if m.shape != (len(o),)*2: raise ValueError(f"compatibility has shape {tuple(m.shape)}: for {len(o)} classes it is a number, ({len(o)},) or ({len(o)},{len(o)})")
-    return sum(row[:,None]*x for row,x in zip((m+m.T)/2, o))   # no matrix product: those may be rounded to less than float32 on a GPU
+    if m.shape != (len(o),)*2:
+        raise ValueError(f"compatibility has shape {tuple(m.shape)}: "
+                         f"for {len(o)} classes it is a number, ({len(o)},) or ({len(o)},{len(o)})")
+    # no matrix product: those may be rounded to less than float32 on a GPU
+    return sum(row[:,None]*x for row,x in zip((m+m.T)/2, o))
 
 # %% ../../nbs/50_refine/20_meanfield.ipynb #b22fb368
 def compiled_term(
@@ -145,11 +157,16 @@ def compiled_term(
     image:Tensor|None,   # (H,W,C), 0…255
 )->dict:                 # as the compiled lattice takes it
     "Return a term in the words of the extension"
-    compat = float(term.compat) if np.ndim(term.compat) == 0 else np.ascontiguousarray(to_tensor(term.compat).float().numpy())
+    number = np.ndim(term.compat) == 0
+    compat = float(term.compat) if number else np.ascontiguousarray(to_tensor(term.compat).float().numpy())
     common = {"compat":compat, "normalization":NORMALIZATIONS.index(normalization_name(term.normalization))}
-    if term.features is None and term.srgb is None: return common | {"kind":"gaussian", "sxy":tuple(per_axis(term.sxy, 2))}
-    if term.features is None and image is not None and image.dtype == torch.uint8 and image.shape[2] == 3: return common | {"kind":"bilateral", "sxy":tuple(per_axis(term.sxy, 2)), "srgb":tuple(per_axis(term.srgb, 3))}
-    return common | {"kind":"features", "features":term_features(term, image.shape[:2] if image is not None else None, image).numpy()}
+    if term.features is None and term.srgb is None:
+        return common | {"kind":"gaussian", "sxy":tuple(per_axis(term.sxy, 2))}
+    is_photo = image is not None and image.dtype == torch.uint8 and image.shape[2] == 3
+    if term.features is None and is_photo:
+        return common | {"kind":"bilateral", "sxy":tuple(per_axis(term.sxy, 2)), "srgb":tuple(per_axis(term.srgb, 3))}
+    size = None if image is None else image.shape[:2]
+    return common | {"kind":"features", "features":term_features(term, size, image).numpy()}
 
 # %% ../../nbs/50_refine/20_meanfield.ipynb #f719af0d
 class CRF:
@@ -165,10 +182,16 @@ class CRF:
     ):
         self.size,self.terms,self.threads = tuple(size),list(terms),threads or torch.get_num_threads()
         image = None if image is None else to_tensor(image)
-        if image is not None and tuple(image.shape[:2]) != self.size: raise ValueError(f"the image is {tuple(image.shape[:2])}, the CRF {self.size}")
+        if image is not None and tuple(image.shape[:2]) != self.size:
+            raise ValueError(f"the image is {tuple(image.shape[:2])}, the CRF {self.size}")
         self.compiled = None
-        if pick_backend(backend, device) == "cpp": self.compiled = extension().CRF(*self.size, [compiled_term(t, image) for t in self.terms], None if image is None else np.ascontiguousarray(image.numpy()), pad_to or 0, self.threads)
-        else: self.kernels = [Kernel(term_features(t, self.size, image, device), t.normalization, pad_to, "torch") for t in self.terms]
+        if pick_backend(backend, device) == "cpp":
+            guide = None if image is None else np.ascontiguousarray(image.numpy())
+            terms = [compiled_term(t, image) for t in self.terms]
+            self.compiled = extension().CRF(*self.size, terms, guide, pad_to or 0, self.threads)
+        else:
+            self.kernels = [Kernel(term_features(t, self.size, image, device), t.normalization, pad_to, "torch")
+                            for t in self.terms]
     @property
     def num_vertices(self):
         "Number of lattice vertices of each term"
@@ -187,15 +210,21 @@ def _check_unary(
     size:tuple[int,int], # height and width, pixels
 ):
     "Raise `ValueError` if a unary does not fit the image or is not finite: one NaN would reach every pixel"
-    if unary.ndim != 2 or unary.shape[1] != size[0]*size[1]: raise ValueError(f"the unary has shape {tuple(unary.shape)}, the image {size[0]}x{size[1]} = {size[0]*size[1]} pixels")
-    if not unary.sum().isfinite() and not unary.isfinite().all(): raise ValueError("the unary is not finite: look for NaN in the probabilities")
+    (H,W),N = size,size[0]*size[1]
+    if unary.ndim != 2 or unary.shape[1] != N:
+        raise ValueError(f"the unary has shape {tuple(unary.shape)}, the image {H}x{W} = {N} pixels")
+    if not unary.sum().isfinite() and not unary.isfinite().all():
+        raise ValueError("the unary is not finite: look for NaN in the probabilities")
 
 @patch
 def infer(self:CRF,
     unary:Tensor,    # (K,H·W) float32, finite
     iters:int=10,    # rounds; 0 returns softmax(-unary)
 )->Tensor:           # (K,H·W) float32, columns sum to 1
-    "Return the probabilities after `iters` rounds of mean field (DenseCRF 4); raise `ValueError` for a unary that is not finite or does not fit"
+    """Return the probabilities after `iters` rounds of mean field (DenseCRF 4)
+
+    Raises `ValueError` for a unary that is not finite or does not fit.
+    """
     _check_unary(unary, self.size)
     if iters < 0: raise ValueError(f"{iters} rounds: give 0 or more")
     if self.compiled: return torch.from_numpy(self.compiled.infer(as_array(unary), iters, self.threads))
@@ -210,10 +239,14 @@ def labels(self:CRF,
     unary:Tensor,    # (K,H·W) float32, finite
     iters:int=10,    # rounds
 )->Tensor:           # (H·W,) int64, 0…K-1
-    "Return the most probable class of each pixel; the compiled lattice finds it in its last round, without writing the probabilities"
+    """Return the most probable class of each pixel
+
+    The compiled lattice finds it in its last round, without writing the probabilities.
+    """
     _check_unary(unary, self.size)
-    if self.compiled: return torch.from_numpy(np.asarray(self.compiled.infer(as_array(unary), iters, self.threads, True), dtype=np.int64))
-    return self.infer(unary, iters).argmax(0)
+    if not self.compiled: return self.infer(unary, iters).argmax(0)
+    found = self.compiled.infer(as_array(unary), iters, self.threads, True)
+    return torch.from_numpy(np.asarray(found, dtype=np.int64))
 
 # %% ../../nbs/50_refine/20_meanfield.ipynb #b33877f6
 @patch
@@ -221,7 +254,10 @@ def kl(self:CRF,
     unary:Tensor,    # (K,N) float32
     q:Tensor,        # probabilities, (K,N) float32
 )->float:            # falls from round to round, in practice
-    "Return the KL divergence of `q` from the CRF's distribution, but for a constant (as pydensecrf: no factor 1/2 on the pairwise part)"
+    """Return the KL divergence of `q` from the CRF's distribution, but for a constant
+
+    As pydensecrf has it: no factor 1/2 on the pairwise part.
+    """
     own = (q.double()*q.clamp(min=1e-20).double().log()).sum() + (unary.double()*q.double()).sum()
     return float(own) + sum(float((q*compatible(t.compat, self.apply(i, q))).sum()) for i,t in enumerate(self.terms))
 

@@ -40,15 +40,16 @@ def pixel_affinity(
     sharpness:float=.3,                # how unlike a neighbour may be, in units of the local contrast
     position_weight:float=0.,          # weight of closeness, beside likeness
     variation_weight:float=0.,         # what a neighbour loses whose surroundings change most
-)->Tensor:                             # (B, 8·len(dilations), H, W), sums to 1 + position_weight - variation_weight over neighbours
-    "Return how much each pixel trusts each neighbour (PAR: ToCo T4.6; Ru et al. 2022. APRM: TSD-CAM S4; Yan et al. 2024; VARM in TSCD 3.8)"
+)->Tensor:                             # (B, 8·len(dilations), H, W); sums to 1 + position_weight - variation_weight
+    "Return how much each pixel trusts each neighbour (PAR: ToCo T4.6; APRM: TSD-CAM S4; VARM: TSCD 3.8)"
     n = 8*len(dilations)
     mean = sum(neighbours(images, dilations))/n
     std = (sum((v-mean)**2 for v in neighbours(images, dilations))/(n-1)).sqrt()
     scale = 1/((std+1e-8)*sharpness)
     colour = torch.stack([-(((v-images)*scale)**2).mean(1) for v in neighbours(images, dilations)], dim=1).softmax(1)
     if position_weight:
-        distance = torch.tensor([d*(dy*dy+dx*dx)**.5 for d in dilations for dy,dx in DIRECTIONS], dtype=images.dtype, device=images.device)
+        steps = [d*(dy*dy+dx*dx)**.5 for d in dilations for dy,dx in DIRECTIONS]
+        distance = torch.tensor(steps, dtype=images.dtype, device=images.device)
         close = (-(distance/((distance.std()+1e-8)*sharpness))**2).softmax(0)
         colour.add_(position_weight*close[:,None,None])
     if variation_weight:
@@ -56,9 +57,13 @@ def pixel_affinity(
     return colour
 
 def _variations(images, dilations):
-    "Return how much each neighbour view changes downwards and to the right, mean over colours, (B,n,H,W); its last row and column do not"
+    """Return how much each neighbour view changes downwards and to the right, mean over colours, (B,n,H,W)
+
+    Its last row and column do not change.
+    """
     padded = F.pad(images, [max(dilations)]*4, mode="replicate")
-    steps = [(F.pad(padded.diff(dim=axis), pad)**2).mean(1) for axis,pad in ((2,(0,0,0,1)), (3,(0,1)))]  # a shifted view changes as the image does
+    to_next = ((2,(0,0,0,1)), (3,(0,1)))    # downwards, to the right; a shifted view changes as the image does
+    steps = [(F.pad(padded.diff(dim=axis), pad)**2).mean(1) for axis,pad in to_next]
     down,right = (torch.stack([*_shifted(s, images.shape[-2:], dilations)], dim=1) for s in steps)
     down[...,-1,:],right[...,-1] = 0,0
     return down.add_(right)
@@ -93,9 +98,13 @@ def par(
     num_iter:int=10,                   # rounds of averaging
     kernel:str="par",                  # who is alike, a key of `KERNELS`
 )->Tensor:                             # (B,C,H,W) float32
-    "Return class maps refined by the colours of `images` (ToCo T4.6, TSD-CAM S4); computed in float32 also under autocast. Raise `UserError` for an unknown kernel"
+    """Return class maps refined by the colours of `images` (ToCo T4.6, TSD-CAM S4)
+
+    Computed in float32 also under autocast. Raises `UserError` for an unknown kernel.
+    """
     with torch.autocast(images.device.type, enabled=False):
         masks = F.interpolate(masks.float(), size=images.shape[-2:], mode="bilinear", align_corners=True)
-        affinity = pixel_affinity(images.float(), dilations, **KERNELS[did_you_mean(kernel, KERNELS, "kernel of the refinement")])
+        weights = KERNELS[did_you_mean(kernel, KERNELS, "kernel of the refinement")]
+        affinity = pixel_affinity(images.float(), dilations, **weights)
         return propagate_affinity(masks, affinity, dilations, num_iter)
 

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 # %% ../../nbs/50_refine/60_walk.ipynb #1736ffbf
 def transition(
-    affinity:Tensor,       # of pairs, (B,N,N) in [0,1], row gives to column; or of neighbourhoods, (B,(2r+1)²,h,w), as of `near_affinity`
+    # of pairs, (B,N,N) in [0,1], row gives to column; or of neighbourhoods, (B,(2r+1)²,h,w), as of `near_affinity`
+    affinity:Tensor,
     near:Tensor|None=None, # pairs that count, (N,N) bool; None: all. A neighbourhood has no others
     eps:float=.1,          # keeps what nobody vouches for from growing
 )->Tensor:                 # the same shape, float32 at least; sums over the first index are below 1
-    "Return the transition of a random walk; the affinity stays as it is (TSCD 3.10)"
+    "Return the transition of a random walk; the affinity stays as it is (TSCD 3.10; Ru et al. 2022)"
     squared = affinity.to(torch.promote_types(affinity.dtype, torch.float32))**2
     if near is not None: squared *= near
     return squared/(squared.sum(1, keepdim=True)+eps)
@@ -44,22 +45,29 @@ def near_products(
     keys:Tensor,         # of takers, (B,N,D)
     grid:tuple[int,int], # (h,w), N = h·w
     radius:int=8,        # largest distance of rows and of columns, patches
-)->tuple[Tensor,Tensor]: # products (B,(2·radius+1)²,h,w), arranged as by `near_affinity`; which of them lie within the grid, ((2·radius+1)²,h,w) bool
-    "Return the products of near queries and keys; peak memory is that of the result and of h·w·(w+2·radius) numbers per image"
+)->tuple[Tensor,Tensor]: # products (B,(2·radius+1)²,h,w); which lie within the grid, ((2·radius+1)²,h,w) bool
+    """Return the products of near queries and keys, arranged as by `near_affinity`
+
+    Peak memory is that of the result and of h·w·(w+2·radius) numbers per image.
+    """
     (h,w),side = grid,2*radius+1
     q,k = queries.unflatten(1, grid),keys.unflatten(1, grid)
     q = F.pad(q, (0,0,radius,radius,radius,radius))
-    band = torch.arange(w, device=q.device)[:,None]+torch.arange(side, device=q.device)   # columns of the givers of a taker, in the padded row
-    rows = [(k @ q[:,dy:dy+h].transpose(-1,-2)).gather(3, band.expand(len(q),h,w,side)).permute(0,3,1,2) for dy in range(side)]
+    # columns of the givers of a taker, in the padded row
+    band = torch.arange(w, device=q.device)[:,None]+torch.arange(side, device=q.device)
+    def from_row(dy):
+        "Return the products with the givers of one row, `dy` below the highest: (B,side,h,w)"
+        products = k @ q[:,dy:dy+h].transpose(-1,-2)
+        return products.gather(3, band.expand(len(q),h,w,side)).permute(0,3,1,2)
     inside = near_affinity(torch.ones(1,1,1, device=q.device).expand(1,h*w,h*w), grid, radius)[0] > 0
-    return torch.cat(rows, dim=1),inside
+    return torch.cat([from_row(dy) for dy in range(side)], dim=1),inside
 
 # %% ../../nbs/50_refine/60_walk.ipynb #5883fcbb
 def propagate(
     scores:Tensor,     # (B,C,h,w)
     transition:Tensor, # of `transition`, (B,N,N) or (B,(2r+1)²,h,w)
 )->Tensor:             # (B,C,h,w)
-    "Return the scores after one step of the walk (TSCD 3.10)"
+    "Return the scores after one step of the walk (TSCD 3.10; Ru et al. 2022)"
     scores = scores.to(transition.dtype)
     with torch.autocast(scores.device.type, enabled=False):
         if transition.ndim == 3: return (scores.flatten(2) @ transition).view_as(scores)
@@ -75,9 +83,11 @@ def class_shares(
     image_labels:Tensor, # (B,C), 0/1
     bg_thresh:float,     # score of the background, in [0,1]
 )->Tensor:               # (B,1+C,h,w) float32 at least, sums to 1; background first, absent classes 0
-    "Return the softmax over background and present classes (TSCD 3.10)"
+    "Return the softmax over background and present classes (TSCD 3.10; Ru et al. 2022)"
     absent = F.pad(image_labels == 0, (1,0))[:,:,None,None]
-    return F.pad(cam.to(torch.promote_types(cam.dtype, torch.float32)), (0,0,0,0,1,0), value=bg_thresh).masked_fill(absent, -torch.inf).softmax(1)
+    scores = cam.to(torch.promote_types(cam.dtype, torch.float32))
+    scores = F.pad(scores, (0,0,0,0,1,0), value=bg_thresh)
+    return scores.masked_fill(absent, -torch.inf).softmax(1)
 
 @torch.no_grad()
 def random_walk(
@@ -87,7 +97,11 @@ def random_walk(
     bg_thresh:float|None=None,      # score of a background that walks too; None: class maps walk as they are
     near:Tensor|None=None,          # pairs that count, (N,N) bool; None: all
 )->Tensor:                          # (B,1+C,h,w) with background, (B,C,h,w) without; float32 at least
-    "Return a CAM after one step of the random walk (TSCD 3.10; Ru et al. 2022); raise `ValueError` for a background without image-level labels"
+    """Return a CAM after one step of the random walk (TSCD 3.10; Ru et al. 2022)
+
+    Raises `ValueError` for a background without image-level labels.
+    """
     if bg_thresh is None: return propagate(cam, transition(affinity, near, eps=1e-4))
-    if image_labels is None: raise ValueError("bg_thresh needs image_labels: the background competes with the classes that are present")
+    if image_labels is None:
+        raise ValueError("bg_thresh needs image_labels: the background competes with the classes that are present")
     return propagate(class_shares(cam, image_labels, bg_thresh), transition(affinity, near))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor,nn
 
-from ..backbones.core import read_weights
+from ..backbones.core import current_name,read_weights
 from ..backbones.mit import SIZES as MIT_SIZES
 from ..backbones.resnet import SIZES as RESNET_SIZES
 from ..backbones.vit import backbone_names
@@ -57,8 +57,8 @@ class Layout:
     "The files of a family of methods: how to tell them, and what their shapes mean"
     title:str              # of the family
     methods:tuple[str,...] # whose files these are, keys of `METHODS`; the first is assumed
-    signs:tuple[str,...]   # tensors that all these files have, and no others; like the two below by our names
-    needed:tuple[str,...]  # how the names of those begin that a prediction needs
+    signs:tuple[str,...]   # tensors that all these files have, and no others, by our names or the files'
+    needed:tuple[str,...]  # how our names of those begin that a prediction needs
     scores:str             # the tensor with one row per class and one for the background
     settings:Callable      # (tensors, heads) -> settings that shapes tell
     names:tuple=()         # (beginning of a name in the file, beginning of ours)
@@ -139,10 +139,10 @@ LAYOUTS = (
 def our_name(
     name:str, # of a tensor in a file
 )->str:       # as the methods here call it
-    "Return the name of a tensor under either spelling of weight normalisation, and of I2CRC's parts"
+    "Return the name of a tensor under any spelling of weight normalisation, of ASPP and of I2CRC's parts"
     for theirs,ours in (pair for l in LAYOUTS for pair in l.names):
         if name.startswith(theirs): name = ours+name.removeprefix(theirs)
-    return older_name(name)
+    return current_name(older_name(name))
 
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea50b
@@ -155,8 +155,8 @@ def find_layout(
         raise UserError("holds a backbone alone, which can start a training (--init) but has no segmenter")
     if "extra_convs.6.weight" in state:
         raise UserError("holds I2CRC's classifier, which makes its seeds but has no segmenter")
-    nearest = max(LAYOUTS, key=lambda l: sum(s in state for s in l.signs))
-    lacks = [s for s in nearest.signs if s not in state]
+    nearest = max(LAYOUTS, key=lambda l: sum(our_name(s) in state for s in l.signs))
+    lacks = [s for s in nearest.signs if our_name(s) not in state]
     if not lacks: return nearest
     first = next(iter(state))
     if len(lacks) == len(nearest.signs):
@@ -256,7 +256,7 @@ def load_released(
     try:
         layout = find_layout(state)
         name = did_you_mean(method or layout.methods[0], layout.methods, "method for this file")
-        names = class_names(len(state[layout.scores]), classes)
+        names = class_names(len(state[our_name(layout.scores)]), classes)
         found = get_method(name)
         preset = next(p for p in (BENCHMARKS.get(len(names), ("voc",))[0], "voc") if p in found.presets)
         told,known = layout.settings(state, heads),{f.name for f in fields(found.config)}
