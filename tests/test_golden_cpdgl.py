@@ -13,7 +13,8 @@ from wsss_nb.losses.contrast import patch_contrast_loss
 from wsss_nb.losses.prototype import local_contrast_loss, prototype_contrast_loss
 from wsss_nb.losses.segment import balanced_seg_loss
 from wsss_nb.networks.memory import MemoryNet, gathered, move_prototypes
-from wsss_nb.methods.cpdgl import PRESETS, Config, Method
+from wsss_nb.methods.cpdgl import PRESETS, Config, Network, Step, tagged_places
+from wsss_nb.methods.step import patch_labels
 from wsss_nb.networks.single_stage import SingleStageNet
 from wsss_nb.networks.projection import ProjectionHead
 from wsss_nb.refine.affinity import pairwise_affinity_label
@@ -193,11 +194,7 @@ def test_patch_contrast(path):
 NAMES = ("cls", "aux", "ptc", "pcl", "lcl", "seg", "reg")   # the columns of the files
 WEIGHTS = {"w_ptc": "w_ptc", "w_pcl": "w_lig", "w_lcl": "w_lil", "w_seg": "w_seg", "w_reg": "w_reg"}
 STARTS = ("ptc_start", "contrast_start", "seg_start", "ramp")
-def weights_of(config, step):
-    "Weights of a method with these settings, without its network"
-    class Bare: pass
-    (bare := Bare()).config = config
-    return [Method.weights(bare, step)[k] for k in NAMES]
+def weights_of(config, step): return [config.weights(step)[k] for k in NAMES]
 
 
 @pytest.mark.parametrize("path", golden("cpdgl", "schedule"))
@@ -233,13 +230,14 @@ def method_like(z, form, monkeypatch):
     config = Config(**{k: option(z[f"opt/{v}"]) for k, v in STEP.items()}, num_crops=int(z["opt/ncrops"])-2, proj_hidden=p["proj_head.mlp.0.weight"].shape[0], batch_size=len(images), crop_size=min(images.shape[-2:]), **FORMS[form])
     config.check()
     monkeypatch.setattr("wsss_nb.methods.core.create_backbone", lambda *_, **__: encoder_of(z))
-    method = Method(config, tuple(map(str, range(int(z["opt/num_classes"])))))
-    assert all(UNUSED.match(k) for k in load_matching(method, p))
-    return method, {k: z[f"in/{v}"] for k, v in VIEWS.items()}
+    net = Network(config, tuple(map(str, range(int(z["opt/num_classes"])))))
+    assert all(UNUSED.match(k) for k in load_matching(net, p))
+    return net, {k: z[f"in/{v}"] for k, v in VIEWS.items()}
 
 
-def same_memory(method, z, i):
-    for name, key in (("prototypes", "prototypes"), ("queue", "queue"), ("queue_label_flag", "queue_flag"), ("queue_ptr", "queue_ptr")): close(method.state_dict()[name], z[f"out/{key}{i}"], 2e-5)
+def same_memory(net, z, i):
+    keys = {"prototypes": "prototypes", "queue": "queue", "queue_label_flag": "queue_flag", "queue_ptr": "queue_ptr"}
+    for name, key in keys.items(): close(net.state_dict()[name], z[f"out/{key}{i}"], 2e-5)
 
 
 each_step = pytest.mark.parametrize("path,form", [pytest.param(*p.values, form, id=p.id, marks=p.marks) for form, found in (("base", golden("cpdgl", "train_step_base")), ("released", golden("cpdgl", "train_step_released"))) for p in found])
@@ -251,27 +249,29 @@ def test_step_intermediates(path, form, monkeypatch):
     names = {"cls": "cls_loss", "aux": "cls_loss_aux", "ptc": "ptc_loss", "pcl": "pcl_loss", "lcl": "lcl_loss", "seg": "seg_loss", "reg": "reg_loss"}
     for i, step in enumerate(z["in/iters"].tolist()):
         i = f"_{i}"
-        method, batch = method_like(z, form, monkeypatch)
-        filtered = method.config.reg_filter == "bilateral"
-        seen = method.look(batch, dict.fromkeys(NAMES if filtered else NAMES[:-1], 1.), step)
-        terms = method.terms(batch, seen, step)
+        net, batch = method_like(z, form, monkeypatch)
+        filtered = net.config.reg_filter == "bilateral"
+        look = Step(net, batch, step, dict.fromkeys(NAMES if filtered else NAMES[:-1], 1.))
+        terms = look.losses()
         for k, name in names.items():
             expected = z[f"out/{name}{i}"]
             if k == "reg" and not filtered: assert expected == 0
-            else: close(terms[k]().detach(), expected, 2e-5*expected.abs().item())
-        same_memory(method, z, i)
-        scaled(seen["rows"], z[f"out/out_q{i}"], 2e-5)
+            else: close(terms[k][1].detach(), expected, 2e-5*expected.abs().item())
+        same_memory(net, z, i)
+        scaled(look.rows, z[f"out/out_q{i}"], 2e-5)
         present = batch["image_labels"].bool()
-        for layer, name in (("last", "cams"), ("aux", "cams_aux")): close(seen["cams"][layer][present], z[f"out/{name}"][present], 5e-5)
-        every = method.cams(batch["input"])
-        for layer, name in (("last", "cams"), ("aux", "cams_aux")): close(every[layer], z[f"out/{name}"], 5e-5)
+        every = net.cams(batch["input"])
+        for layer, name in (("last", "cams"), ("aux", "cams_aux")):
+            close(look.cams[layer][present], z[f"out/{name}"][present], 5e-5)
+            close(every[layer], z[f"out/{name}"], 5e-5)
         def agree(a, key): assert (a.long() == z[f"out/{key}"].long()).float().mean() >= .995, key
-        agree(seen["label"], "refined_pseudo_label")
-        agree(method.patch_labels(batch, seen["cams"]["aux"], seen["last"].shape[-2:]), "pseudo_label_aux")
-        cam, c = seen["cams"][method.crop_layer(step)], method.config
+        agree(look.label, "refined_pseudo_label")
+        agree(patch_labels(batch, look.cams["aux"], look.out["last"].shape[-2:], net.config), "pseudo_label_aux")
+        cam, c = look.cams[look.crop_layer], net.config
         agree(cam_to_label(cam, batch["image_labels"], low_thresh=c.low_thresh, high_thresh=c.high_thresh, box=batch["box"], unsure=-1), f"roi_mask{i}")
-        assert torch.equal(method.places(batch, cam)[1].flatten(), z[f"out/cls_flags_local{i}"][:, 0].long())
-        assert torch.equal(seen["tags"], z[f"out/flags_revised{i}"][:, 0].long())
+        for tags in (tagged_places(batch, cam, c)[1].flatten(), look.places[1]):
+            assert torch.equal(tags, z[f"out/cls_flags_local{i}"][:, 0].long())
+        assert torch.equal(look.tags, z[f"out/flags_revised{i}"][:, 0].long())
 
 
 @each_step
@@ -280,17 +280,18 @@ def test_step(path, form, monkeypatch):
     z = load(path)
     for i, step in enumerate(z["in/iters"].tolist()):
         i = f"_{i}"
-        method, batch = method_like(z, form, monkeypatch)
+        net, batch = method_like(z, form, monkeypatch)
         seen = []
-        method.encoder.register_forward_pre_hook(lambda m, x: seen.append(len(x[0])*torch.is_grad_enabled()))
-        terms = method.training_losses(batch, step)
+        net.encoder.register_forward_pre_hook(lambda m, x: seen.append(len(x[0])*torch.is_grad_enabled()))
+        terms = net.training_losses(batch, step)
         total = sum(w*v for w, v in terms.values())
         close(total.detach(), z[f"out/loss{i}"], 2e-4)
         total.backward()
-        gradients(z, dict(method.named_parameters()), 2e-4, i)
-        B, n = len(batch["input"]), method.config.num_crops
-        assert [s for s in seen if s] == ([2*B, n*B] if "lcl" in terms else [2*B] if method.fills(step) else [B])   # whole views at once, crops at once
-        if "lcl" in terms: same_memory(method, z, i)
-        else: close(method.prototypes, z[f"out/prototypes{i}"], 2e-5)
+        gradients(z, dict(net.named_parameters()), 2e-4, i)
+        B, n = len(batch["input"]), net.config.num_crops
+        passes = [2*B, n*B] if "lcl" in terms else [2*B] if net.config.fills(step) else [B]   # whole views at once, crops at once
+        assert [s for s in seen if s] == passes
+        if "lcl" in terms: same_memory(net, z, i)
+        else: close(net.prototypes, z[f"out/prototypes{i}"], 2e-5)
         label = batch["image_labels"]
         assert torch.equal(torch.where(label.sum(1) == 1, label.argmax(1)+1, -1), z["in/label_idx"])

@@ -15,7 +15,7 @@ from wsss_nb.cam.multiscale import multi_scale_cam
 from wsss_nb.labels.crops import cut_crops, tagged_corners
 from wsss_nb.data.transforms import denormalise, hflip, normalise, random_crop, rescale, varied_crop
 from wsss_nb.scores.confusion import ConfusionMatrix, image_f1
-from wsss_nb.methods.cpdgl import PRESETS, Config, Method
+from wsss_nb.methods.cpdgl import PRESETS, Config, Network
 from wsss_nb.networks.single_stage import SingleStageNet
 from wsss_nb.labels.pseudo import make_pseudo_label
 from wsss_nb.refine.crf import dense_crf
@@ -137,16 +137,16 @@ def test_inference(path, preset, monkeypatch):
     rules = {k: v for k, v in PRESETS[preset].items() if k in ("infer_size", "infer_direct", "crf")} | {"infer_scales": option(z["opt/scales"])}
     if preset == "voc": rules["infer_size"] = int(z["opt/voc_base"])
     monkeypatch.setattr("wsss_nb.methods.core.create_backbone", lambda *_, **__: encoder_of(z))
-    method = Method(Config(**rules, proj_hidden=8, queue_len=48), tuple(map(str, range(len(decoder["c0.bias"])))))
-    method.decoder = ASPP(method.encoder.channels["last"], len(decoder["c0.bias"]))
-    method.decoder.load_state_dict(decoder)
-    logits = method.eval().segmentation(z["in/x"])
+    net = Network(Config(**rules, proj_hidden=8, queue_len=48), tuple(map(str, range(len(decoder["c0.bias"])))))
+    net.decoder = ASPP(net.encoder.channels["last"], len(decoder["c0.bias"]))
+    net.decoder.load_state_dict(decoder)
+    logits = net.eval().segmentation(z["in/x"])
     scaled(logits, z[f"out/{preset}_logits"], 1e-4)
     assert share(logits.argmax(1)[0], z[f"out/{preset}_pred"].long()) >= .999
     prob = logits.softmax(1)[0]
     close(prob, z[f"out/{preset}_prob"], 1e-4)
     assert abs(ConfusionMatrix(len(prob)).add(logits.argmax(1).numpy(), z["in/label"].numpy()).miou-float(z[f"out/{preset}_miou"])) <= 1e-4
-    assert share(dense_crf(z["in/image_uint8"], prob, preset=method.config.crf, as_labels=True), z[f"out/{preset}_crf_pred"].long()) >= .995
+    assert share(dense_crf(z["in/image_uint8"], prob, preset=net.config.crf, as_labels=True), z[f"out/{preset}_crf_pred"].long()) >= .995
 
 
 @pytest.mark.parametrize("path", golden("cpdgl", "eval_scores"))
