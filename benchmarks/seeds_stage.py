@@ -19,9 +19,9 @@ from wsss_nb.ground.core import peak_memory_mb, write_json
 from wsss_nb.data.folder import write_voc_folder
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.ground.io import read_image, write_image
-from wsss_nb.run.jobs import Job
-from wsss_nb.methods.i2crc import PRESETS, Config, make_classifier, seeds
-from wsss_nb.methods.core import resolve_config
+from wsss_nb.run.settings import resolve_config
+from wsss_nb.run.stage import Job
+from wsss_nb.methods.i2crc import METHOD, make_classifier, seeds
 from wsss_nb.data.segment_transforms import SquareTransform
 from wsss_nb.run.folder import Run, machine, save_checkpoint
 
@@ -49,11 +49,11 @@ def bench(
     with tempfile.TemporaryDirectory() as d:
         root = Path(d)
         photos(root/"data", images, side)
-        config = resolve_config(Config(), PRESETS, preset, settings)
+        config = resolve_config(METHOD.config(), METHOD.presets, preset, settings)
         data = open_dataset(root/"data")
         torch.manual_seed(0)
         net = make_classifier(config, data.classes).eval()
-        job = Job(config, data.classes, str(root/"data"), Run(root/"run"))
+        job = Job(METHOD, config, data.classes, str(root/"data"), Run(root/"run"))
         save_checkpoint(Run(root/"run", "classify"), net, torch.optim.SGD(net.parameters(), 1.), 0)
         inputs = [SquareTransform(config.cls_size, jitter=())(item.image, None)["input"][None] for item in data]
         def ours():

@@ -12,9 +12,10 @@ import torch
 
 from commands import STAGED, run
 from wsss_nb.ground.io import read_cam, read_label
-from wsss_nb.methods.i2crc import STAGES
+from wsss_nb.methods.i2crc import METHOD
 from wsss_nb.run.folder import Run, load_checkpoint, read_log
 
+STAGES = METHOD.stage_names()[:-1]  # all but the evaluation
 SETTINGS = (*STAGED["i2crc"], "saliency=rbd")
 FOLDERS = {"saliency": "saliency", "seeds": "cams", "pseudo-labels": "labels", "predict-train": "predictions_train", "refine-labels": "labels_refined", "evaluate": "predictions"}
 TRAININGS = ("classify", "segment", "segment-again")
@@ -109,7 +110,7 @@ def test_one_stage_at_a_time(call, scenes, undisturbed, tmp_path):
     status, printed, err = call(*argv, *SETTINGS, "--stages", "seeds")
     assert status == 2 and "stage seeds needs checkpoints/classify, which stage classify makes and has not finished here; run it first (--stages classify,seeds)" in err
     assert call(*argv, "--stages", "saliency", *SETTINGS, "--resume")[::2] == (0, "")
-    for stage in (*list(STAGES)[1:3], "evaluate"): assert call(*argv, "--stages", stage)[::2] == (0, "")
+    for stage in (*STAGES[1:3], "evaluate"): assert call(*argv, "--stages", stage)[::2] == (0, "")
     result = json.loads((out/"result.json").read_text())
     assert result["miou"].keys() == {"seed"} and result["scored"]["seed"] == {"split": "train", "images": 12, "image_labels": True}
     status, printed, err = call(*argv, "--stages", "segment,pseudo-labels")  # in the method's order, whatever that of the option
