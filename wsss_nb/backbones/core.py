@@ -18,6 +18,7 @@ from torch import Tensor,nn
 
 import wsss_nb
 from ..ground.core import UserError,did_you_mean
+from ..ground.plugins import is_outside,load_object
 
 # %% ../../nbs/30_backbones/10_core.ipynb #de29e67a
 class Backbone(nn.Module):
@@ -103,15 +104,21 @@ def list_backbones()->list[str]: # names for `create_backbone`
 
 # %% ../../nbs/30_backbones/10_core.ipynb #f3ed94ab
 def create_backbone(
-    name:str,               # one of `list_backbones()`, with sizes behind a colon where the family takes them
+    # one of `list_backbones()`, with sizes behind a colon where the family takes them; or your own: "my_backbone.py"
+    name:str,
     pretrained:bool=False,  # fetch the weights that timm has for this name? (needs a network)
     init:str|Path|None=None,# local weight file instead
     **options,              # of the family, such as `aux_layer=9` for ViT
 )->Backbone:                # in training mode, on the CPU
     "Return a backbone by name; raise `UserError` for an unknown name or weights of another architecture"
-    kind = did_you_mean(name.partition(":")[0], list_backbones(), "backbone")
-    family = next(m for m in map(import_module, FAMILIES) if kind in m.backbone_names())
-    backbone = family.build_backbone(name, pretrained=pretrained, **options)
+    kind = name.partition(":")[0]
+    if is_outside(name) and kind not in list_backbones():
+        build = load_object(name, "build_backbone", "a function (pretrained, **options) -> Backbone")
+        backbone = build(pretrained=pretrained, **options)
+    else:
+        did_you_mean(kind, list_backbones(), "backbone")
+        family = next(m for m in map(import_module, FAMILIES) if kind in m.backbone_names())
+        backbone = family.build_backbone(name, pretrained=pretrained, **options)
     if init is not None:
         try: backbone.load_init(read_weights(init))
         except UserError as e:

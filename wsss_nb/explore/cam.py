@@ -25,7 +25,8 @@ from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError,did_you_mean
 from ..data.core import Dataset
 from ..data.transforms import denormalise,normalise
 from ..scores.confusion import ConfusionMatrix
-from ..use.experiment import load_run,open_scored
+from ..use.experiment import load_run
+from ..data.datasets import open_scored
 from ..labels.pseudo import refine_cam
 from ..run.folder import Run
 from ..run.evaluate import predict_image

@@ -27,7 +27,7 @@ from ..cam.multiscale import multi_scale_cam
 from ..refine.crf import CRF_PRESETS
 from ..networks.decoders import FUSION,multi_scale_logits,sharpen
 from ..networks.single_stage import POOLING,SingleStageNet
-from ..run.evaluate import EVALUATE,open_scored,quick_validation
+from ..run.evaluate import EVALUATE,quick_validation
 from ..run.loop import check_divisible,encoder_head_groups
 from ..run.method import PREDICTION,PREDICTION_CRF,PSEUDO_LABEL,SEED,Method
 from ..run.schedules import lr_factor
@@ -223,7 +223,7 @@ def validation_data(
 ):           # a `Dataset` with masks, or None: there is no such split, or it has none
     "Return the images that a training is watched on"
     split = job.config.val_split
-    data = open_scored(job, split) if job.open(job.config.train_split).has_split(split) else None
+    data = job.open_scored(split) if job.open(job.config.train_split).has_split(split) else None
     return data if data is not None and data.has_masks else None
 
 def train(

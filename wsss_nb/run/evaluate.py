@@ -7,7 +7,7 @@ Docs: https://example.github.io/wsss_nb/75_run/evaluate.html.md"""
 # %% auto #0
 __all__ = ['SCORES', 'EVALUATE', 'has_walk', 'label_image', 'segment_image', 'crf_prediction', 'predict_image',
            'quick_validation', 'timed', 'note_evaluation', 'evaluate_image', 'predicted_maps', 'scores_of',
-           'picture_row', 'usual_words', 'score_image', 'share_files', 'score_split', 'score_labels', 'open_scored',
+           'picture_row', 'usual_words', 'score_image', 'share_files', 'score_split', 'score_labels',
            'answering_network', 'made_before', 'stage_rows', 'evaluate']
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #78cebea3
@@ -132,16 +132,17 @@ def timed(
     return out
 
 def note_evaluation(
-    run:Run,       # whose files are to be made or used
-    data:Dataset,  # what is evaluated
-    config,        # settings of the method
+    run:Run,        # whose files are to be made or used
+    data:Dataset,   # what is evaluated
+    config,         # settings of the method
+    crf:str|None,   # with which CRF the network answers, one of `CRF_PRESETS`
 ):
     """Write down with which data and settings the files of an evaluation are made, and apart from that with which CRF
 
     A note that says just that already is left alone."""
     settings = {k:v for k,v in asdict(config).items() if k != "crf"}
     notes = {run.evaluated_with: without_none({"data":data.name, "split":data.split, "settings":settings})}
-    if config.crf: notes[run.refined_with] = asdict(CRF_PRESETS[config.crf])
+    if crf: notes[run.refined_with] = asdict(CRF_PRESETS[crf])
     for path,made_with in notes.items():
         if read_result(path) != made_with: write_json(path, made_with)
 
@@ -210,14 +211,14 @@ def scores_of(
 def picture_row(
     item:Item,                  # image and, where there is one, mask
     maps:dict[str,np.ndarray],  # of `evaluate_image`
-    bg_thresh:float,            # the one threshold
+    config,                     # settings with `bg_thresh`, the one threshold, where there are CAMs
 )->dict:                        # a row for `write_report`
     "Return image, CAM, refined CAM and label maps of one image, for the report"
     labels = {k:maps.get(k) for k in ("pseudo_label","prediction","prediction_crf")}
     row = {"id":item.id, "image":item.image, "mask":item.mask, **labels}
     if not len(maps.get("cam", ())): return row
     cam,image = torch.as_tensor(maps["cam"])[None],torch.as_tensor(item.image).permute(2,0,1)[None]/255
-    scores,_ = refine_cam(image, cam, torch.ones(cam.shape[:2]), [bg_thresh])
+    scores,_ = refine_cam(image, cam, torch.ones(cam.shape[:2]), [config.bg_thresh])
     refined = normalize_cam(scores[:,0,1:]/scores[:,0].sum(1, keepdim=True))[0]
     return row | {"cam":maps["cam"], "refined":refined.numpy()}
 
@@ -255,12 +256,13 @@ def share_files(
     network,          # trained, on its device, in evaluation mode
     data:Dataset,     # images to score
     run:Run,          # where to
+    config,           # settings of the method
     device:str="cpu", # or "cuda"
     labels:bool=True, # make CAMs and labels too?
 ):
     "Let each of several processes make its share of the files of an evaluation"
     if processes()[1] == 1: return
-    first_only(lambda: note_evaluation(run, data, network.config))
+    first_only(lambda: note_evaluation(run, data, config, network.config.crf))
     mine = share(range(len(data)))
     together(lambda: [evaluate_image(network, data[i], run, {}, device, labels) for i in mine] and None)
 
@@ -268,18 +270,19 @@ def score_split(
     network,                     # trained, on its device, in evaluation mode
     data:Dataset,                # images to score, opened with masks where there are any
     run:Run,                     # where to
+    config,                      # settings of the method
     names:Collection[str],       # products to score
     device:str="cpu",            # or "cuda"
     pictures:int=6,              # images for the report, evenly spaced
 )->tuple[dict,list,list,dict]:   # matrix per product; a record per image; rows of the picture; seconds per product
     "Label and predict every image of a split, and count what has ground truth"
-    note_evaluation(run, data, network.config)
+    note_evaluation(run, data, config, network.config.crf)
     labels,seconds,rows,records = "pseudo_label" in names,{},[],[]
     matrices = {k:ConfusionMatrix(data.num_classes) for k in names}
     shown = set(np.linspace(0, len(data)-1, pictures).astype(int).tolist())
     for i in progress(range(len(data)), "evaluate", unit="img"):
         maps = evaluate_image(network, item := data[i], run, seconds, device, labels)
-        if i in shown: rows.append(picture_row(item, maps, network.config.bg_thresh))
+        if i in shown: rows.append(picture_row(item, maps, config))
         if item.mask is not None: records.append(score_image(item, maps, matrices, data))
     return matrices,records,rows,seconds
 
@@ -302,24 +305,15 @@ def score_labels(
     return matrix,decided/max(pixels, 1)
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #2226ded5
-def open_scored(
-    job:Job,   # of the stage
-    split:str, # to be scored
-)->Dataset:    # with masks where the split has them
-    "Return a split for scoring"
-    data = job.open(split)
-    return job.open(split, masks=True) if data.has_masks else data
-
 def answering_network(
     job:Job, # of the stage
 ):           # on the device, in evaluation mode; None: it is not trained yet
     """Return the network that answers
 
-    Raises `UserError` if it is not trained and no other stage makes anything that could be scored, and for weights
-    that do not fit."""
-    folder = training_folder(job.run, job.method.answers)
-    earlier = any(p.stage != "evaluate" for p in job.method.scored(job.config))
-    if earlier and not (folder.last.exists() or folder.previous.exists()): return None
+    Where other stages make something that can be scored, its training has to be finished; the only training of a
+    method may also be judged on its way. Raises `UserError` if it has not begun, and for weights that do not fit."""
+    folder,done = training_folder(job.run, job.method.answers),read_result(job.run.result).get("seconds", {})
+    if any(p.stage != "evaluate" for p in job.method.products) and job.method.answers not in done: return None
     network = job.method.blank_network(job.config, job.classes)
     try: load_matching(network, load_checkpoint(folder)["model"])
     except UserError as e:
@@ -333,7 +327,7 @@ def made_before(
     "Return the products that earlier stages have finished here, on training images with ground truth"
     done = read_result(job.run.result).get("seconds", {})
     made = tuple(p for p in job.method.scored(job.config) if p.stage in done and p.stage != "evaluate")
-    return made if made and open_scored(job, job.config.train_split).has_masks else ()
+    return made if made and job.open_scored(job.config.train_split).has_masks else ()
 
 def stage_rows(
     job:Job,                     # of the stage
@@ -342,7 +336,7 @@ def stage_rows(
     pictures:int=4,              # training images
 )->list[dict]:                   # rows of the picture
     "Return what the stages made of some training images, for the report"
-    train = open_scored(job, job.config.train_split)
+    train = job.open_scored(job.config.train_split)
     def row(item):
         found = {"id":item.id, "image":item.image, "mask":item.mask}
         if (cam := job.run.file("cams", item.id)).exists(): found["cam"] = read_cam(cam)[1]
@@ -357,7 +351,7 @@ def evaluate(
 )->dict:     # seconds, for `result.json`; scores and the rest are written here, since the report shows them
     "Score what the run has, and write scores and report"
     c,begin = job.config,time.perf_counter()
-    network,data,before = together(lambda: (answering_network(job), open_scored(job, c.val_split), made_before(job)))
+    network,data,before = together(lambda: (answering_network(job), job.open_scored(c.val_split), made_before(job)))
     if network is None and not before:
         stages = ",".join(job.method.stage_names())
         raise UserError(f"{job.run.path}: there is nothing to score yet; run a stage first (--stages {stages})")
@@ -366,18 +360,18 @@ def evaluate(
     folder = training_folder(job.run, job.method.answers)
     job.begin()
     job.made += 1
-    if network: share_files(network, data, folder, job.device, any(p.image_labels for p in now))
+    if network: share_files(network, data, folder, c, job.device, any(p.image_labels for p in now))
     return first_only(lambda: _evaluate(job, network, data, folder, before, now, begin))
 
 def _evaluate(job, network, data, folder, before, now, begin):
     "Do in one process what `evaluate` says"
-    train,rows,records,seconds = open_scored(job, job.config.train_split) if before else None,[],[],{}
+    train,rows,records,seconds = job.open_scored(job.config.train_split) if before else None,[],[],{}
     counted = {p.name:score_labels(train, lambda id: p.read(job.run, id, job.config)) for p in before}
     matrices = {k:m for k,(m,_) in counted.items()}
     if before: rows = stage_rows(job, network, before)
     if network:
         names,pictures = [p.name for p in now],3 if before else 6
-        more,records,shown,seconds = score_split(network, data, folder, names, job.device, pictures)
+        more,records,shown,seconds = score_split(network, data, folder, job.config, names, job.device, pictures)
         matrices,rows = matrices | more,rows + shown
     seconds["evaluate"] = time.perf_counter()-begin-sum(seconds.values())
     values = _record(job, data, {"seconds":seconds, "crf":bool(network and network.config.crf)})

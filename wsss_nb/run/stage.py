@@ -66,6 +66,12 @@ class Job:
         "Return a split of the data, opened once"
         if (split,masks) not in self.opened: self.opened[split,masks] = open_dataset(self.data, split, masks=masks)
         return self.opened[split,masks]
+    def open_scored(self,
+        split:str, # to be scored
+    )->Dataset:    # with masks where the split has them
+        "Return a split for scoring"
+        data = self.open(split)
+        return self.open(split, masks=True) if data.has_masks else data
 
 # %% ../../nbs/75_run/45_stage.ipynb #fcdb65a0
 def fresh(

@@ -37,14 +37,15 @@ def _fails_alone(error):
     atexit.unregister(parallel.leave)
     return True
 
-
 # %% ../../nbs/90_use/40_cli.ipynb #21257ea7
 def run_command(
     func:Callable,        # documented function
     argv:list[str],       # arguments without the program's name
     prog:str,             # the program's name
 )->int:                   # exit status
-    "Call `func` with arguments from a command line; print mistakes as one line: the first process for all, another one what only it knows"
+    """Call `func` with arguments from a command line
+
+    Mistakes are printed as one line: by the first process for all, by another one what only it knows."""
     def say(words, alone=False): (first_process() or alone) and print(f"{prog}: {words}", file=sys.stderr)
     parser = anno_parser(func, prog=prog)
     parser.allow_abbrev,parser.error = False,lambda message: usage_error(parser, message)
@@ -56,7 +57,9 @@ def run_command(
         say(" ".join(str(e).splitlines()), _fails_alone(e))
         return 2
     except KeyboardInterrupt:
-        say(f"stopped; what is written stays, and {'the same command goes on' if prog.startswith(('wsss-crf','wsss-data')) else 'a run goes on with --resume'}")
+        repeats = prog.startswith(("wsss-crf","wsss-data"))
+        on = "the same command goes on" if repeats else "a run goes on with --resume"
+        say(f"stopped; what is written stays, and {on}")
         return 130
     except BrokenPipeError: return 0
     except OSError as e:
@@ -66,26 +69,31 @@ def run_command(
     return status or 0
 
 # %% ../../nbs/90_use/40_cli.ipynb #5c1e95a3
+_PAIRS = Annotated[list, {"nargs":"+", "type":str, "action":"extend", "metavar":"key=value"}]
+
+
 def wsss_run(
-    method:str,               # one of `wsss-list methods`
+    method:str,               # one of `wsss-list methods`, or your own: my_method.py, package.module
     data:str=None,            # shapes[:n=2000,size=112,seed=0], a folder in VOC layout, voc:ROOT or coco:ROOT
     out:str=None,             # run folder
     preset:str=None,          # see `wsss-list presets`; by default the one that suits the data
     backbone:str=None,        # see `wsss-list backbones`
     init:str=None,            # local weight file for the backbone (.safetensors, .pth)
-    stages:str=None,          # which stages to run, such as train,evaluate; by default all of the method, see `wsss-list stages`
+    stages:str=None,          # which stages to run, such as train,evaluate; by default all, see `wsss-list stages`
     iters:int=None,           # training steps (of the network that finally segments)
     resume:bool=False,        # go on with what is in --out
     device:str="auto",        # auto, cpu or cuda
     seed:int=0,               # of weights, data order and augmentation
-    set:Annotated[list, {"nargs":"+", "type":str, "action":"extend", "metavar":"key=value"}]=None, # other settings of the method, see `wsss-list settings`
+    set:_PAIRS=None,          # other settings of the method, see `wsss-list settings`
 ):
     "Run a method on a dataset: train, evaluate, report"
     for name,value in (("--data",data), ("--out",out)):
         if not value: raise UserError(f"{name} is missing (see wsss-run --help)")
     from wsss_nb.use.experiment import run_method
     command = shlex.join(["wsss-run", *sys.argv[1:]]) if Path(sys.argv[0]).name == "wsss-run" else None
-    result = run_method(method, data, out, preset, stages.split(",") if stages else None, resume, device, seed, set or (), command, backbone=backbone, init=init, iters=iters)
+    given = {"backbone":backbone, "init":init, "iters":iters}
+    names = stages.split(",") if stages else None
+    result = run_method(method, data, out, preset, names, resume, device, seed, set or (), command, **given)
     if first_process(): print_result(result, out)
 
 # %% ../../nbs/90_use/40_cli.ipynb #6d675c65
@@ -96,10 +104,13 @@ def print_result(
     "Print the table of scores and where things are"
     from wsss_nb.scores.report import score_table
     crf = "prediction + CRF | " if "prediction_crf" in result.get("seconds", {}) else ""
-    print(score_table(result) if "split" in result or "miou" in result else f"finished: {', '.join(result.get('seconds', ['nothing']))}; `--stages evaluate` predicts, scores and reports", end="\n\n")
+    done = ", ".join(result.get("seconds", ["nothing"]))
+    unscored = f"finished: {done}; `--stages evaluate` predicts, scores and reports"
+    print(score_table(result) if "split" in result or "miou" in result else unscored, end="\n\n")
     logs = [(p.name,"losses by step") for p in sorted(Path(out).glob("log*.csv"))]
-    for name,what in (*logs, ("result.json","numbers"), ("report/index.html","report, open it in a browser"),
-                      ("report/picture.png",f"image | CAM | refined | pseudo label | prediction | {crf}ground truth, as far as they were made")):
+    columns = f"image | CAM | refined | pseudo label | prediction | {crf}ground truth, as far as they were made"
+    files = {"result.json":"numbers", "report/index.html":"report, open it in a browser", "report/picture.png":columns}
+    for name,what in (*logs, *files.items()):
         if (Path(out)/name).exists(): print(f"{Path(out)/name}   {what}")
 
 # %% ../../nbs/90_use/40_cli.ipynb #1f21e472
@@ -110,7 +121,9 @@ def wsss_demo(
 ):
     "From image-level labels to a segmentation on toy scenes: the whole road in a few minutes on a CPU"
     from wsss_nb.use.experiment import run_method
-    result = run_method("baseline", "shapes", out, "shapes", resume=(Path(out)/"config.toml").exists(), device=device, seed=seed, command=f"wsss-demo --seed {seed}")
+    begun = (Path(out)/"config.toml").exists()
+    how = {"resume":begun, "device":device, "seed":seed, "command":f"wsss-demo --seed {seed}"}
+    result = run_method("baseline", "shapes", out, "shapes", **how)
     print_result(result, out)
 
 # %% ../../nbs/90_use/40_cli.ipynb #96029116
@@ -121,20 +134,22 @@ def wsss_predict(
     crf:bool=False,        # refine by a dense CRF: the one that the run's setting crf names, or else toco
     overlay:bool=False,    # write NAME_overlay.png too
     device:str="auto",     # auto, cpu or cuda
-    method:str=None,       # of a published checkpoint, where its names fit several
-    classes:str=None,      # names for a published checkpoint: file with one per line, background first; by default VOC's 20, COCO's 80, or numbers
+    method:str=None,       # of a published checkpoint, where its names fit several; of a run whose own cannot be found
+    # names for a published checkpoint: a file, one per line, background first; by default VOC's, COCO's, or numbers
+    classes:str=None,
 ):
     "Segment images of which nothing is known"
     if not out: raise UserError("--out is missing (see wsss-predict --help)")
     from wsss_nb.ground.core import pick_device
     from wsss_nb.use.experiment import classes_found,is_released,list_images,load_run,predict_files
     if is_released(run): model = load_published(run, method, classes).to(pick_device(device))
-    elif method or classes: raise UserError(f"{run}: --method and --classes are for published checkpoints; a run knows its own")
-    else: model = load_run(run, pick_device(device))
+    elif classes: raise UserError(f"{run}: --classes is for published checkpoints; a run knows its own")
+    else: model = load_run(run, pick_device(device), method=method)
     preset = (model.config.crf or "toco") if crf else None
     written = predict_files(model, list_images(images), out, overlay, preset)
     print(f"{len(written)} label maps in {out}" + (f", refined by the dense CRF {preset}" if preset else ""))
-    print("found:", ", ".join(f"{k} in {n}" for k,n in classes_found(written, model.classes).items()) or "nothing but background")
+    found = ", ".join(f"{k} in {n}" for k,n in classes_found(written, model.classes).items())
+    print("found:", found or "nothing but background")
 
 # %% ../../nbs/90_use/40_cli.ipynb #96029117
 def load_published(
@@ -164,12 +179,15 @@ def wsss_eval(
     from wsss_nb.data.folder import read_classes,read_ids
     from wsss_nb.scores.confusion import evaluate_folders,worst_images
     names = read_classes(classes)
-    try: matrix,records = evaluate_folders(predictions, masks, len(names), names, read_ids(list) if list else None, ignore_unsure)
+    ids = read_ids(list) if list else None
+    try: matrix,records = evaluate_folders(predictions, masks, len(names), names, ids, ignore_unsure)
     except UserError as e: raise UserError(str(e).replace("drop_ignored_pred", "--ignore-unsure")) from None
     print(matrix.table(names))
     print("\nworst images:")
     for r in worst_images(records, 5): print(f"  {r['id']:24} mIoU {100*r['miou']:5.1f}   {r['reason']}: {r['detail']}")
-    if json: write_json(json, {"images":len(records), "classes":[*names], **matrix.to_dict(names), "worst_images":worst_images(records)})
+    if not json: return
+    scores = {"images":len(records), "classes":[*names], **matrix.to_dict(names), "worst_images":worst_images(records)}
+    write_json(json, scores)
 
 # %% ../../nbs/90_use/40_cli.ipynb #15ffabe1
 def report_crf(
@@ -181,13 +199,15 @@ def report_crf(
     except ValueError as e: raise UserError(f"{e} (see wsss-crf --help)") from None
     for line in result["problems"]: print(f"wsss-crf: {line}", file=sys.stderr)
     kept = f", {len(result['kept'])} up to date" if result["kept"] else ""
-    print(f"{len(result['written'])} label maps written to {out}{kept}" + (f", {len(result['problems'])} not made" if result["problems"] else ""))
+    failed = f", {len(result['problems'])} not made" if result["problems"] else ""
+    print(f"{len(result['written'])} label maps written to {out}{kept}{failed}")
     return 1 if result["problems"] else 0
 
 # %% ../../nbs/90_use/40_cli.ipynb #f6a18e4c
 def wsss_crf(
     images:str,               # folder of photos ID.jpg, ID.png, ...
-    probabilities:str,        # folder of ID.npy with (K,H,W), or of ID.npz with probs (K,H,W), logits (K,h,w), or cam and keys as in the cams/ of a run
+    # folder of ID.npy with (K,H,W), or of ID.npz with probs (K,H,W), logits (K,h,w), or cam and keys as a run's cams/
+    probabilities:str,
     out:str=None,             # folder for label maps ID.png; called again, what is there and up to date is kept
     preset:str="deeplab",     # parameters by name, see `wsss-list crf`
     iters:int=None,           # rounds of mean field
@@ -211,41 +231,76 @@ def wsss_crf(
     if not out: raise UserError("--out is missing (see wsss-crf --help)")
     from wsss_nb.ground.core import pick_device
     from wsss_nb.refine.crf_files import crf_folder
-    return report_crf(lambda: crf_folder(images, probabilities, out, preset, scale_factor, alpha, min_prob, save_probs, backend, jobs, threads, pick_device(device),
-        iters=iters, pos_xy_std=pos_xy_std, pos_w=pos_w, bi_xy_std=bi_xy_std, bi_rgb_std=bi_rgb_std, bi_w=bi_w, crf_image=crf_image, channels=channels), out)
+    changes = {"iters":iters, "pos_xy_std":pos_xy_std, "pos_w":pos_w, "bi_xy_std":bi_xy_std, "bi_rgb_std":bi_rgb_std,
+               "bi_w":bi_w, "crf_image":crf_image, "channels":channels}
+    how = scale_factor,alpha,min_prob,save_probs,backend,jobs,threads,pick_device(device)
+    return report_crf(lambda: crf_folder(images, probabilities, out, preset, *how, **changes), out)
 
 # %% ../../nbs/90_use/40_cli.ipynb #dc6197bc
+_DATASETS = ("shapes[:n=2000,size=112,seed=0,part=0.25,cooccur=0.25,thin=0.25,soft=0.25]","FOLDER in VOC layout",
+             "voc:ROOT","coco:ROOT","my_data.py, with open_split(split, masks)")
+
+def _preset_lines(method):
+    "Return a line for each preset of a method: what it changes"
+    from wsss_nb.run.settings import setting_text
+    def told(changes): return " ".join(f"{k}={setting_text(v)}" for k,v in changes.items()) or "(the defaults)"
+    return [f"{method.name} {preset}  {told(changes)}" for preset,changes in method.presets.items()]
+
+def _artefact_lines(methods):
+    "Return a line for each artefact: its files, what they hold, who makes and who reads them"
+    from wsss_nb.run.artefacts import ARTEFACTS,suffix_of
+    from wsss_nb.run.method import makers_and_readers
+    lines = []
+    for name,(makers,readers) in makers_and_readers(methods).items():
+        about = ARTEFACTS.get(name)
+        what = f"{about.holds}: {about.values}" if about else "a method's own"
+        lines.append(f"{name}/{'ID' if suffix_of(name) else ''}{suffix_of(name)}  {what}"
+                     f"  made by: {', '.join(makers) or 'nobody'}  read by: {', '.join(readers) or 'nobody'}")
+    return lines
+
+def _crf_line(name, s):
+    "Return the parameters of a CRF preset"
+    return (f"{name}  iters={s.iters} pos_xy_std={s.pos_xy_std:g} pos_w={s.pos_w:g} bi_xy_std={s.bi_xy_std:g} "
+            f"bi_rgb_std={s.bi_rgb_std:g} bi_w={s.bi_w:g} crf_image={s.crf_image} channels={s.channels}")
+
 def wsss_list(
-    what:Annotated[str, {"nargs":"?", "opt":False}]="all", # methods, stages, backbones, datasets, presets, settings, crf or all
+    # methods, stages, backbones, datasets, presets, settings, artefacts, crf or all
+    what:Annotated[str, {"nargs":"?", "opt":False}]="all",
+    method:str=None, # of which method, also of your own (my_method.py); by default all
 ):
     "List what can be named on a command line"
     from wsss_nb.backbones.core import list_backbones
-    from wsss_nb.use.experiment import stages_of
-    from wsss_nb.methods.core import METHODS,describe_settings,get_method,setting_text
     from wsss_nb.refine.crf import CRF_PRESETS
-    lists = {"methods": lambda: list(METHODS), "stages": lambda: [f"{m}  {','.join(stages_of(m))}" for m in METHODS], "backbones": list_backbones,
-             "datasets": lambda: ["shapes[:n=2000,size=112,seed=0,part=0.25,cooccur=0.25,thin=0.25,soft=0.25]", "FOLDER in VOC layout", "voc:ROOT", "coco:ROOT"],
-             "presets": lambda: [f"{m} {p}  {' '.join(f'{k}={setting_text(v)}' for k,v in changes.items()) or '(the defaults)'}" for m in METHODS for p,changes in get_method(m).PRESETS.items()],
-             "settings": lambda: [f"{m} {line}" for m in METHODS for line in describe_settings(get_method(m).Config)],
-             "crf": lambda: [f"{k}  iters={s.iters} pos_xy_std={s.pos_xy_std:g} pos_w={s.pos_w:g} bi_xy_std={s.bi_xy_std:g} bi_rgb_std={s.bi_rgb_std:g} bi_w={s.bi_w:g} crf_image={s.crf_image} channels={s.channels}" for k,s in CRF_PRESETS.items()]}
+    from wsss_nb.run.settings import describe_settings
+    from wsss_nb.use.names import get_method,list_methods
+    def methods(): return [get_method(m) for m in ([method] if method else list_methods())]
+    lists = {"methods":lambda: [m.name for m in methods()] if method else list_methods(),
+             "stages":lambda: [f"{m.name}  {','.join(m.stage_names())}" for m in methods()],
+             "backbones":list_backbones, "datasets":lambda: _DATASETS,
+             "presets":lambda: [line for m in methods() for line in _preset_lines(m)],
+             "settings":lambda: [f"{m.name} {line}" for m in methods() for line in describe_settings(m.config)],
+             "artefacts":lambda: _artefact_lines(methods()),
+             "crf":lambda: [_crf_line(k, s) for k,s in CRF_PRESETS.items()]}
     for kind in lists if what == "all" else [did_you_mean(what, [*lists, "all"], "list")]:
         if what == "all": print(f"{kind}:")
         for line in lists[kind](): print(f"  {line}" if what == "all" else line)
 
 # %% ../../nbs/90_use/40_cli.ipynb #200257ae
-COMMANDS = {"wsss-demo":wsss_demo, "wsss-run":wsss_run, "wsss-predict":wsss_predict, "wsss-eval":wsss_eval, "wsss-crf":wsss_crf,
-            "wsss-list":wsss_list}
+COMMANDS = {"wsss-demo":wsss_demo, "wsss-run":wsss_run, "wsss-predict":wsss_predict, "wsss-eval":wsss_eval,
+            "wsss-crf":wsss_crf, "wsss-list":wsss_list}
 
 def main(
     argv:list[str]|None=None, # program and arguments; None: those of this process
 )->int:                       # exit status
     "Run the command that the program's name says"
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # on shared cores, threads that spin while they wait cost up to a factor of ten
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait cost up to a factor of ten
     program,*argv = sys.argv if argv is None else argv
     name = Path(program).name
-    if name != "wsss-data": return run_command(COMMANDS.get(name, wsss_run), argv, name if name in COMMANDS else "wsss-run")
+    if name != "wsss-data":
+        return run_command(COMMANDS.get(name, wsss_run), argv, name if name in COMMANDS else "wsss-run")
     if not argv or argv[0] in ("-h","--help"):
-        print("usage: wsss-data ACTION ...\n\nactions (each has --help):\n" + "\n".join(f"  {k:12} {f.__doc__}" for k,f in DATA_COMMANDS.items()))
+        actions = "\n".join(f"  {k:12} {f.__doc__}" for k,f in DATA_COMMANDS.items())
+        print(f"usage: wsss-data ACTION ...\n\nactions (each has --help):\n{actions}")
         return 0 if argv else 2
     try: action = did_you_mean(argv[0], DATA_COMMANDS, "action of wsss-data")
     except UserError as e:

@@ -66,7 +66,13 @@ def get_method(
     name,method = _in_module(module, name, head)
     return _noted(method, module, name)
 
-# %% ../../nbs/90_use/05_names.ipynb #48f1c4fb
+# %% ../../nbs/90_use/05_names.ipynb #ca1a1f89
+def _names_of_files(settings):
+    "Return the values of settings, those of parts too, that name a file or a module"
+    for value in settings.values():
+        if isinstance(value, dict): yield from _names_of_files(value)
+        elif isinstance(value, str) and is_outside(value): yield value
+
 def method_of_run(
     run:Run,        # with settings
     made_with:dict, # what its settings file says
@@ -74,6 +80,10 @@ def method_of_run(
 )->Method:
     "Return the method of a run; raise `UserError` in one line if it cannot be found any more"
     name,source = made_with["method"],str(made_with.get("source") or "")
+    for outside in filter(None, (source, *_names_of_files(made_with.get("settings", {})))):
+        if given is None and Path(outside.partition(":")[0]).resolve().is_relative_to(run.path.resolve()):
+            raise UserError(f"{run.path}: asks for {outside}, inside the run folder; what a folder brings along "
+                            "is not executed: give the method (--method FILE) if you trust it")
     if given is not None or not source:
         method = get_method(name if given is None else given)
         if method.name != name: raise UserError(f"{run.path}: is a run of {name}, not of {method.name}")
@@ -81,9 +91,6 @@ def method_of_run(
     say = f"{run.path}: its method {name!r} came from {source}"
     if source == "a session":
         raise UserError(f"{say} (a notebook, say), which has ended; give the method (--method FILE)")
-    if Path(source.partition(":")[0]).resolve().is_relative_to(run.path.resolve()):
-        raise UserError(f"{say}, inside the run folder; what a folder brings along is not executed: "
-                        "give the file (--method FILE) if you trust it")
     try: method = get_method(source)
     except UserError as e:
         raise UserError(f"{say}, which cannot be used ({e}); put it back, or give the file (--method FILE)") from e
