@@ -39,6 +39,8 @@ ROOMS = {
     "95_explore": ("Explore", "Live panels for every stage, each with a plain function that draws the same."),
 }
 
+PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff")  # beside nbs/, and part of the site
+
 def _page(nb):
     "The page of a notebook, from the folder of all pages, without suffix: 20_data/10_core.ipynb -> 20_data/core"
     return nbpath2html(Path(nb)).as_posix().removesuffix(".html")
@@ -52,6 +54,7 @@ def myst(md, up=""):
     "Markdown for a page of the site; `up` leads from the page to the folder of all pages"
     md = _symbol_links(md, lambda name, address: f'<a class="nb-sym" href="{up}{address}"><code>{name}</code></a>')
     md = re.sub(r'\]\(([^)]+)\)\{target="_blank"[^}]*\}', r"](\1){.nb-source}", md)
+    md = re.sub(r"\]\(\.\./(%s)\)" % "|".join(map(re.escape, PROJECT)), rf"]({up}\1)", md)
     md = re.sub(r"\]\((?!\w+:)([^)#]+\.ipynb)(#[^)]*)?\)", lambda m: f"]({_page(m[1])}.ipynb{m[2] or ''})", md)
     md = re.sub(r"^:::+ *\{\.callout-(\w+)[^}]*\}", r":::{\1}", md, flags=re.M)
     def anchored(m): return f'<a id="{m[2].lower()}"></a>\n\n{m[1]} ' + m[2].replace("_", r"\_")  # where nbdev's links point to
@@ -62,7 +65,7 @@ def readme(md):
     notebooks = [nb.relative_to(cfg.nbs_path) for nb in cfg.nbs_path.rglob("*.ipynb")]
     sources = {_page(nb): f"nbs/{nb.as_posix()}" for nb in notebooks}
     md = _symbol_links(md, lambda name, address: f"[`{name}`]({sources[address.split('.html')[0]]})")
-    return re.sub(r"\]\((?!\w+:|#|nbs/)([^)]+)\)", r"](nbs/\1)", md)
+    return re.sub(r"\]\((?!\w+:|#|nbs/)([^)]+)\)", lambda m: f"]({os.path.normpath(f'nbs/{m[1]}')})", md)
 
 # %% Cells
 def _prepared(path):
@@ -151,7 +154,7 @@ def _write(path, text):
 def _toc(pages, caption=""):
     "A list of pages for the sidebar, not shown on the page itself"
     named = f":caption: {caption}\n" if caption else ""
-    return v4.new_markdown_cell("```{toctree}\n:hidden:\n%s\n%s\n```" % (named, "\n".join(pages)), id="toctree")
+    return v4.new_markdown_cell("```{toctree}\n:hidden:\n%s\n%s\n```" % (named, "\n".join(pages)), id=f"toctree{caption}")
 
 def _room(room, pages):
     "The page of a room: its name, what is in it, and a list of its pages with their subtitles"
@@ -179,10 +182,13 @@ def generate(dst):
             shutil.copy2(path, dst/rel)
             continue
         nb = translate(path, partial(myst, up="../"*(len(rel.parts)-1)), mark=True)
-        if rel.name == cfg.readme_nb: nb.cells.append(_toc([f"{room}/index" for room in ROOMS], "Rooms"))
+        if rel.name == cfg.readme_nb: nb.cells += [_toc([f"{room}/index" for room in ROOMS], "Rooms"), _toc([Path(name).stem for name in PROJECT if name.endswith(".md")], "Project")]
         else: rooms[rel.parts[0]][_page(rel)] = _heading(read_nb(path))
         write(dst/f"{_page(rel)}.ipynb", nb)
     for room,pages in rooms.items(): write(dst/room/"index.ipynb", _room(room, pages))
+    for name in PROJECT:
+        kept.add(dst/name)
+        shutil.copy2(root/name, dst/name)
     for f in dst.rglob("*"):
         if f.is_file() and f not in kept: f.unlink()
 
