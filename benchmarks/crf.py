@@ -61,12 +61,12 @@ def measured(case, images, threads, rounds, labels=False):
     classes, setting = case.removesuffix("-labels").removesuffix("-merged").split("-", 3)[2:]
     unary = unaries(int(classes), present=5 if case.endswith("-merged") else None)
     per_image = []
-    for image, density in images:
+    for image, _ in images:
         times = []
         for r in range(rounds+1):
             a, crf = clock(lambda: build(image, setting, threads))
             b, ours = clock(lambda: crf.infer(unary, ITERATIONS, threads=threads, labels=labels))
-            del crf
+            crf = None  # its memory, before the other begins
             c, theirs = clock(lambda: peer(image, unary, setting))
             if r: times.append((a+b, c, a, b))
         found = ours if labels else ours.argmax(0)

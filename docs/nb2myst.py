@@ -54,7 +54,7 @@ def myst(md, up=""):
     "Markdown for a page of the site; `up` leads from the page to the folder of all pages"
     md = _symbol_links(md, lambda name, address: f'<a class="nb-sym" href="{up}{address}"><code>{name}</code></a>')
     md = re.sub(r'\]\(([^)]+)\)\{target="_blank"[^}]*\}', r"](\1){.nb-source}", md)
-    md = re.sub(r"\]\(\.\./(%s)\)" % "|".join(map(re.escape, PROJECT)), rf"]({up}\1)", md)
+    md = re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, PROJECT))})\)", rf"]({up}\1)", md)
     md = re.sub(r"\]\((?!\w+:)([^)#]+\.ipynb)(#[^)]*)?\)", lambda m: f"]({_page(m[1])}.ipynb{m[2] or ''})", md)
     md = re.sub(r"^:::+ *\{\.callout-(\w+)[^}]*\}", r":::{\1}", md, flags=re.M)
     def anchored(m): return f'<a id="{m[2].lower()}"></a>\n\n{m[1]} ' + m[2].replace("_", r"\_")  # where nbdev's links point to
@@ -153,8 +153,8 @@ def _write(path, text):
 
 def _toc(pages, caption=""):
     "A list of pages for the sidebar, not shown on the page itself"
-    named = f":caption: {caption}\n" if caption else ""
-    return v4.new_markdown_cell("```{toctree}\n:hidden:\n%s\n%s\n```" % (named, "\n".join(pages)), id=f"toctree{caption}")
+    named = [f":caption: {caption}"] if caption else []
+    return v4.new_markdown_cell("\n".join(("```{toctree}", ":hidden:", *named, "", *pages, "```")), id=f"toctree{caption}")
 
 def _room(room, pages):
     "The page of a room: its name, what is in it, and a list of its pages with their subtitles"

@@ -1,7 +1,6 @@
 """The run in `data/run_1`: so small that it is kept, so that what was trained before can be resumed after. `python tests/small_run.py` makes it anew, which is right only when `CHECKPOINT_FORMAT` is raised, and then beside the old one.
 
 It is stopped at the checkpoint of step 3 of 6 and has the log of all six steps: resumed, it must write the last three lines again."""
-import shutil
 import subprocess
 import sys
 from pathlib import Path

@@ -243,9 +243,9 @@ def forbidden(here):
 @pytest.mark.parametrize("where", [below_a_file, a_file, in_proc, forbidden])
 def test_unwritable_output(fails, trained, scenes, here, where):
     out = where(here)
-    folder,photo = scenes/"SegmentationClass",scenes/"JPEGImages"/"train_00000.png"  # noqa: F841
+    labels,photo = scenes/"SegmentationClass",scenes/"JPEGImages"/"train_00000.png"
     for argv in (train(data=scenes, out=out), ("wsss-predict", trained[0], photo, "--out", out), ("wsss-data", "make-shapes", out, "--n", "2", "--size", "32"), ("wsss-demo", "--out", out),
-                 ("wsss-eval", folder, folder, "--classes", scenes/"classes.txt", "--json", f"{out}/scores.json")):
+                 ("wsss-eval", labels, labels, "--classes", scenes/"classes.txt", "--json", f"{out}/scores.json")):
         line = fails(*argv)
         assert "cannot be written" in line and str(out) in line, line
 

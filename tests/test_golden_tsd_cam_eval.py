@@ -20,7 +20,7 @@ def close(a, b): np.testing.assert_allclose(a, b, rtol=0, atol=1e-6, equal_nan=T
 def test_eval(path):
     z = dict(np.load(path))
     matrix = scored(z, "pred")
-    assert matrix.counts.sum() == sum(((g := z[f"in/gt{i}"]) < matrix.num_classes).sum() for i in cases(z, "in/gt"))
+    assert matrix.counts.sum() == sum((z[f"in/gt{i}"] < matrix.num_classes).sum() for i in cases(z, "in/gt"))
     close(matrix.iou, z["out/iou"])
     close([matrix.miou, matrix.pixel_accuracy, matrix.mean_accuracy], [z["out/miou"], z["out/pAcc"], z["out/mAcc"]])
 

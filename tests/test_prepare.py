@@ -21,7 +21,7 @@ from wsss_nb.data import download
 from wsss_nb.data.check import check_dataset
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.folder import read_image_labels
-from wsss_nb.data.prepare import CocoObject, coco_mask, prepare_coco, read_coco
+from wsss_nb.data.prepare import CocoObject, coco_mask, read_coco
 from wsss_nb.data.voc import COCO_CLASSES, VOC_CLASSES
 from wsss_nb.ground.io import read_label, write_image
 
