@@ -1,13 +1,15 @@
-"""What is released, as its users meet it: `make release-check`, or `python tests/release_check.py [--offline] [--keep]`.
+"""What is released, as its users meet it: `make release-check`, or `python tests/release_check.py [--offline]
+[--keep]`.
 
-From the last commit, in a temporary folder: an sdist; a wheel of it with a compiler, and one where there is none; sdist and wheel
-installed into fresh environments, again with and without a compiler. In each the tests below run, from a folder outside of the
-checkout, and `test_installed.py` asserts that it is the installed package which they import.
+From the last commit, in a temporary folder: an sdist; a wheel of it with a compiler, and one where there is none;
+sdist and wheel installed into fresh environments, again with and without a compiler. In each the tests below run,
+from a folder outside of the checkout, and `test_installed.py` asserts that it is the installed package which they
+import.
 
-A fresh environment has pip's packages of the one that runs this (torch and the rest are large) behind its own: a `.pth` file names
-their folder. `.pth` files inside that folder count for nothing there, so that a package installed in place stays unseen. What is
-needed and lacks pip fetches. Sdist and wheel are built in isolation, for which pip needs setuptools and pybind11; with `--offline`
-those of this environment serve and nothing is fetched."""
+A fresh environment has pip's packages of the one that runs this (torch and the rest are large) behind its own: a
+`.pth` file names their folder. `.pth` files inside that folder count for nothing there, so that a package installed
+in place stays unseen. What is needed and lacks pip fetches. Sdist and wheel are built in isolation, for which pip
+needs setuptools and pybind11; with `--offline` those of this environment serve and nothing is fetched."""
 import argparse
 import os
 import shutil
@@ -19,8 +21,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Tests that need neither notebooks nor site: commands, files of the package, numbers with and without the compiled lattice.
-TESTS = ("test_installed.py", "test_commands.py", "test_old_runs.py", "test_golden_densecrf.py", "test_golden_bilateral.py",
+# Tests that need neither notebooks nor site: commands, files of
+# the package, numbers with and without the compiled lattice.
+TESTS = ("test_installed.py", "test_commands.py", "test_old_runs.py", "test_golden_densecrf.py",
+         "test_golden_bilateral.py",
          "test_lattice_ext.py", "test_colours.py")
 KINDS = {"compiled": {}, "plain": {"CC": "/no/such/cc", "CXX": "/no/such/c++"}}
 
@@ -28,9 +32,11 @@ KINDS = {"compiled": {}, "plain": {"CC": "/no/such/cc", "CXX": "/no/such/c++"}}
 def run(*command, env=None, **kw):
     "Run a command; its output is shown if it fails"
     own = {k: v for k,v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run([str(c) for c in command], env=own | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    done = subprocess.run([str(c) for c in command], env=own | (env or {}), stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT,
                           text=True, **kw)
-    if done.returncode: sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}\nrelease-check: failed, status {done.returncode}")
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}\nrelease-check: failed, status {done.returncode}")
     return done.stdout
 
 def fresh(folder):
@@ -45,7 +51,8 @@ def check(name, package, kind, work, flags):
     "Install a package into a fresh environment and run the tests there"
     begin,python = time.perf_counter(),fresh(work/name)
     run(sys.executable, "-m", "pip", "--python", python, "install", "-q", *flags, package, cwd=work, env=KINDS[kind])
-    said = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(work/"tests"/t for t in TESTS), cwd=work/"elsewhere",
+    said = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(work/"tests"/t for t in TESTS),
+               cwd=work/"elsewhere",
                env=KINDS[kind] | {"WSSS_INSTALLED": kind})
     print(f"{name:16} {said.strip().splitlines()[-1]}; {time.perf_counter()-begin:.0f} s in all", flush=True)
 
@@ -67,7 +74,8 @@ def main():
         (work/"src"/"tests").rename(work/"tests")
         (work/"elsewhere").mkdir()
         for kind in KINDS:
-            run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", *flags, "-w", work/kind, sdist, cwd=work, env=KINDS[kind])
+            run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", *flags, "-w", work/kind, sdist, cwd=work,
+                env=KINDS[kind])
             wheel, = (work/kind).iterdir()
             check(f"wheel-{kind}", wheel, kind, work, flags)
             check(f"sdist-{kind}", sdist, kind, work, flags)

@@ -32,7 +32,8 @@ def test_modules_went_where_it_says():
 def names_of(module):
     "Return what a module defines or imports, read and not run"
     tree = ast.parse(Path(find_spec(module).origin).read_text(encoding="utf-8"))
-    return {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)} | {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    return ({n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+            | {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)})
 
 @pytest.mark.parametrize("name,module", NAMES)
 def test_names_went_where_it_says(name, module): assert name in names_of(module)
@@ -61,7 +62,8 @@ def test_papers(paper):
 
 def test_papers_of_all_methods():
     notes = " ".join(p["notes"] for p in CITATION["references"])
-    for name in ("AFA", "ToCo", "TSD-CAM", "TSCD", "SeCo", "I2CRC", "KTSE", "IRN", "BECO", "dense CRF", "permutohedral lattice"):
+    for name in ("AFA", "ToCo", "TSD-CAM", "TSCD", "SeCo", "I2CRC", "KTSE", "IRN", "BECO", "dense CRF",
+                 "permutohedral lattice"):
         assert name in notes, name
 
 # %% Systems

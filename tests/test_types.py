@@ -1,8 +1,9 @@
-"""What signatures promise. Every annotation of the package is a type that exists; every default, every field and what is returned fit it.
+"""What signatures promise. Every annotation of the package is a type that exists; every default, every field and
+what is returned fit it.
 
-Two looks at the same thing: Python itself, which sees what `patch` and decorators made, and mypy, which reads bodies too. Of mypy's
-findings those count that stand on a signature or a field, or are about what is returned: the rest is mostly about attributes
-that torch and `patch` add where mypy cannot see it."""
+Two looks at the same thing: Python itself, which sees what `patch` and decorators made, and mypy, which reads bodies
+too. Of mypy's findings those count that stand on a signature or a field, or are about what is returned: the rest is
+mostly about attributes that torch and `patch` add where mypy cannot see it."""
 import ast
 import dataclasses
 import inspect
@@ -19,7 +20,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(p.relative_to(ROOT) for p in (ROOT/"wsss_nb").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
+FILES = sorted(p.relative_to(ROOT) for p in (ROOT/"wsss_nb").rglob("*.py")
+               if p.name not in ("__init__.py", "_modidx.py"))
 
 IN_ROOMS = [".".join(f.with_suffix("").parts) for f in FILES if len(f.parts) == 3]
 
@@ -51,7 +53,8 @@ def made(cls, method):
 
 def defaults_of(x):
     "Return the defaults of the parameters of a function, or of the fields of a class"
-    if dataclasses.is_dataclass(x): return {f.name: f.default for f in dataclasses.fields(x) if f.default is not dataclasses.MISSING}
+    if dataclasses.is_dataclass(x):
+        return {f.name: f.default for f in dataclasses.fields(x) if f.default is not dataclasses.MISSING}
     if hasattr(x, "_fields"): return x._field_defaults
     if inspect.isclass(x): return {k: v for k,v in vars(x).items() if not callable(v) and not isinstance(v, property)}
     return {k: p.default for k,p in inspect.signature(x).parameters.items() if p.default is not p.empty}
@@ -86,8 +89,10 @@ def test_annotations(name):
     assert not found, "\n".join(found)
 
 @pytest.mark.parametrize("value,hint,good", [
-    (None, int, False), (None, int|None, True), (1, float, True), (True, int, False), ("a", int|str, True), ((1, 2), tuple[int,int], True),
-    ((1, 2, 3), tuple[int,int], False), ((1, 2.), tuple[int,...], False), ([1], list[str], False), (1, typing.Literal[1,2], True),
+    (None, int, False), (None, int|None, True), (1, float, True), (True, int, False), ("a", int|str, True),
+    ((1, 2), tuple[int,int], True),
+    ((1, 2, 3), tuple[int,int], False), ((1, 2.), tuple[int,...], False), ([1], list[str], False),
+    (1, typing.Literal[1,2], True),
     (3, typing.Literal[1,2], False), (len, Callable, True), (None, Callable, False), ({"a": 1}, dict[str,int], True),
     (None, typing.Annotated[str,"x"], False)])
 def test_fits(value, hint, good): assert fits(value, hint) == good
@@ -103,7 +108,8 @@ def test_faults_are_found():
 
 # %% What mypy reads
 ABOUT_RESULTS = {"return", "return-value", "empty-body"}
-# What mypy cannot know: how many there are in `tuple(... for ...)`; that a sum of tensors which begins with 0 is a tensor.
+# What mypy cannot know: how many there are in `tuple(... for
+# ...)`; that a sum of tensors which begins with 0 is a tensor.
 LIMITS = re.compile(r'got "tuple\[(\w+), \.\.\.\]", expected "tuple\[\1(, \1)+\]"|got "int", expected "Tensor"')
 # A loop that runs at least once, as an error above it sees to.
 AT_LEAST_ONCE = "wsss_nb/networks/decoders.py", 'got "Any | Tensor | None", expected "Tensor"'
@@ -114,7 +120,8 @@ def place(node): return node.lineno,node.col_offset+1
 def promises(source):
     "Return where signatures, annotated fields and constants begin and end: pairs of (line, column)"
     nodes = list(ast.walk(ast.parse(source)))
-    fields = [f for n in nodes if isinstance(n, (ast.Module, ast.ClassDef)) for f in n.body if isinstance(f, ast.AnnAssign)]
+    fields = [f for n in nodes if isinstance(n, (ast.Module, ast.ClassDef)) for f in n.body
+              if isinstance(f, ast.AnnAssign)]
     return [(place(n), place(n.body[0])) for n in nodes if isinstance(n, ast.FunctionDef)] + \
            [(place(f), (f.end_lineno, f.end_col_offset+1)) for f in fields]
 
@@ -140,7 +147,8 @@ def test_mypy():
 
 def test_mypy_finds_faults(tmp_path):
     pytest.importorskip("mypy")
-    lines = ["def a(x:int=None): return x", "def b(x:'Tensr'): return x", "def c()->int: return 'one'", "def d(x:int): x.y = 1",
+    lines = ["def a(x:int=None): return x", "def b(x:'Tensr'): return x", "def c()->int: return 'one'",
+             "def d(x:int): x.y = 1",
              "class E:", "    x:int = None"]
     (tmp_path/"wrong.py").write_text("\n".join(lines), encoding="utf-8")
     assert [int(said.split(":")[1]) for said in broken_promises(tmp_path, "wrong.py")] == [1, 2, 3, 6]
