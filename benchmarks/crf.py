@@ -116,7 +116,7 @@ def main(
 ):
     "Time the CRF"
     pool, kind = photos(voc, 90)
-    if kind == "toy": pool = [im[:HEIGHT, :WIDTH] for im in pool]
+    if kind == "toy": pool = [np.ascontiguousarray(im[:HEIGHT, :WIDTH]) for im in pool]
     pool = [im for im in pool if im.shape[:2] == (HEIGHT, WIDTH)][:40]
     def at(setting, quantiles=(.1, .5, .9)):
         _, _, sxy, srgb, _ = SETTINGS[setting]
