@@ -6,21 +6,30 @@ RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
 DECLARED = pyproject.toml settings.ini setup.py $(wildcard ext/*)
 
 .NOTPARALLEL:
-.PHONY: help demo test docs sync vit_toy mit_toy clean
+.PHONY: help demo test lint docs sync release-check vit_toy mit_toy clean
 
 help:
 	@echo 'make demo   train and score the baseline on toy scenes (installs into $(VENV) first if needed)'
-	@echo 'make test   all that CI runs: sync check, site, tests'
+	@echo 'make test   all that CI runs: lint, sync check, site, tests'
+	@echo 'make lint   ruff, and a check of all annotations'
 	@echo 'make docs   build the site into _build/html'
 	@echo 'make sync   bring the package and README.md up to date with the notebooks; fails if they lagged'
+	@echo 'make release-check  sdist and wheel in fresh environments, with and without a compiler (some minutes)'
 	@echo 'make vit_toy train the weights of vit_toy that come with the package anew (some 10 minutes); make mit_toy those of mit_toy'
 	@echo 'make clean  remove what was built, $(VENV) excepted'
 
 demo: $(VENV)/.installed-run
 	$(RUN) wsss-demo
 
-test: sync docs
-	$(RUN) python -m pytest
+test: lint sync docs
+	$(RUN) python -m pytest --ignore tests/test_types.py
+
+lint: $(VENV)/.installed-dev
+	$(RUN) ruff check
+	$(RUN) python -m pytest -q tests/test_types.py
+
+release-check: $(VENV)/.installed-dev
+	$(RUN) python tests/release_check.py
 
 docs: $(VENV)/.installed-dev
 	mkdir -p _build/src
@@ -35,7 +44,7 @@ vit_toy mit_toy: $(VENV)/.installed-run
 	$(RUN) python -c "from wsss_nb.use.experiment import save_encoder; print(save_encoder('runs/$@', 'wsss_nb/assets/$@.safetensors'))"
 
 clean:
-	rm -rf _build _proc _docs build dist .pytest_cache
+	rm -rf _build _proc _docs build dist .pytest_cache .mypy_cache .ruff_cache
 
 # A stamp is newer than what declares the requirements, or pip runs again. The package is installed in place:
 # the notebooks and tests must meet the checkout, not a copy of it.

@@ -1,12 +1,14 @@
-"""What the affinity of patches costs: the random walk dense and with the memory of the neighbourhood, the head and the decoder against their published forms.
+"""What the affinity of patches costs: the random walk dense and with the memory of the neighbourhood, the head and
+the decoder against their published forms.
 
     python benchmarks/affinity.py --json FILE [--rounds 9] [--only SUBSTRING]
 
-ours and peer, in turn, medians; `ratio` = peer/ours. Memory is what one call takes above its inputs, each in a fresh process.
-`walk-G-K`: G×G patches, K classes, radius 8, from an affinity that is there already. Peer: dense.
+ours and peer, in turn, medians; `ratio` = peer/ours. Memory is what one call takes above its inputs, each in a fresh
+process. `walk-G-K`: G×G patches, K classes, radius 8, from an affinity that is there already. Peer: dense.
 `attention-walk-G-K`: the same from queries and keys of two blocks, so that the affinity has to be made. Peer: dense.
-`head-G`: affinity of all pairs and its gradients, two images. Peer: sixteen matrices of logits and a 1×1 convolution, as published.
-`decoder-S`: SegFormer's decoder for a crop of S pixels, widths of mit_b1, two images, with gradients; without ReLU, which one rounding can switch. Peer: enlarge, stack, convolve, as published.
+`head-G`: affinity of all pairs and its gradients, two images. Peer: sixteen matrices of logits and a 1×1
+convolution, as published. `decoder-S`: SegFormer's decoder for a crop of S pixels, widths of mit_b1, two images,
+with gradients; without ReLU, which one rounding can switch. Peer: enlarge, stack, convolve, as published.
 """
 import subprocess
 import sys
@@ -25,7 +27,8 @@ from wsss_nb.networks.segformer import AffinityHead, AllMLP
 from wsss_nb.ground.tensors import resize
 
 RADIUS, HEADS, WIDTHS = 8, 16, (64, 128, 320, 512)
-CASES = ("walk-32-20", "walk-48-20", "walk-64-20", "attention-walk-32-20", "attention-walk-48-20", "attention-walk-64-20", "head-32", "decoder-512")
+CASES = ("walk-32-20", "walk-48-20", "walk-64-20", "attention-walk-32-20", "attention-walk-48-20",
+         "attention-walk-64-20", "head-32", "decoder-512")
 
 
 def attention(side, batch):
@@ -35,7 +38,9 @@ def attention(side, batch):
 
 
 def walks(side, classes, made):
-    "Return the walk with the memory of the neighbourhood, and the dense one; with `made` from an affinity that is there"
+    """Return the walk with the memory of the neighbourhood, and the dense one
+
+    With `made` from an affinity that is there"""
     torch.manual_seed(0)
     grid, pairs, head = (side, side), attention(side, 1), AffinityHead(HEADS).requires_grad_(False)
     cam, labels = torch.rand(1, classes, *grid), (torch.arange(classes) < 2).float()[None]
@@ -44,7 +49,8 @@ def walks(side, classes, made):
         dense = head(pairs)
         bands = near_affinity(dense, grid, RADIUS)
         return lambda: random_walk(cam, bands, labels, .35), lambda: random_walk(cam, dense, labels, .35, near)
-    return lambda: random_walk(cam, head(pairs, grid, RADIUS), labels, .35), lambda: random_walk(cam, head(pairs), labels, .35, near)
+    return (lambda: random_walk(cam, head(pairs, grid, RADIUS), labels, .35),
+            lambda: random_walk(cam, head(pairs), labels, .35, near))
 
 
 def heads(side):
@@ -55,7 +61,9 @@ def heads(side):
         for x in (*head.parameters(), *(x for p in pairs for x in p)): x.grad = None
         affinity().square().mean().backward()
         return pairs[0][0].grad
-    return lambda: run(lambda: head(pairs)), lambda: run(lambda: F.conv2d(torch.cat([attention_logits(*p) for p in pairs], 1), head.weight, head.bias)[:, 0].sigmoid())
+    return (lambda: run(lambda: head(pairs)),
+            lambda: run(lambda: F.conv2d(torch.cat([attention_logits(*p) for p in pairs], 1), head.weight,
+                                         head.bias)[:, 0].sigmoid()))
 
 
 def decoders(side):
@@ -64,7 +72,11 @@ def decoders(side):
     decoder = AllMLP(WIDTHS, 21)
     stages = [torch.randn(2, w, side//s, side//s, requires_grad=True) for w, s in zip(WIDTHS, (4, 8, 16, 16))]
     def published():
-        up = [resize(getattr(decoder, f"linear_c{s}").proj(stages[s-1].flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, stages[s-1].shape[-2:]), stages[0].shape[-2:]) for s in (4, 3, 2, 1)]
+        def enlarged(s):
+            x,linear = stages[s-1],getattr(decoder, f"linear_c{s}").proj
+            x = linear(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[-2:])
+            return resize(x, stages[0].shape[-2:])
+        up = [enlarged(s) for s in (4, 3, 2, 1)]
         return decoder.linear_pred(decoder.linear_fuse(torch.cat(up, 1)))
     def ours(): return decoder.linear_pred(decoder.fuse(stages))
     weight = torch.randn(2, 21, side//4, side//4)
@@ -84,7 +96,8 @@ def contestants(case):
 
 def memory_of(case, who, threads):
     "Ask a fresh process; None where the system does not tell"
-    done = subprocess.run([sys.executable, __file__, "--memory", case, "--who", who, "--threads", str(threads)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__, "--memory", case, "--who", who, "--threads", str(threads)],
+                          capture_output=True, text=True)
     return round(float(done.stdout.split()[-1]), 1) if done.returncode == 0 else None
 
 
@@ -108,6 +121,7 @@ def main(
         ours, peer = contestants(case)
         a, b = ours(), peer()
         assert (a-b).abs().max() <= 1e-4*b.abs().max(), (case, (a-b).abs().max())
-        rows.append(row(case, threads, *in_turn((ours, peer), rounds), ours_mb=memory_of(case, "ours", threads), peer_mb=memory_of(case, "peer", threads)))
+        rows.append(row(case, threads, *in_turn((ours, peer), rounds), ours_mb=memory_of(case, "ours", threads),
+                        peer_mb=memory_of(case, "peer", threads)))
         table(rows[-1:])
     if json: write_json(json, {"machine": machine(), "rows": rows})

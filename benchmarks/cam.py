@@ -1,4 +1,5 @@
-"""Multi-scale CAM against its bare forward passes: the same batches through the same encoder, nothing done with the output.
+"""Multi-scale CAM against its bare forward passes: the same batches through the same encoder, nothing done with the
+output.
 
     python benchmarks/cam.py --json FILE
 
@@ -18,7 +19,8 @@ from wsss_nb.run.folder import machine
 from wsss_nb.ground.tensors import resize
 
 CASES = {"cam-toy-112-b1": ("vit_toy", 112, 1, 5), "cam-toy-112-b16": ("vit_toy", 112, 16, 5),
-         "cam-deit-tiny-224-b8": ("deit_tiny_patch16_224", 224, 8, 20), "cam-deit-tiny-448-b1": ("deit_tiny_patch16_224", 448, 1, 20)}
+         "cam-deit-tiny-224-b8": ("deit_tiny_patch16_224", 224, 8, 20),
+         "cam-deit-tiny-448-b1": ("deit_tiny_patch16_224", 448, 1, 20)}
 SCALES = (1., .5, 1.5)
 
 
@@ -46,7 +48,8 @@ def bench(
     ours(), peer()
     times = [(timed(ours), timed(peer)) for _ in range(rounds)]
     ours_ms, peer_ms = (statistics.median(t) for t in zip(*times))
-    return {"case": f"{name}-{'present' if present else 'all'}", "threads": torch.get_num_threads(), "ours_ms": round(ours_ms, 2), "peer_ms": round(peer_ms, 2),
+    return {"case": f"{name}-{'present' if present else 'all'}", "threads": torch.get_num_threads(),
+            "ours_ms": round(ours_ms, 2), "peer_ms": round(peer_ms, 2),
             "ratio": round(statistics.median(p/o for o, p in times), 3), "ours_mb": peak_memory_mb()}
 
 

@@ -1,9 +1,11 @@
-"""Speed of scoring two folders of label maps: ours, a plain loop, and decoding the files with Pillow without doing anything with them.
+"""Speed of scoring two folders of label maps: ours, a plain loop, and decoding the files with Pillow without doing
+anything with them.
 
     python benchmarks/evaluate.py --json FILE [--images 1449] [--repeats 5]
 
-Writes VOC-sized palette PNGs (500x375, 21 classes, blobs with an ignored rim) to a temporary folder. All contestants run in turn in this process; times are medians, ratio = peer/ours.
-Memory is the peak of a fresh process that scores the folders once.
+Writes VOC-sized palette PNGs (500x375, 21 classes, blobs with an ignored rim) to a temporary folder. All contestants
+run in turn in this process; times are medians, ratio = peer/ours. Memory is the peak of a fresh process that scores
+the folders once.
 """
 import argparse, json, os, platform, resource, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,8 @@ def write_pairs(folder, images, seed=0):
         mask = np.zeros((HEIGHT, WIDTH), np.uint8)
         for _ in range(rng.randint(1, 4)):
             radius = rng.randint(30, 130)*(1+.15*rng.randn(len(angle)))
-            points = np.stack([rng.randint(50, WIDTH-50)+radius*np.cos(angle), rng.randint(50, HEIGHT-50)+radius*np.sin(angle)], 1).astype(np.int32)
+            points = np.stack([rng.randint(50, WIDTH-50)+radius*np.cos(angle),
+                               rng.randint(50, HEIGHT-50)+radius*np.sin(angle)], 1).astype(np.int32)
             cv2.fillPoly(mask, [points], int(rng.randint(1, CLASSES)))
             cv2.polylines(mask, [points], True, IGNORE_INDEX, 5)
         pred = np.roll(mask, rng.randint(-8, 9, size=2), (0, 1))
@@ -37,14 +40,16 @@ def write_pairs(folder, images, seed=0):
         write_label(folder/"predictions"/f"{i:06}.png", np.where(pred == IGNORE_INDEX, 0, pred))
 
 
-def ours(folder, threads): return evaluate_folders(folder/"predictions", folder/"masks", CLASSES, workers=threads)[0].counts
+def ours(folder, threads):
+    return evaluate_folders(folder/"predictions", folder/"masks", CLASSES, workers=threads)[0].counts
 
 
 def plain_loop(folder, threads):
     "The usual script: one image after the other, `np.bincount` over the valid pixels"
     counts = np.zeros((CLASSES, CLASSES), np.int64)
     for path in sorted((folder/"masks").glob("*.png")):
-        mask, pred = np.asarray(Image.open(path)).astype(np.int64), np.asarray(Image.open(folder/"predictions"/path.name)).astype(np.int64)
+        mask, pred = (np.asarray(Image.open(path)).astype(np.int64),
+                      np.asarray(Image.open(folder/"predictions"/path.name)).astype(np.int64))
         valid = mask < CLASSES
         counts += np.bincount(CLASSES*mask[valid]+pred[valid], minlength=CLASSES**2).reshape(CLASSES, CLASSES)
     return counts
@@ -54,12 +59,15 @@ def decode_only(folder, threads):
     "Every file as Pillow reads it, on as many threads as ours"
     paths = sorted(folder.glob("*/*.png"))
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda chunk: [np.array(Image.open(p)) for p in chunk], [paths[i:i+16] for i in range(0, len(paths), 16)]): pass
+        for _ in pool.map(lambda chunk: [np.array(Image.open(p)) for p in chunk],
+                          [paths[i:i+16] for i in range(0, len(paths), 16)]):
+            pass
 
 
 def memory_mb(name, folder, threads):
     "Peak memory of a fresh process"
-    done = subprocess.run([sys.executable, __file__, "--only", name, str(folder), str(threads)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, __file__, "--only", name, str(folder), str(threads)], capture_output=True,
+                          text=True, check=True)
     return round(float(done.stdout))
 
 
@@ -85,7 +93,8 @@ def benchmark(images, repeats):
             ms = measure(folder, (plain_loop, decode_only), threads, repeats)
             mb = {k: memory_mb(k, folder, threads) for k in ms}
             for case, peer in (("evaluate", "plain_loop"), ("evaluate-vs-decode-only", "decode_only")):
-                rows.append({"case": f"{case}-{images}-{WIDTH}x{HEIGHT}-{CLASSES}", "threads": threads, "ours_ms": round(ms["ours"], 1), "peer_ms": round(ms[peer], 1),
+                rows.append({"case": f"{case}-{images}-{WIDTH}x{HEIGHT}-{CLASSES}", "threads": threads,
+                             "ours_ms": round(ms["ours"], 1), "peer_ms": round(ms[peer], 1),
                              "ratio": round(ms[peer]/ms["ours"], 3), "ours_mb": mb["ours"], "peer_mb": mb[peer]})
     return rows
 
@@ -101,8 +110,10 @@ def main():
         name, folder, threads = args.only
         globals()[name](Path(folder), int(threads))
         return print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == "darwin" else 2**10))
-    result = {"machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__,
-                          "pillow": Image.__version__, "opencv": cv2.__version__}, "rows": benchmark(args.images, args.repeats)}
+    result = {"machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+                          "python": platform.python_version(), "numpy": np.__version__,
+                          "pillow": Image.__version__, "opencv": cv2.__version__},
+              "rows": benchmark(args.images, args.repeats)}
     print(json.dumps(result, indent=2))
     if args.json: write_json(args.json, result)
 

@@ -2,8 +2,9 @@
 
     python benchmarks/explorer.py --json FILE [--repeats 15] [--threads 1]
 
-An untrained `vit_toy` with the settings of the preset `shapes` on toy scenes of 112x112 pixels: weights do not change the time. Every row is the median over as many images; a case that is
-about new maps meets each image for the first time.
+An untrained `vit_toy` with the settings of the preset `shapes` on toy scenes of 112x112 pixels: weights do not
+change the time. Every row is the median over as many images; a case that is about new maps meets each image for the
+first time.
 """
 import argparse, json, os, time
 
@@ -42,12 +43,14 @@ def benchmark(repeats):
         note("layer, new", "layer", index=1)
         note("layer, seen", "layer", index=0)
         for label, scales in panel.controls["scales"].options:
-            if scales != own: note(f"scales {label}, new", "scales", index=panel.controls["scales"].options.index((label, scales)))
+            if scales != own:
+                note(f"scales {label}, new", "scales", index=panel.controls["scales"].options.index((label, scales)))
         panel.controls["scales"].value = own
         moved(panel, "image", index=0)
         note("image, seen", "image", index=i)
         moved(panel, "image", index=0)
-    return [{"case": f"explorer, {k}", "threads": torch.get_num_threads(), "ours_ms": round(float(np.median(v)), 1)} for k, v in times.items()]
+    return [{"case": f"explorer, {k}", "threads": torch.get_num_threads(), "ours_ms": round(float(np.median(v)), 1)}
+            for k, v in times.items()]
 
 
 def main():

@@ -2,8 +2,10 @@
 
     python benchmarks/gpu_step.py --json FILE [--only toco] [--rounds 5]
 
-Settings are those of train_step.py: the method's VOC preset, its crop, batch 4, 20 classes, all terms on, a step being losses, backward and AdamW; but the backbones are the published ones, with random weights. Single precision, torch's defaults.
-Parts are timed between synchronisations, means over the rounds after three steps that do not count. Memory is the peak of what torch allocated.
+Settings are those of train_step.py: the method's VOC preset, its crop, batch 4, 20 classes, all terms on, a step
+being losses, backward and AdamW; but the backbones are the published ones, with random weights. Single precision,
+torch's defaults. Parts are timed between synchronisations, means over the rounds after three steps that do not
+count. Memory is the peak of what torch allocated.
 """
 import time
 
@@ -34,7 +36,8 @@ def measured(case, rounds):
     begin = now()
     for _ in range(rounds): side.step()
     ms, c = 1e3*(now()-begin)/rounds, side.net.config
-    return {"case": case, "backbone": c.backbone, "crop": c.crop_size, "batch": c.batch_size, "ms": round(ms, 1), "images_per_second": round(1e3*c.batch_size/ms, 1), "mb": round(torch.cuda.max_memory_allocated()/2**20),
+    return {"case": case, "backbone": c.backbone, "crop": c.crop_size, "batch": c.batch_size, "ms": round(ms, 1),
+            "images_per_second": round(1e3*c.batch_size/ms, 1), "mb": round(torch.cuda.max_memory_allocated()/2**20),
             "parts": {k: round(1e3*side.clock.spent[k]/rounds, 1) for k in PARTS if k in side.clock.spent}}
 
 

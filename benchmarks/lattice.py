@@ -2,11 +2,13 @@
 
     python benchmarks/lattice.py --json FILE [--voc FOLDER] [--rounds 9] [--only SUBSTRING] [--plot FILE.png]
 
-The peer of the filter is peer_filter.cpp, compiled here with -O3: one channel after the other, scalar, threads over images only. It loops over a number of
-channels it does not know, as a general filter does, and so takes as long as the published one; told that it is one, the compiler makes it 2.3 times faster
-(rows `...-tight`). The peer of the loss is PyTorch around that filter. Ours and the peer run in turn in this process; times are medians, ratio = peer/ours.
-Memory is the peak of a fresh process above what it held before the call (inputs included before, results after). Photos are those of VOC under FOLDER
-(default: data/voc12_subset beside the repository), else toy scenes; M/N is vertices per pixel.
+The peer of the filter is peer_filter.cpp, compiled here with -O3: one channel after the other, scalar, threads over
+images only. It loops over a number of channels it does not know, as a general filter does, and so takes as long as
+the published one; told that it is one, the compiler makes it 2.3 times faster (rows `...-tight`). The peer of the
+loss is PyTorch around that filter. Ours and the peer run in turn in this process; times are medians, ratio =
+peer/ours. Memory is the peak of a fresh process above what it held before the call (inputs included before, results
+after). Photos are those of VOC under FOLDER (default: data/voc12_subset beside the repository), else toy scenes; M/N
+is vertices per pixel.
 """
 import ctypes
 import os
@@ -42,7 +44,8 @@ def photos(voc, count):
 
 
 def crop(image, side, step=1):
-    "The middle of an image whose shorter side was scaled to `side`, every `step`-th pixel, (3,side/step,side/step) float32"
+    """The middle of an image whose shorter side was scaled to `side`, every `step`-th pixel, (3,side/step,side/step)
+    float32"""
     h, w = image.shape[:2]
     s = side/min(h, w)
     image = np.array(Image.fromarray(image).resize((max(side, round(w*s)), max(side, round(h*s))), Image.BILINEAR))
@@ -66,12 +69,14 @@ def at_quantiles(images, density, quantiles):
 def peer_library(folder):
     "Compile the peer and return its function (images, values, threads, tight) -> filtered"
     lib = Path(folder)/"peer.so"
-    subprocess.run([os.environ.get("CXX", "g++"), "-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-o", lib, HERE/"peer_filter.cpp"], check=True)
+    subprocess.run([os.environ.get("CXX", "g++"), "-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-o", lib,
+                    HERE/"peer_filter.cpp"], check=True)
     f = ctypes.CDLL(str(lib)).peer_filter
     f.argtypes = [ctypes.c_void_p]*3+[ctypes.c_int]*4+[ctypes.c_float]*2+[ctypes.c_int]*2
     def run(images, values, threads, tight=False):
         out = np.empty_like(values)
-        f(images.ctypes.data, values.ctypes.data, out.ctypes.data, *values.shape, SIGMA_RGB, SIGMA_XY, 0 if tight else 1, threads)
+        f(images.ctypes.data, values.ctypes.data, out.ctypes.data, *values.shape, SIGMA_RGB, SIGMA_XY,
+          0 if tight else 1, threads)
         return out
     return run
 
@@ -101,7 +106,8 @@ def peak_mb(call):
 
 
 def row(case, threads, ours_ms, peer_ms, **more):
-    return {"case": case, "threads": threads, "ours_ms": round(ours_ms, 2), "peer_ms": round(peer_ms, 2), "ratio": round(peer_ms/ours_ms, 2)} | more
+    return ({"case": case, "threads": threads, "ours_ms": round(ours_ms, 2), "peer_ms": round(peer_ms, 2),
+             "ratio": round(peer_ms/ours_ms, 2)} | more)
 
 
 class Cases:
@@ -118,15 +124,19 @@ class Cases:
         four = np.stack([self.low, self.mid, self.high, self.mid[:, ::-1]])
         v = self.values
         noisy = np.clip(self.mid+self.rng.randn(3, 256, 256).astype(np.float32)*8, 0, 255)[None]
-        self.filters = {"filter-256-21-b1": (self.mid[None], v[:1], m1), "filter-low-256-21-b1": (self.low[None], v[:1], m0), "filter-high-256-21-b1": (self.high[None], v[:1], m2),
-            "filter-256-4-b1": (self.mid[None], v[:1, :4].copy(), m1), "filter-256-2-b1": (self.mid[None], v[:1, :2].copy(), m1), "filter-256-21-b4": (four, v, (m0+2*m1+m2)/4),
-            "filter-noisy-256-21-b1": (noisy, v[:1], vertices(noisy[0], SIGMA_RGB, SIGMA_XY)), "filter-noise-256-21-b1": (self.noise, v[:1], vertices(self.noise[0], SIGMA_RGB, SIGMA_XY))}
+        self.filters = {"filter-256-21-b1": (self.mid[None], v[:1], m1),
+            "filter-low-256-21-b1": (self.low[None], v[:1], m0), "filter-high-256-21-b1": (self.high[None], v[:1], m2),
+                        "filter-256-4-b1": (self.mid[None], v[:1, :4].copy(), m1),
+            "filter-256-2-b1": (self.mid[None], v[:1, :2].copy(), m1), "filter-256-21-b4": (four, v, (m0+2*m1+m2)/4),
+                        "filter-noisy-256-21-b1": (noisy, v[:1], vertices(noisy[0], SIGMA_RGB, SIGMA_XY)),
+                        "filter-noise-256-21-b1": (self.noise, v[:1], vertices(self.noise[0], SIGMA_RGB, SIGMA_XY))}
         self.four = four
 
     def filter(self, case, threads):
         images, values, density = self.filters[case]
-        return (lambda: _lattice.bilateral_filter(images, values, SIGMA_RGB, SIGMA_XY, threads=threads)), (lambda: self.peer(images, values, threads)), \
-            (lambda: self.peer(images, values, threads, True)), density
+        return ((lambda: _lattice.bilateral_filter(images, values, SIGMA_RGB, SIGMA_XY, threads=threads)),
+                (lambda: self.peer(images, values, threads)),
+                (lambda: self.peer(images, values, threads, True)), density)
 
     def energy(self, threads):
         "Forward and backward from logits (4,21,512,512) to their gradient, image and ROI already at half size"
@@ -157,7 +167,8 @@ class Cases:
 
 def memory_of(case, who, threads, voc, script=__file__):
     "Ask a fresh process; None where the system does not tell"
-    args = [sys.executable, script, "--memory", case, "--who", who, "--threads", str(threads)]+(["--voc", str(voc)] if voc else [])
+    args = [sys.executable, script, "--memory", case, "--who", who, "--threads",
+            str(threads)]+(["--voc", str(voc)] if voc else [])
     done = subprocess.run(args, capture_output=True, text=True)
     return round(float(done.stdout.split()[-1])) if done.returncode == 0 else None
 
@@ -168,7 +179,8 @@ def draw(rows, file):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(8, .3*len(rows)+1))
-    ax.barh([f"{r['case']}, {r['threads']} thr." for r in rows][::-1], [r["ratio"] for r in rows][::-1], color="#4878a8")
+    ax.barh([f"{r['case']}, {r['threads']} thr." for r in rows][::-1], [r["ratio"] for r in rows][::-1],
+            color="#4878a8")
     ax.axvline(1, color="k", lw=1)
     ax.set_xlabel("times faster than the peer")
     fig.tight_layout()
@@ -198,7 +210,8 @@ def main(
             return print(peak_mb(ours if who == "ours" else peer))
         rows = []
         def measured(case, t, ours, peer, **more):
-            rows.append(row(case, t, *in_turn((ours, peer), rounds), ours_mb=memory_of(case, "ours", t, voc), peer_mb=memory_of(case, "peer", t, voc), **more))
+            rows.append(row(case, t, *in_turn((ours, peer), rounds), ours_mb=memory_of(case, "ours", t, voc),
+                            peer_mb=memory_of(case, "peer", t, voc), **more))
             table(rows[-1:])
         for t in (threads,) if threads else (1, 2):
             for case in (c for c in cases.filters if only in c):
@@ -206,7 +219,8 @@ def main(
                 a, b = ours(), peer()
                 assert np.abs(a-b).max() <= 1e-5*np.abs(b).max(), case
                 measured(case, t, ours, peer, vertices_per_pixel=round(density, 2))
-                if case == "filter-256-21-b1": rows.append(row(f"{case}-tight", t, *in_turn((ours, tight), rounds))), table(rows[-1:])
+                if case == "filter-256-21-b1":
+                    rows.append(row(f"{case}-tight", t, *in_turn((ours, tight), rounds))), table(rows[-1:])
             if only in "energy-4x21x512x512":
                 ours, peer = cases.energy(t)
                 (v, g), (w, h) = ours(), peer()

@@ -24,7 +24,8 @@ def multi_scale_cam(cam_only, images, scales):
     h, w = images.shape[-2:]
     sums = {}
     for s in [1.] + [s for s in scales if s != 1.]:
-        x = images if s == 1. else F.interpolate(images, size=(int(s*h), int(s*w)), mode="bilinear", align_corners=False)
+        x = (images if s == 1. else F.interpolate(images, size=(int(s*h), int(s*w)), mode="bilinear",
+                                                  align_corners=False))
         for i, cam in enumerate(cam_only(torch.cat([x, x.flip(-1)], dim=0))):
             cam = F.interpolate(cam, size=(h, w), mode="bilinear", align_corners=False)
             a, b = cam.chunk(2, dim=0)
@@ -80,7 +81,8 @@ def par_weights(images):
     n = neighbours(images)
     sigma = n.std(dim=2, keepdim=True)
     a = -(((n-images[:, :, None]).abs()/(sigma+1e-8)/.3)**2).mean(dim=1, keepdim=True)
-    distance = torch.tensor([d*(2**.5 if dy and dx else 1.) for d in DILATIONS for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]).to(images)
+    distance = torch.tensor([d*(2**.5 if dy and dx else 1.) for d in DILATIONS for dy in (-1, 0, 1) for dx in (-1, 0, 1)
+                             if (dy, dx) != (0, 0)]).to(images)
     b = (-(distance/(distance.std()+1e-8)/.3)**2).view(1, 1, -1, 1, 1)
     return a.softmax(dim=2)+.01*b.softmax(dim=2)
 
@@ -119,7 +121,8 @@ def refine(images, valid, y, box, high, low, weights):
         for i in range(b):
             keys = torch.cat([y.new_zeros(1).long(), y[i].nonzero()[:, 0]+1])
             scores = refine_masks(images[i:i+1], cams[i:i+1, keys].softmax(dim=1), weights)
-            label = keys[F.interpolate(scores, size=(h, w), mode="bilinear", align_corners=False).argmax(dim=1)[0]].float()
+            label = keys[F.interpolate(scores, size=(h, w), mode="bilinear",
+                                       align_corners=False).argmax(dim=1)[0]].float()
             y0, y1, x0, x1 = box[i].tolist()
             out[i, y0:y1, x0:x1] = label[y0:y1, x0:x1]
         labels[t] = out
@@ -143,7 +146,8 @@ def seg_loss(logits, label):
     background, foreground = label.clone(), label.clone()
     background[label != 0] = IGNORE
     foreground[label == 0] = IGNORE
-    return .5*F.cross_entropy(logits, background, ignore_index=IGNORE)+.5*F.cross_entropy(logits, foreground, ignore_index=IGNORE)
+    return .5*F.cross_entropy(logits, background,
+                              ignore_index=IGNORE)+.5*F.cross_entropy(logits, foreground, ignore_index=IGNORE)
 
 
 class Energy(torch.autograd.Function):
@@ -188,7 +192,8 @@ class Literal:
         return out["cls_token"], out["last"], out["aux"]
     def cam_only(self, x):
         _, fmap, aux = self.encode(x)
-        return F.conv2d(aux, self.net.aux_classifier.weight).detach(), F.conv2d(fmap, self.net.classifier.weight).detach()
+        return (F.conv2d(aux, self.net.aux_classifier.weight).detach(),
+                F.conv2d(fmap, self.net.classifier.weight).detach())
     def forward(self, x):
         "T3.4 without crops: cls, seg, fmap, cls_aux"
         _, fmap, aux = self.encode(x)
@@ -196,12 +201,17 @@ class Literal:
         return cls, self.net.decoder(fmap), fmap, self.net.aux_classifier(F.adaptive_max_pool2d(aux, 1)).flatten(1)
     def cams(self, x): return multi_scale_cam(self.cam_only, x, self.c.cam_scales)
     def pseudo_label(self, batch, cam):
-        return refine(batch["input"], batch["image_labels"][:, :, None, None]*cam, batch["image_labels"], batch["box"], self.c.high_thresh, self.c.low_thresh,
+        return refine(batch["input"], batch["image_labels"][:, :, None, None]*cam, batch["image_labels"], batch["box"],
+                      self.c.high_thresh, self.c.low_thresh,
                       par_weights if self.c.refine == "par" else aprm_weights)
-    def energy_term(self, batch, logits, label): return energy(batch["input"], logits, label, batch["box"], self.c.energy_weight, self.c.energy_scale, self.bilateral)
+    def energy_term(self, batch, logits, label):
+        return energy(batch["input"], logits, label, batch["box"], self.c.energy_weight, self.c.energy_scale,
+                      self.bilateral)
     def patch_term(self, batch, cam_aux, fmap):
         small = F.interpolate(cam_aux, size=fmap.shape[-2:], mode="bilinear", align_corners=False)
-        return patch_contrast(fmap, affinity_mask(cam_to_label(small, batch["image_labels"], batch["box"], self.c.high_thresh, self.c.low_thresh)[1]))
+        return patch_contrast(fmap,
+                              affinity_mask(cam_to_label(small, batch["image_labels"], batch["box"], self.c.high_thresh,
+                                                         self.c.low_thresh)[1]))
 
 
 class LiteralToCo(Literal):
@@ -219,14 +229,16 @@ class LiteralToCo(Literal):
             inner = roi[i, m:-m, m:-m]
             candidates = (inner <= 1).nonzero()
             if len(candidates) < c.num_crops: candidates = (inner >= 0).nonzero()
-            for k, (r, q) in enumerate(candidates[torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seeds[i]))[:c.num_crops]].tolist()):
+            order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seeds[i]))
+            for k, (r, q) in enumerate(candidates[order[:c.num_crops]].tolist()):
                 crops[k].append(local[i, :, r:r+size, q:q+size])
                 if roi[i, r:r+size, q:q+size].sum()/size**2 <= .2: flags[i, 2+k] = 0
         return [torch.stack(v) for v in crops], flags
     def class_term(self, whole, crops, flags):
         "T3.3, T3.4, T5.3: the teacher's pass over the whole views is one of its own"
         net = self.net
-        for t, s in zip(net.proj_head_t.parameters(), net.proj_head.parameters()): t.data = self.c.momentum*t.data+(1-self.c.momentum)*s.data
+        for t, s in zip(net.proj_head_t.parameters(), net.proj_head.parameters()):
+            t.data = self.c.momentum*t.data+(1-self.c.momentum)*s.data
         whole = torch.cat(whole)
         with torch.no_grad(): teacher = net.proj_head_t(self.encode(whole)[0])
         student = net.proj_head(torch.cat([self.encode(whole)[0], self.encode(torch.cat(crops))[0]]))
@@ -250,8 +262,12 @@ class LiteralToCo(Literal):
         label = self.pseudo_label(batch, cam)
         segs = F.interpolate(seg, size=label.shape[-2:], mode="bilinear", align_corners=False)
         late = float(step > c.seg_start)
-        return {"cls": (1., F.multilabel_soft_margin_loss(cls, y)), "aux": (1., F.multilabel_soft_margin_loss(cls_aux, y)), "ptc": (c.w_ptc, self.patch_term(batch, cam_aux, fmap)),
-                "ctc": (c.w_ctc, self.class_term([x, batch["view2"]], crops, flags)), "seg": (c.w_seg*late, seg_loss(segs, label)), "reg": (c.w_reg*late, self.energy_term(batch, segs, label))}
+        return {"cls": (1., F.multilabel_soft_margin_loss(cls, y)),
+                "aux": (1., F.multilabel_soft_margin_loss(cls_aux, y)),
+                "ptc": (c.w_ptc, self.patch_term(batch, cam_aux, fmap)),
+                "ctc": (c.w_ctc, self.class_term([x, batch["view2"]], crops, flags)),
+                "seg": (c.w_seg*late, seg_loss(segs, label)),
+                "reg": (c.w_reg*late, self.energy_term(batch, segs, label))}
 
 
 class LiteralTSD(Literal):
@@ -260,7 +276,9 @@ class LiteralTSD(Literal):
         "S6.1"
         n, b = self.c.corr_samples, len(cams1)
         at1, at2 = torch.rand(b, n, n, 2)*2-1, torch.rand(b, n, n, 2)*2-1
-        def sample(maps, at): return F.normalize(F.grid_sample(maps, at.permute(0, 2, 1, 3), padding_mode="border", align_corners=True), dim=1, eps=1e-10)
+        def sample(maps, at):
+            return F.normalize(F.grid_sample(maps, at.permute(0, 2, 1, 3), padding_mode="border", align_corners=True),
+                               dim=1, eps=1e-10)
         with torch.no_grad():
             fd = torch.einsum("bchw,bcij->bhwij", sample(cams1, at1), sample(cams2, at2))
             overall = fd.mean()
@@ -271,7 +289,9 @@ class LiteralTSD(Literal):
     def losses(self, batch, step):
         "Every term at every step: name -> (weight, value)"
         c, x, y = self.c, batch["input"], batch["image_labels"]
-        def shrink(v): return F.interpolate(v, scale_factor=c.view_scale, mode="bilinear", align_corners=True, recompute_scale_factor=True)
+        def shrink(v):
+            return F.interpolate(v, scale_factor=c.view_scale, mode="bilinear", align_corners=True,
+                                 recompute_scale_factor=True)
         cam, cam_aux = self.cams(x)
         cls, seg, fmap, cls_aux = self.forward(x)
         label = self.pseudo_label(batch, cam)
@@ -280,5 +300,9 @@ class LiteralTSD(Literal):
         seg2, (cam2, _) = self.forward(x2)[1], self.cams(x2)
         segs2 = F.interpolate(seg2, size=cam1.shape[-2:], mode="bilinear", align_corners=False)
         late, distil = float(step > c.seg_start), float(step > c.corr_start)
-        return {"cls": (1., F.multilabel_soft_margin_loss(cls, y)), "aux": (1., F.multilabel_soft_margin_loss(cls_aux, y)), "ptc": (c.w_ptc, self.patch_term(batch, cam_aux, fmap)), "seg": (c.w_seg*late, seg_loss(segs, label)),
-                "reg": (c.w_reg*late, self.energy_term(batch, segs, label)), "corr": (c.w_corr*distil, self.correlation(cam, cam2, segs, segs2)), "er": (c.w_er*distil, (cam1[:, 1:]-cam2[:, 1:]).abs().mean())}
+        return {"cls": (1., F.multilabel_soft_margin_loss(cls, y)),
+                "aux": (1., F.multilabel_soft_margin_loss(cls_aux, y)),
+                "ptc": (c.w_ptc, self.patch_term(batch, cam_aux, fmap)), "seg": (c.w_seg*late, seg_loss(segs, label)),
+                "reg": (c.w_reg*late, self.energy_term(batch, segs, label)),
+                "corr": (c.w_corr*distil, self.correlation(cam, cam2, segs, segs2)),
+                "er": (c.w_er*distil, (cam1[:, 1:]-cam2[:, 1:]).abs().mean())}

@@ -1,6 +1,7 @@
 """A training step of CPDGL the plain way, as in literal.py: its recipe line by line. Numbers in brackets are its sections.
 
-The forward pass of the input and the pass over both whole views for the contrast are two; crops are cut image by image, once from the input and once, by the same draw, from the strongly augmented view; the copy of the encoder, the
+The forward pass of the input and the pass over both whole views for the contrast are two; crops are cut image by
+image, once from the input and once, by the same draw, from the strongly augmented view; the copy of the encoder, the
 prototypes and the queue move at every step, and both contrasts are computed at every step.
 """
 import torch
@@ -26,7 +27,8 @@ def assign_tags(images, regions, num_crops, size, threshold):
         if len(classes) == 1:
             flags[i, :2] = classes[0]
             rp = rp+classes[0]*(r0 == -1)
-        picked = candidates[torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0))[:num_crops]].tolist()
+        picked = candidates[torch.randperm(len(candidates),
+                                           generator=torch.Generator().manual_seed(0))[:num_crops]].tolist()
         for k, (r, q) in enumerate(picked):
             crops[k].append(images[i, :, r:r+size, q:q+size])
             held = [c for c in rp[r:r+size, q:q+size].unique().tolist() if c != 0]
@@ -73,7 +75,8 @@ def prototype_contrast(q, flags, prototypes, temperature):
 
 class LiteralCPDGL(Literal):
     "One iteration of [3] and [7]"
-    def crops(self, images, regions): return assign_tags(images, regions, self.c.num_crops, self.c.local_size, self.c.tag_share)
+    def crops(self, images, regions):
+        return assign_tags(images, regions, self.c.num_crops, self.c.local_size, self.c.tag_share)
     @torch.no_grad()
     def move_prototypes(self, tokens, y):
         "[4.10]"
@@ -84,7 +87,8 @@ class LiteralCPDGL(Literal):
             p[k] = self.c.proto_momentum*p[k]+(1-self.c.proto_momentum)*tokens[i]
         p.copy_(F.normalize(p, dim=1))
     def follow(self, copy, student):
-        for t, s in zip(copy.parameters(), student.parameters()): t.data = self.c.momentum*t.data+(1-self.c.momentum)*s.data
+        for t, s in zip(copy.parameters(), student.parameters()):
+            t.data = self.c.momentum*t.data+(1-self.c.momentum)*s.data
     def reservoir(self, whole, student_crops, key_crops, flags):
         "[4.9]: rows, all rows and keys and queue, their flags"
         net, b, n = self.net, len(whole[0]), len(student_crops)
@@ -106,11 +110,13 @@ class LiteralCPDGL(Literal):
         c, x, y = self.c, batch["input"], batch["image_labels"]
         cam, cam_aux = self.cams(x)
         label = self.pseudo_label(batch, cam)
-        regions = cam_to_label(cam if step >= c.final_from else cam_aux, y, batch["box"], c.high_thresh, c.low_thresh, middle=-1)[1]
+        regions = cam_to_label(cam if step >= c.final_from else cam_aux, y, batch["box"], c.high_thresh,
+                               c.low_thresh, middle=-1)[1]
         student_crops, flags = self.crops(x, regions)
         key_crops, _ = self.crops(batch["local"], regions)
         tokens, fmap, aux = self.encode(x)
-        cls, cls_aux = (head(F.adaptive_max_pool2d(f, 1)).flatten(1) for head, f in ((self.net.classifier, fmap), (self.net.aux_classifier, aux)))
+        cls, cls_aux = (head(F.adaptive_max_pool2d(f, 1)).flatten(1)
+                        for head, f in ((self.net.classifier, fmap), (self.net.aux_classifier, aux)))
         segs = F.interpolate(self.net.decoder(fmap), size=x.shape[-2:], mode="bilinear", align_corners=False)
         if step >= c.proto_from: self.move_prototypes(tokens, y)
         q, q_all, q_flags = self.reservoir([x, batch["view2"]], student_crops, key_crops, flags.reshape(-1, 1))
@@ -118,8 +124,11 @@ class LiteralCPDGL(Literal):
         pcl = prototype_contrast(q, revised, self.net.prototypes.clone(), c.pcl_temperature)
         alpha = min(1, step/c.ramp_iters) if step > c.seg_start else 1
         contrast, late = alpha*(step > c.contrast_start), alpha*(step > c.seg_start)
-        return {"cls": (1., F.multilabel_soft_margin_loss(cls, y)), "aux": (1., F.multilabel_soft_margin_loss(cls_aux, y)), "ptc": (c.w_ptc, self.patch_term(batch, cam_aux, fmap)), "pcl": (c.w_pcl*contrast, pcl),
-                "lcl": (c.w_lcl*contrast, lcl), "seg": (c.w_seg*late, seg_loss(segs, label)), "reg": (c.w_reg*late, self.energy_term(batch, segs, label))}
+        return {"cls": (1., F.multilabel_soft_margin_loss(cls, y)),
+                "aux": (1., F.multilabel_soft_margin_loss(cls_aux, y)),
+                "ptc": (c.w_ptc, self.patch_term(batch, cam_aux, fmap)), "pcl": (c.w_pcl*contrast, pcl),
+                "lcl": (c.w_lcl*contrast, lcl), "seg": (c.w_seg*late, seg_loss(segs, label)),
+                "reg": (c.w_reg*late, self.energy_term(batch, segs, label))}
 
 
 def seg_loss(logits, label):

@@ -1,7 +1,8 @@
 """A training step of TSCD the plain way, as in literal.py: its recipe line by line. Numbers in brackets are its sections.
 
-Attention logits of the last two blocks stand in memory, head by head; the decoder enlarges and stacks four stages, and runs in every CAM pass as the published code lets it; the pass at scale 1 is made a second time for the CAM.
-Only the encoder's and heads' own weights and the encoder's passes come from the package.
+Attention logits of the last two blocks stand in memory, head by head; the decoder enlarges and stacks four stages,
+and runs in every CAM pass as the published code lets it; the pass at scale 1 is made a second time for the CAM. Only
+the encoder's and heads' own weights and the encoder's passes come from the package.
 """
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,8 @@ def radius_mask(h, w, radius):
 def affinity_labels(label, mask):
     "[3.5]: (B,hw,hw), 1 equal, 0 different, 255 ignored"
     b, h, w = label.shape
-    flat = F.interpolate(label[:, None].float(), size=(h//16, w//16), mode="nearest").reshape(b, 1, -1).repeat(1, h//16*(w//16), 1)
+    flat = F.interpolate(label[:, None].float(), size=(h//16, w//16),
+                         mode="nearest").reshape(b, 1, -1).repeat(1, h//16*(w//16), 1)
     pairs = (flat == flat.permute(0, 2, 1)).long()
     pairs[mask[None].expand_as(pairs) == 0] = IGNORE
     pairs[flat == IGNORE] = IGNORE
@@ -42,7 +44,8 @@ class LiteralTSCD(Literal):
         maps = []
         for s in (4, 3, 2, 1):
             x = stages[s-1]
-            x = getattr(d, f"linear_c{s}").proj(x.flatten(2).transpose(1, 2)).permute(0, 2, 1).reshape(len(x), -1, *x.shape[-2:])
+            flat = getattr(d, f"linear_c{s}").proj(x.flatten(2).transpose(1, 2))
+            x = flat.permute(0, 2, 1).reshape(len(x), -1, *x.shape[-2:])
             maps.append(x if s == 1 else F.interpolate(x, size=size, mode="bilinear", align_corners=False))
         return d.linear_pred(F.dropout2d(F.relu(d.linear_fuse(torch.cat(maps, dim=1))), .1, True))
     def affinity(self, pairs):
@@ -77,6 +80,8 @@ class LiteralTSCD(Literal):
         x2 = enlarge(x, size)
         seg2, cam2 = self.forward(x2)[1], self.cams(x2)
         segs2, late = enlarge(seg2, size), float(step > c.seg_start)
-        return {"cls": (1., F.multilabel_soft_margin_loss(cls, y)), "seg": (c.w_seg*late, seg_loss(segs, label)), "reg": (c.w_reg*late, self.energy_term(batch, segs, label)),
-                "aff": (c.w_aff*late, self.affinity_term(affinity, label)), "corr": (c.w_corr*late, self.correlation(cam, cam2, segs, segs2)),
+        return {"cls": (1., F.multilabel_soft_margin_loss(cls, y)), "seg": (c.w_seg*late, seg_loss(segs, label)),
+                "reg": (c.w_reg*late, self.energy_term(batch, segs, label)),
+                "aff": (c.w_aff*late, self.affinity_term(affinity, label)),
+                "corr": (c.w_corr*late, self.correlation(cam, cam2, segs, segs2)),
                 "er": (c.w_er*late, (enlarge(cam, size)[:, 1:]-cam2[:, 1:]).abs().mean())}

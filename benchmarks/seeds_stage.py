@@ -1,9 +1,11 @@
-"""The stage `seeds` of I2CRC against its bare forward passes: the same squeezed images through the same classifier, nothing read, nothing written.
+"""The stage `seeds` of I2CRC against its bare forward passes: the same squeezed images through the same classifier,
+nothing read, nothing written.
 
     python benchmarks/seeds_stage.py --json FILE
 
-The stage decodes photos, looks, enlarges the class maps, compresses and writes them; reading and writing go on in other threads. `ratio` = peer/ours (1 = the stage costs what its forward passes cost); the goal is
-0.91 (the stage takes at most 1.1 times as long).
+The stage decodes photos, looks, enlarges the class maps, compresses and writes them; reading and writing go on in
+other threads. `ratio` = peer/ours (1 = the stage costs what its forward passes cost); the goal is 0.91 (the stage
+takes at most 1.1 times as long).
 """
 import shutil
 import statistics
@@ -25,11 +27,13 @@ from wsss_nb.methods.i2crc import METHOD, make_classifier, seeds
 from wsss_nb.data.segment_transforms import SquareTransform
 from wsss_nb.run.folder import Run, machine, save_checkpoint
 
-CASES = {"seeds-toy-112": ("shapes", 112, ()), "seeds-vgg16-256": ("voc", 375, ("train_split=train",)), "seeds-mobilenet-224": ("photos", 375, ())}
+CASES = {"seeds-toy-112": ("shapes", 112, ()), "seeds-vgg16-256": ("voc", 375, ("train_split=train",)),
+         "seeds-mobilenet-224": ("photos", 375, ())}
 
 
 def photos(root, n, side):
-    "Write toy scenes as JPEG photos of the proportions of VOC's and of about their size on disk (toy scenes alone stay as they are)"
+    """Write toy scenes as JPEG photos of the proportions of VOC's and of about their size on disk (toy scenes alone
+    stay as they are)"""
     write_voc_folder([open_dataset(f"shapes:n={n},size={side}")], root)
     for p in sorted((root/"JPEGImages").iterdir()):
         if side == 112: continue
@@ -68,7 +72,8 @@ def bench(
         ours(), peer()
         times = [(timed(ours), timed(peer)) for _ in range(rounds)]
     a, b = (1e3*statistics.median(t)/images for t in zip(*times))
-    return {"case": name, "threads": torch.get_num_threads(), "ours_ms": round(a, 2), "peer_ms": round(b, 2), "ratio": round(statistics.median(p/o for o, p in times), 3), "ours_mb": peak_memory_mb()}
+    return {"case": name, "threads": torch.get_num_threads(), "ours_ms": round(a, 2), "peer_ms": round(b, 2),
+            "ratio": round(statistics.median(p/o for o, p in times), 3), "ours_mb": peak_memory_mb()}
 
 
 @call_parse

@@ -1,12 +1,18 @@
-"""Seconds and memory of a training step: each method against the same step written the plain way (literal.py), which computes every term always.
+"""Seconds and memory of a training step: each method against the same step written the plain way (literal.py), which
+computes every term always.
 
-    python benchmarks/train_step.py --json FILE [--backbone NAME] [--voc FOLDER] [--rounds 5] [--only SUBSTRING] [--threads 1 --cpu]
+    python benchmarks/train_step.py --json FILE [--backbone NAME] [--voc FOLDER] [--rounds 5] [--only SUBSTRING] \\
+        [--threads 1 --cpu]
 
-Settings are the method's VOC preset: its crop, batch 4, 20 classes, all scales, the published projection heads; only the backbone is a small one, with random weights (mit_b0 for TSCD). A step is losses, backward and AdamW. `step-METHOD` is a
-step after the warm-up of the preset, with all terms on; `-warmup` one before, where ours does not compute what does not count yet. Both sides start from the same weights, see the same batch (photos of VOC under FOLDER, else toy
-scenes) and the same random draws; before anything is timed the losses are compared, which have to agree to 1e-5. Ours and the peer run in turn in this process; times are medians, ratio = peer/ours, and the goal is 1.43 (0.7
-times the time). `ours_parts` and `peer_parts` say where it goes, in ms of a mean step. Memory is what the first step of a fresh process takes above what it held before: network, batch, interpreter. `--cpu` counts processor time of all threads
-instead of wall time: on a busy machine, with one thread, the ratio keeps its meaning.
+Settings are the method's VOC preset: its crop, batch 4, 20 classes, all scales, the published projection heads; only
+the backbone is a small one, with random weights (mit_b0 for TSCD). A step is losses, backward and AdamW.
+`step-METHOD` is a step after the warm-up of the preset, with all terms on; `-warmup` one before, where ours does not
+compute what does not count yet. Both sides start from the same weights, see the same batch (photos of VOC under
+FOLDER, else toy scenes) and the same random draws; before anything is timed the losses are compared, which have to
+agree to 1e-5. Ours and the peer run in turn in this process; times are medians, ratio = peer/ours, and the goal is
+1.43 (0.7 times the time). `ours_parts` and `peer_parts` say where it goes, in ms of a mean step. Memory is what the
+first step of a fresh process takes above what it held before: network, batch, interpreter. `--cpu` counts processor
+time of all threads instead of wall time: on a busy machine, with one thread, the ratio keeps its meaning.
 """
 import statistics
 import subprocess
@@ -33,12 +39,18 @@ from wsss_nb.methods.core import get_method, resolve_config
 from wsss_nb.run.folder import machine
 
 HERE = Path(__file__).resolve().parent
-METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD), "step-cpdgl": ("cpdgl", LiteralCPDGL), "step-tscd": ("tscd", LiteralTSCD)}
+METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD),
+           "step-cpdgl": ("cpdgl", LiteralCPDGL), "step-tscd": ("tscd", LiteralTSCD)}
 SETTINGS = {"step-tscd": {"drop_path": 0.}}  # noise in the encoder would not be the same on both sides
 CASES = [f"{case}{phase}" for case in METHODS for phase in ("", "-warmup")]
-PARTS = {"encode": "the network's passes with gradient", "cam-encode": "its passes for CAMs and teachers, without", "cam-maps": "resizing and joining the maps", "refine": "pseudo labels by PAR or APRM", "energy": "forward of the dense energy",
-         "contrast": "other terms on tokens, crops, maps", "backward": "all of it", "optimiser": "AdamW", "other": "decoder, resizing, classification, cross entropy"}
-WRAPPED = {"cams": "cam-maps", "training_cams": "cam-maps", "pseudo_label": "refine", "energy_term": "energy"} | dict.fromkeys(("patch_term", "class_term", "affinity_term", "correlation", "crops", "local_crops", "contrast", "reservoir"), "contrast")
+PARTS = {"encode": "the network's passes with gradient", "cam-encode": "its passes for CAMs and teachers, without",
+         "cam-maps": "resizing and joining the maps", "refine": "pseudo labels by PAR or APRM",
+         "energy": "forward of the dense energy",
+         "contrast": "other terms on tokens, crops, maps", "backward": "all of it", "optimiser": "AdamW",
+         "other": "decoder, resizing, classification, cross entropy"}
+WRAPPED = ({"cams": "cam-maps", "training_cams": "cam-maps", "pseudo_label": "refine", "energy_term": "energy"}
+           | dict.fromkeys(("patch_term", "class_term", "affinity_term", "correlation", "crops", "local_crops",
+                            "contrast", "reservoir"), "contrast"))
 
 
 class Clock:
@@ -68,7 +80,8 @@ class Scenes(Dataset):
     def __len__(self): return len(self.scenes)
     def __getitem__(self, i):
         item = self.scenes[i]
-        item.image_labels = torch.nn.functional.pad(torch.as_tensor(item.image_labels), (0, len(VOC_CLASSES)-1-len(item.image_labels))).numpy()
+        item.image_labels = torch.nn.functional.pad(torch.as_tensor(item.image_labels),
+                                                    (0, len(VOC_CLASSES)-1-len(item.image_labels))).numpy()
         return item
 
 
@@ -96,7 +109,8 @@ class Side:
             self.net, self.losses = owner.net, owner.losses
         self.optimizer = torch.optim.AdamW(self.net.param_groups(), weight_decay=config.weight_decay)
         for attribute in WRAPPED.keys() & set(dir(owner)): self.clock.wrap(owner, attribute, WRAPPED[attribute])
-        for encoder in {self.net.encoder, getattr(self.net, "encoder_k", self.net.encoder)}: self.clock.wrap(encoder, "forward", lambda: "encode" if torch.is_grad_enabled() else "cam-encode")
+        for encoder in {self.net.encoder, getattr(self.net, "encoder_k", self.net.encoder)}:
+            self.clock.wrap(encoder, "forward", lambda: "encode" if torch.is_grad_enabled() else "cam-encode")
     def step(self):
         torch.manual_seed(0)  # the same draws on both sides
         with self.clock.part("other"):
@@ -112,8 +126,11 @@ class Side:
 def compare(case, ours, peer):
     "Assert that two steps from the same weights have the same losses"
     assert ours.keys() == peer.keys(), (ours.keys(), peer.keys())
-    for k in ours: assert abs(ours[k]-peer[k]) <= 1e-5*max(1., abs(peer[k])), f"{case}: {k} is {ours[k]}, in the plain loop {peer[k]}"
-    print(f"{case}: same losses to 1e-5:", ", ".join(f"{k} {v:.6f} (differs by {abs(v-peer[k]):.0e})" for k, v in ours.items()), flush=True)
+    for k in ours:
+        assert abs(ours[k]-peer[k]) <= 1e-5*max(1., abs(peer[k])), \
+            f"{case}: {k} is {ours[k]}, in the plain loop {peer[k]}"
+    print(f"{case}: same losses to 1e-5:", ", ".join(f"{k} {v:.6f} (differs by {abs(v-peer[k]):.0e})"
+                                                     for k, v in ours.items()), flush=True)
 
 
 def measured(case, rounds, *args):
@@ -129,14 +146,19 @@ def measured(case, rounds, *args):
             times[who].append(1e3*(Clock.now()-begin))
     ms = {who: statistics.median(t) for who, t in times.items()}
     c = sides["ours"].net.config
-    return {"case": case, "threads": torch.get_num_threads(), "ours_ms": round(ms["ours"], 1), "peer_ms": round(ms["peer"], 1), "ratio": round(ms["peer"]/ms["ours"], 3), "backbone": c.backbone, "crop": c.crop_size, "batch": c.batch_size} | \
-        {f"{who}_parts": {k: round(1e3*s.clock.spent[k]/rounds, 1) for k in PARTS if k in s.clock.spent} for who, s in sides.items()}
+    return {"case": case, "threads": torch.get_num_threads(), "ours_ms": round(ms["ours"], 1),
+            "peer_ms": round(ms["peer"], 1), "ratio": round(ms["peer"]/ms["ours"], 3), "backbone": c.backbone,
+            "crop": c.crop_size, "batch": c.batch_size} | \
+        {f"{who}_parts": {k: round(1e3*s.clock.spent[k]/rounds, 1) for k in PARTS if k in s.clock.spent}
+         for who, s in sides.items()}
 
 
 def memory_of(case, who, backbone, voc):
     "Peak of a fresh process"
-    args = [sys.executable, __file__, "--memory", case, "--who", who, "--backbone", backbone, "--threads", str(torch.get_num_threads())]
-    return int(subprocess.run(args+(["--voc", str(voc)] if voc else []), capture_output=True, text=True, check=True).stdout.split()[-1])
+    args = [sys.executable, __file__, "--memory", case, "--who", who, "--backbone", backbone, "--threads",
+            str(torch.get_num_threads())]
+    return int(subprocess.run(args+(["--voc", str(voc)] if voc else []), capture_output=True, text=True,
+                              check=True).stdout.split()[-1])
 
 
 @call_parse
@@ -161,6 +183,10 @@ def main(
             side = Side(who, memory, small(memory), voc, filter)
             return print(round(peak_mb(side.step)))
         for case in (c for c in CASES if only in c):
-            rows.append(measured(case, rounds, small(case), voc, filter) | {f"{w}_mb": memory_of(case, w, small(case), voc) for w in ("ours", "peer")})
+            rows.append(measured(case, rounds, small(case), voc, filter)
+                        | {f"{w}_mb": memory_of(case, w, small(case), voc) for w in ("ours", "peer")})
             for k, v in rows[-1].items(): print(f"  {k}: {v}", flush=True)
-    if json: write_json(json, {"machine": machine() | {"torch": torch.__version__, "clock": "processor time" if cpu else "wall"}, "parts": PARTS, "rows": rows})
+    if json:
+        write_json(json,
+                   {"machine": machine() | {"torch": torch.__version__, "clock": "processor time" if cpu else "wall"},
+                    "parts": PARTS, "rows": rows})

@@ -1,4 +1,5 @@
-"A folder of saliency maps, checked and brought into a dataset: `python data_scripts/saliency.py voc:data --source maps` is `wsss-data to-voc saliency voc:data --source maps`"
+"""A folder of saliency maps, checked and brought into a dataset: `python data_scripts/saliency.py voc:data --source
+maps` is `wsss-data to-voc saliency voc:data --source maps`"""
 import sys
 
 from wsss_nb.use.cli import main

@@ -1,4 +1,5 @@
-"SegmentationClassAug and train_aug.txt, in a folder that voc.py filled: `python data_scripts/sbd.py --out data` is `wsss-data get sbd --out data`"
+"""SegmentationClassAug and train_aug.txt, in a folder that voc.py filled: `python data_scripts/sbd.py --out data` is
+`wsss-data get sbd --out data`"""
 import sys
 
 from wsss_nb.use.cli import main

@@ -1,4 +1,6 @@
-"The site: every page is a notebook that nb2myst.py translates when the build begins. Nothing is fetched from elsewhere."
+"""The site: every page is a notebook that nb2myst.py translates when the build begins.
+
+Nothing is fetched from elsewhere."""
 import sys
 from pathlib import Path
 

@@ -23,11 +23,16 @@ cfg = get_config(root)
 site = cfg.doc_host + cfg.doc_baseurl
 lookup = NbdevLookup()
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# The rooms, in the order of the data flow: a folder of nbs/ is a room, and has a page of its own that lists what is in it.
+# The rooms, in the order of the data flow: a folder of nbs/ is
+# a room, and has a page of its own that lists what is in it.
 ROOMS = {
-    "00_start": ("Start here", "Lessons that export nothing: the whole road in a minute, then your own photos and your own method."),
-    "10_ground": ("Ground", "What every other room leans on: errors in one line, files that are whole or absent, pictures, processes."),
-    "20_data": ("Data", "Toy scenes, folders, VOC and COCO; what training sees of them; downloading, preparing and checking."),
+    "00_start": ("Start here",
+                 "Lessons that export nothing: the whole road in a minute, then your own photos and your own method."),
+    "10_ground": ("Ground",
+                  "What every other room leans on: errors in one line, files that are whole or absent, pictures, "
+                  "processes."),
+    "20_data": ("Data",
+                "Toy scenes, folders, VOC and COCO; what training sees of them; downloading, preparing and checking."),
     "30_backbones": ("Backbones", "From an image to features."),
     "40_cam": ("Class activation maps", "From features to a map for every class."),
     "50_refine": ("Refinement", "From a map to a better map: lattice, CRF, PAR, affinity, random walk."),
@@ -40,6 +45,8 @@ ROOMS = {
     "90_use": ("Use", "From names to runs: experiments, published checkpoints, commands, launching."),
     "95_explore": ("Explore", "Live panels for every stage, each with a plain function that draws the same."),
 }
+
+PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff")  # beside nbs/, and part of the site
 
 def _page(nb):
     "The page of a notebook, from the folder of all pages, without suffix: 20_data/10_core.ipynb -> 20_data/core"
@@ -55,6 +62,7 @@ def myst(md, up="", own=()):
     md = _symbol_links(md, lambda name, address: f'<a class="nb-sym" href="{up}{address}"><code>{name}</code></a>')
     md = re.sub(r'\]\(([^)]+)\)\{target="_blank"[^}]*\}', r"](\1){.nb-source}", md)
     md = re.sub(r"\]\((?:\.\./)+docs/recipes/", f"]({up}recipes/", md)
+    md = re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, PROJECT))})\)", rf"]({up}\1)", md)
     md = re.sub(r"\]\((?!\w+:)([^)#]+\.ipynb)(#[^)]*)?\)", lambda m: f"]({_page(m[1])}.ipynb{m[2] or ''})", md)
     md = re.sub(r"^:::+ *\{\.callout-(\w+)[^}]*\}", r":::{\1}", md, flags=re.M)
     def anchored(m): return f'<a id="{m[2].lower()}"></a>\n\n{m[1]} ' + m[2].replace("_", r"\_")  # where nbdev's links point to
@@ -74,7 +82,8 @@ def _prepared(path):
     for c in nb.cells:
         if c.cell_type != "code": continue
         exported = re.match(r"#\| *export", c.source)
-        if exported and re.search(r"^[A-Z][A-Z_0-9, ]*=", c.source, flags=re.M):  # constants have no documentation but their source
+        # constants have no documentation but their source
+        if exported and re.search(r"^[A-Z][A-Z_0-9, ]*=", c.source, flags=re.M):
             c.source = re.sub(r"\A#\| *export\b", "#| exports", c.source)
         # nbdev would also run every cell that imports something; what it documents needs only the exported ones
         if not exported and not re.search(r"^show_doc", c.source, flags=re.M): c.source = "#| eval: false\n" + c.source
@@ -93,26 +102,34 @@ def _module_mark(nb):
 
 def _method(cls, f):
     "A list entry for the method `f`, with the anchor that links to it name"
-    args = "" if any(ast.unparse(d) == "property" for d in f.decorator_list) else f"({', '.join(a.arg for a in f.args.args[1:])})"
+    args = ("" if any(ast.unparse(d) == "property" for d in f.decorator_list)
+            else f"({', '.join(a.arg for a in f.args.args[1:])})")
     says = f": {lookup.linkify(ast.get_docstring(f))}" if ast.get_docstring(f) else ""
     return f'- <a id="{cls.name.lower()}.{f.name.lower()}"></a>`{f.name}{args}`{says}'
 
 def _classes(nb):
-    "For each class that a notebook exports, what show_doc leaves out: (source of its fields, if it is a dataclass; its methods)"
+    """For each class that a notebook exports, what show_doc leaves out: (source of its fields, if it is a dataclass;
+    its methods)"""
     found = {}
     for source in (c.source for c in nb.cells if c.cell_type == "code" and re.match(r"#\| *export", c.source)):
         for cls in (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)):
-            methods = [_method(cls, n) for n in cls.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
-            fields = [n for n in cls.body if isinstance(n, ast.AnnAssign)] if any("dataclass" in ast.unparse(d) for d in cls.decorator_list) else []
+            methods = [_method(cls, n) for n in cls.body if isinstance(n, ast.FunctionDef)
+                       and not n.name.startswith("_")]
+            fields = ([n for n in cls.body if isinstance(n, ast.AnnAssign)]
+                      if any("dataclass" in ast.unparse(d) for d in cls.decorator_list) else [])
             lines = source.split("\n")[fields[0].lineno-1:fields[-1].end_lineno] if fields else []
             found[cls.name] = "\n".join(lines),"\n".join(methods)
     return found
 
 def _show_doc(md, classes):
-    "What show_doc wrote, without the rule at its top (a section may not begin with one); classes are called so and show all they have"
+    """What show_doc wrote, without the rule at its top (a section may not begin with one)
+
+    Classes are called so and show all they have"""
     fields,methods = classes.get(re.search(r"^#+ (\S+)$", md, flags=re.M)[1], ("", ""))
     md = re.sub(r"^```python\ndef (?=_*[A-Z])", "```python\nclass ", md.removeprefix("---\n\n"), flags=re.M)
-    if fields: md = re.sub(r"^(```python\nclass \w+)\(.*?^```", lambda m: f"{m[1]}:  # a dataclass\n{fields}\n```", md, flags=re.M | re.S)
+    if fields:
+        md = re.sub(r"^(```python\nclass \w+)\(.*?^```", lambda m: f"{m[1]}:  # a dataclass\n{fields}\n```", md,
+                    flags=re.M | re.S)
     return f"{md}\n\n{methods}"
 
 def _options(source):
@@ -125,14 +142,18 @@ def _code(cell, classes):
     opts,source = _options(cell.source)
     if opts.get("include") == "false": return None
     docs = ["".join(o.data["text/markdown"]) for o in cell.outputs if "text/markdown" in o.get("data", {})]
-    if opts.get("output") == "asis" and docs: return v4.new_markdown_cell("\n\n".join(_show_doc(d, classes) for d in docs))
+    if opts.get("output") == "asis" and docs:
+        return v4.new_markdown_cell("\n\n".join(_show_doc(d, classes) for d in docs))
     outputs = [from_dict(o) for o in cell.outputs if opts.get("output") != "false" and WIDGET not in o.get("data", {})]
     tag = "remove-input" if opts.get("echo") == "false" else "hide-input" if "code-fold" in opts else None
-    metadata = {"tags": [tag], "mystnb": {"code_prompt_show": opts.get("code-summary", "Show code").strip('"')}} if tag else {}
+    metadata = ({"tags": [tag], "mystnb": {"code_prompt_show": opts.get("code-summary", "Show code").strip('"')}}
+                if tag else {})
     return v4.new_code_cell(source, outputs=outputs, metadata=metadata)
 
 def translate(path, markdown, mark=False):
-    "The notebook at `path` with every cell as a page shows it and its text put through `markdown`; `mark`: name its module below the title"
+    """The notebook at `path` with every cell as a page shows it and its text put through `markdown`
+
+    `mark`: name its module below the title"""
     original,cells = read_nb(path),[]
     classes = _classes(original)
     for cell in _prepared(path).cells:
@@ -153,15 +174,17 @@ def _write(path, text):
 
 def _toc(pages, caption=""):
     "A list of pages for the sidebar, not shown on the page itself"
-    named = f":caption: {caption}\n" if caption else ""
-    return v4.new_markdown_cell("```{toctree}\n:hidden:\n%s\n%s\n```" % (named, "\n".join(pages)), id="toctree")
+    named = [f":caption: {caption}"] if caption else []
+    return v4.new_markdown_cell("\n".join(("```{toctree}", ":hidden:", *named, "", *pages, "```")),
+                                id=f"toctree{caption}")
 
 def _room(room, pages):
     "The page of a room: its name, what is in it, and a list of its pages with their subtitles"
     title,lead = ROOMS[room]
     listed = [f"* [{title}]({Path(page).name}.ipynb): {subtitle}" for page,(title,subtitle) in pages.items()]
     cells = [v4.new_markdown_cell("\n".join((f"# {title}", "", lead, "", *listed)), id="room")]
-    return v4.new_notebook(cells=[*cells, _toc(Path(page).name for page in pages)], metadata={"language_info": {"name": "python"}})
+    return v4.new_notebook(cells=[*cells, _toc(Path(page).name for page in pages)],
+                           metadata={"language_info": {"name": "python"}})
 
 def _recipes(write):
     "Write the recipes, with an anchor at each section; their first page lists the others for the sidebar"
@@ -190,18 +213,24 @@ def generate(dst):
             shutil.copy2(path, dst/rel)
             continue
         nb = translate(path, partial(myst, up="../"*(len(rel.parts)-1), own=cite.own_recipes(path)), mark=True)
-        if rel.name == cfg.readme_nb: nb.cells.append(_toc([f"{room}/index" for room in (*ROOMS, "recipes")], "Rooms"))
+        if rel.name == cfg.readme_nb:
+            nb.cells += [_toc([f"{room}/index" for room in (*ROOMS, "recipes")], "Rooms"),
+                         _toc([Path(name).stem for name in PROJECT if name.endswith(".md")], "Project")]
         else: rooms[rel.parts[0]][_page(rel)] = _heading(read_nb(path))
         write(dst/f"{_page(rel)}.ipynb", nb)
     for room,pages in rooms.items(): write(dst/room/"index.ipynb", _room(room, pages))
     _recipes(lambda name, md: write(dst/"recipes"/name, md))
+    for name in PROJECT:
+        kept.add(dst/name)
+        shutil.copy2(root/name, dst/name)
     for f in dst.rglob("*"):
         if f.is_file() and f not in kept: f.unlink()
 
 def write_readme():
     "Write README.md and the pictures it shows"
     from nbconvert import MarkdownExporter
-    text,res = MarkdownExporter().from_notebook_node(translate(cfg.nbs_path/cfg.readme_nb, readme), {"output_files_dir": "README_files"})
+    text,res = MarkdownExporter().from_notebook_node(translate(cfg.nbs_path/cfg.readme_nb, readme),
+                                                     {"output_files_dir": "README_files"})
     shutil.rmtree(root/"README_files", ignore_errors=True)
     for name,data in res["outputs"].items():
         (root/name).parent.mkdir(exist_ok=True)

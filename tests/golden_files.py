@@ -1,4 +1,6 @@
-"""Where the reference vectors are, and which there are. `$WSSS_GOLDEN` names another set (other sizes, seeds, options) than tests/golden."""
+"""Where the reference vectors are, and which there are.
+
+`$WSSS_GOLDEN` names another set (other sizes, seeds, options) than tests/golden."""
 import os,re
 from pathlib import Path
 
@@ -11,7 +13,9 @@ def of_family(stem, family):
     return re.match(rf"{re.escape(family)}(?![a-z])", stem) is not None
 
 def golden(area, family):
-    "Return a pytest parameter (a path) for each file of `family` in the folder `area`; one that is skipped, with the reason, if there is none"
+    """Return a pytest parameter (a path) for each file of `family` in the folder `area`
+
+    One that is skipped, with the reason, if there is none"""
     files = [f for f in sorted((GOLDEN/area).glob("*.npz")) if of_family(f.stem, family)]
     if files: return [pytest.param(f, id=f.stem) for f in files]
     why = f"no {family}*.npz" if (GOLDEN/area).is_dir() else "no such folder"

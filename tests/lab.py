@@ -1,4 +1,6 @@
-"JupyterLab in a real browser: the fixture `lab` opens notebooks, `run_all` runs them. Only processes that it started are ended."
+"""JupyterLab in a real browser: the fixture `lab` opens notebooks, `run_all` runs them.
+
+Only processes that it started are ended."""
 import json,os,shutil,socket,subprocess,sys,time
 from pathlib import Path
 from urllib.request import urlopen
@@ -26,7 +28,8 @@ def _await(url, server, log, seconds=180):
     while True:
         try: return urlopen(url, timeout=5).close()
         except OSError:
-            assert server.poll() is None and time.monotonic() < end, f"JupyterLab does not answer:\n{log.read_text()[-2000:]}"
+            assert server.poll() is None and time.monotonic() < end, \
+                f"JupyterLab does not answer:\n{log.read_text()[-2000:]}"
             time.sleep(.2)
 
 class Lab:
@@ -39,7 +42,8 @@ class Lab:
         page = self.browser.new_page(viewport={"width": 1300, "height": 1000})
         page.set_default_timeout(180_000)
         page.goto(f"{self.url}/lab/tree/{name}?token={TOKEN}&reset")
-        page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+        page.wait_for_function(
+            "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
         return page
 
 @pytest.fixture
@@ -49,7 +53,8 @@ def browser():
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium: pytest.skip("no Chromium on PATH: apt-get install chromium")
     with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        browser = p.chromium.launch(executable_path=chromium,
+                                    args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
         yield browser
         browser.close()
 
@@ -60,14 +65,18 @@ def lab(browser, tmp_path):
     work,config,log = tmp_path/"work",tmp_path/"config",tmp_path/"lab.log"
     work.mkdir()
     (config/"labconfig").mkdir(parents=True)  # the announcement's pop-up would take the focus
-    (config/"labconfig"/"page_config.json").write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
-    env = os.environ | {"JUPYTER_CONFIG_DIR": str(config), "JUPYTER_RUNTIME_DIR": str(tmp_path/"run"), "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path/"ws"),
+    (config/"labconfig"/"page_config.json").write_text(
+        json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    env = os.environ | {"JUPYTER_CONFIG_DIR": str(config), "JUPYTER_RUNTIME_DIR": str(tmp_path/"run"),
+                        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path/"ws"),
                         "JUPYTERLAB_SETTINGS_DIR": str(tmp_path/"settings"), "JUPYTER_PREFER_ENV_PATH": "1"}
     port = _free_port()
     with log.open("w") as out:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-            "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={work}"],
-            env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+                                   f"--port={port}",
+            "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True",
+                                   f"--ServerApp.root_dir={work}"],
+                                  env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
         url = f"http://127.0.0.1:{port}"
         _await(f"{url}/api", server, log)

@@ -1,4 +1,5 @@
-"A web server on this machine that serves files and, when told so, breaks off, stalls, trickles, lies, redirects or refuses. No test asks any other."
+"""A web server on this machine that serves files and, when told so, breaks off, stalls, trickles, lies, redirects or
+refuses. No test asks any other."""
 import socket
 import threading
 import time
@@ -24,7 +25,8 @@ class Faulty(BaseHTTPRequestHandler):
             if begin >= len(body): return self.answer(416, b"", **{"Content-Range": f"bytes */{len(body)}"})
         if kind == "shifted": begin += 7
         rest = body[begin:]
-        head = {"Content-Length": len(rest)} | ({"Content-Range": f"bytes {begin}-{len(body)-1}/{len(body)}"} if begin else {}) | ({"ETag": s.tag} if s.tag else {})
+        head = ({"Content-Length": len(rest)} | ({"Content-Range": f"bytes {begin}-{len(body)-1}/{len(body)}"} if begin
+                                                 else {}) | ({"ETag": s.tag} if s.tag else {}))
         if kind == "chunked": head.pop("Content-Length")
         self.answer(206 if begin else 200, None, **head)
         try:

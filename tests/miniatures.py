@@ -1,4 +1,5 @@
-"VOC 2012, SBD and COCO 2014 as their archives are, a few small images each: the same folders, file formats and oddities."
+"""VOC 2012, SBD and COCO 2014 as their archives are, a few small images each: the same folders, file formats and
+oddities."""
 import io
 import json
 import tarfile
@@ -35,10 +36,15 @@ def blob(size, label, seed, border=True):
     return mask
 
 def voc_xml(name, size, objects):
-    boxes = "".join(f"\n\t<object>\n\t\t<name>{o}</name>\n\t\t<pose>Left</pose>\n\t\t<truncated>1</truncated>\n\t\t<difficult>{k%2}</difficult>\n\t\t<bndbox>\n\t\t\t<xmin>1</xmin>\n\t\t\t<ymin>1</ymin>"
-                    f"\n\t\t\t<xmax>9</xmax>\n\t\t\t<ymax>9</ymax>\n\t\t</bndbox>\n\t\t<part>\n\t\t\t<name>head</name>\n\t\t</part>\n\t</object>" for k,o in enumerate(objects))
-    return (f"<annotation>\n\t<folder>VOC2012</folder>\n\t<filename>{name}.jpg</filename>\n\t<source>\n\t\t<database>The VOC2007 Database</database>\n\t</source>\n\t<size>\n\t\t<width>{size[1]}</width>"
-            f"\n\t\t<height>{size[0]}</height>\n\t\t<depth>3</depth>\n\t</size>\n\t<segmented>1</segmented>{boxes}\n</annotation>\n").encode()
+    boxes = "".join(
+        f"\n\t<object>\n\t\t<name>{o}</name>\n\t\t<pose>Left</pose>\n\t\t<truncated>1</truncated>"
+        f"\n\t\t<difficult>{k%2}</difficult>\n\t\t<bndbox>\n\t\t\t<xmin>1</xmin>\n\t\t\t<ymin>1</ymin>"
+        "\n\t\t\t<xmax>9</xmax>\n\t\t\t<ymax>9</ymax>\n\t\t</bndbox>"
+        "\n\t\t<part>\n\t\t\t<name>head</name>\n\t\t</part>\n\t</object>" for k,o in enumerate(objects))
+    return (f"<annotation>\n\t<folder>VOC2012</folder>\n\t<filename>{name}.jpg</filename>"
+            "\n\t<source>\n\t\t<database>The VOC2007 Database</database>\n\t</source>"
+            f"\n\t<size>\n\t\t<width>{size[1]}</width>\n\t\t<height>{size[0]}</height>"
+            f"\n\t\t<depth>3</depth>\n\t</size>\n\t<segmented>1</segmented>{boxes}\n</annotation>\n").encode()
 
 
 class Voc:
@@ -56,11 +62,14 @@ class Voc:
     def objects(cls, name): return [VOC_CLASSES[cls.label(name)]] + (["person"] if int(name[-2:])%3 == 0 else [])
 
 class Sbd:
-    "What is in the miniature of SBD: photos of VOC's rest, of its train and of its val, dealt out over lists of its own"
+    """What is in the miniature of SBD: photos of VOC's rest, of its train and of its val, dealt out over lists of
+    its own"""
     train = Voc.rest[:12]+Voc.train[:3]+Voc.val[:2]
     val = Voc.rest[12:20]+Voc.train[3:5]+Voc.val[2:4]
     @staticmethod
-    def mask(name): return blob(Voc.size(name), (Voc.label(name)+4)%20+1 if name in Voc.train else Voc.label(name), int(name[-6:])+1, border=False)
+    def mask(name):
+        return blob(Voc.size(name), (Voc.label(name)+4)%20+1 if name in Voc.train else Voc.label(name),
+                    int(name[-6:])+1, border=False)
 
 
 def add(tar, name, data):
@@ -84,7 +93,8 @@ def voc_tar():
             add(tar, f"{base}/JPEGImages/{i}.jpg", jpeg(Voc.size(i), k))
             add(tar, f"{base}/Annotations/{i}.xml", voc_xml(i, Voc.size(i), Voc.objects(i)))
         for i in Voc.train+Voc.val:
-            for folder in ("SegmentationClass", "SegmentationObject"): add(tar, f"{base}/{folder}/{i}.png", png(Voc.mask(i)))
+            for folder in ("SegmentationClass", "SegmentationObject"):
+                add(tar, f"{base}/{folder}/{i}.png", png(Voc.mask(i)))
     return out.getvalue()
 
 def sbd_tgz():
@@ -95,37 +105,48 @@ def sbd_tgz():
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
         base = "benchmark_RELEASE/dataset"
         add(tar, "benchmark_RELEASE/README", b"Semantic contours from inverse detectors\n")
-        for split in ("train","val"): add(tar, f"{base}/{split}.txt", "".join(f"{i}\n" for i in getattr(Sbd, split)).encode())
+        for split in ("train","val"):
+            add(tar, f"{base}/{split}.txt", "".join(f"{i}\n" for i in getattr(Sbd, split)).encode())
         for i in Sbd.train+Sbd.val:
             mask = Sbd.mask(i)
             edges = np.empty((20,1), object)
             for k in range(20): edges[k,0] = csc_matrix((mask == k+1).astype(float))
             for folder,key in (("cls","GTcls"), ("inst","GTinst")):
                 mat = io.BytesIO()
-                savemat(mat, {key:{"Boundaries":edges, "Segmentation":mask, "CategoriesPresent":np.unique(mask[mask > 0]).reshape(-1,1)}}, do_compression=True)
+                savemat(mat,
+                        {key:{"Boundaries":edges, "Segmentation":mask,
+                              "CategoriesPresent":np.unique(mask[mask > 0]).reshape(-1,1)}}, do_compression=True)
                 add(tar, f"{base}/{folder}/{i}.mat", mat.getvalue())
             add(tar, f"{base}/img/{i}.jpg", jpeg(Voc.size(i), 0))
     return out.getvalue()
 
 
 def coco_instances(split, n, seed, first):
-    "Return the contents of instances_{split}2014.json: polygons of several parts, crowds as run lengths, every fifth image without objects"
+    """Return the contents of instances_{split}2014.json: polygons of several parts, crowds as run lengths, every
+    fifth image without objects"""
     rng = np.random.RandomState(seed)
     images,annotations = [],[]
     for k in range(n):
         h,w,number = 48+k%5,64+k%3,first+7*k
-        images.append({"license":1, "file_name":f"COCO_{split}2014_{number:012d}.jpg", "coco_url":"http://nowhere.invalid/x.jpg", "height":h, "width":w, "date_captured":"2013-11-14 17:02:52", "id":number})
+        images.append({"license":1, "file_name":f"COCO_{split}2014_{number:012d}.jpg",
+                       "coco_url":"http://nowhere.invalid/x.jpg", "height":h, "width":w,
+                       "date_captured":"2013-11-14 17:02:52", "id":number})
         for _ in range(0 if k%5 == 4 else 1+k%4):
-            parts = [(np.round(rng.uniform(2, [w-2,h-2], (rng.randint(3, 9),2)), 2)).reshape(-1).tolist() for _ in range(1+rng.randint(2))]
+            parts = [(np.round(rng.uniform(2, [w-2,h-2], (rng.randint(3, 9),2)), 2)).reshape(-1).tolist()
+                     for _ in range(1+rng.randint(2))]
             xy = np.array(parts[0]).reshape(-1,2)
-            annotations.append({"segmentation":parts, "area":round(float(rng.uniform(20, 900)), 4), "iscrowd":0, "image_id":number, "bbox":[*xy.min(0).tolist(), *np.ptp(xy, 0).tolist()],
+            annotations.append({"segmentation":parts, "area":round(float(rng.uniform(20, 900)), 4), "iscrowd":0,
+                                "image_id":number, "bbox":[*xy.min(0).tolist(), *np.ptp(xy, 0).tolist()],
                                 "category_id":COCO_NUMBERS[rng.randint(80)], "id":1000+len(annotations)})
         if k%6 == 1:
             runs = np.diff([0, *sorted(rng.choice(np.arange(1, h*w), 8, replace=False)), h*w]).tolist()
-            annotations.append({"segmentation":{"counts":runs, "size":[h,w]}, "area":sum(runs[1::2]), "iscrowd":1, "image_id":number, "bbox":[0,0,w,h], "category_id":1, "id":9*10**8+k})
+            annotations.append({"segmentation":{"counts":runs, "size":[h,w]}, "area":sum(runs[1::2]), "iscrowd":1,
+                                "image_id":number, "bbox":[0,0,w,h], "category_id":1, "id":9*10**8+k})
     order = rng.permutation(len(annotations))  # as in the real files, neither by image nor by size
-    return {"info":{"description":"COCO 2014 Dataset"}, "images":images, "licenses":[{"id":1}], "annotations":[annotations[i] for i in order],
-            "categories":[{"supercategory":"thing", "id":n, "name":name.replace("_", " ")} for n,name in zip(COCO_NUMBERS, COCO_CLASSES[1:])]}
+    return {"info":{"description":"COCO 2014 Dataset"}, "images":images, "licenses":[{"id":1}],
+            "annotations":[annotations[i] for i in order],
+            "categories":[{"supercategory":"thing", "id":n, "name":name.replace("_", " ")}
+                          for n,name in zip(COCO_NUMBERS, COCO_CLASSES[1:])]}
 
 class Coco:
     "What is in the miniature of COCO"
@@ -139,6 +160,10 @@ def zipped(files):
 
 def coco_zips():
     "Return the three archives by name; every seventh photo is grey"
-    photos = {f"{split}2014.zip": {f"{split}2014/": b""} | {f"{split}2014/{i['file_name']}": jpeg((i["height"],i["width"]), k, grey=k%7 == 3) for k,i in enumerate(getattr(Coco, split)["images"])} for split in ("train","val")}
-    notes = {f"annotations/{kind}_{split}2014.json": json.dumps(getattr(Coco, split) if kind == "instances" else {"annotations":[]}).encode() for kind in ("instances","captions","person_keypoints") for split in ("train","val")}
+    photos = {f"{split}2014.zip": {f"{split}2014/": b""}
+              | {f"{split}2014/{i['file_name']}": jpeg((i["height"],i["width"]), k, grey=k%7 == 3)
+                 for k,i in enumerate(getattr(Coco, split)["images"])} for split in ("train","val")}
+    notes = {f"annotations/{kind}_{split}2014.json": json.dumps(getattr(Coco, split) if kind == "instances"
+                                                                else {"annotations":[]}).encode()
+             for kind in ("instances","captions","person_keypoints") for split in ("train","val")}
     return {name:zipped(files) for name,files in (photos|{"annotations_trainval2014.zip":notes}).items()}

@@ -1,4 +1,5 @@
-"Every mistake of a user, given as a command: one line that names the file or option and says what to do, status 2, and nothing lost that was written."
+"""Every mistake of a user, given as a command: one line that names the file or option and says what to do, status 2,
+and nothing lost that was written."""
 import os
 import shutil
 
@@ -14,9 +15,11 @@ from wsss_nb.backbones.core import create_backbone
 from wsss_nb.ground.io import read_label, write_label
 from wsss_nb.run.folder import Run, load_checkpoint
 
-ALL_AT_ONCE = (*TINY, "iters=1", "batch_size=6", "val_split=train")  # every image in the first step, every mask after it
+# every image in the first step, every mask after it
+ALL_AT_ONCE = (*TINY, "iters=1", "batch_size=6", "val_split=train")
 
-def train(*more, data="scenes", out="out", options=TINY): return "wsss-run", "baseline", "--data", data, "--out", out, *options, *more
+def train(*more, data="scenes", out="out", options=TINY):
+    return "wsss-run", "baseline", "--data", data, "--out", out, *options, *more
 def names(path): return sorted(p.name for p in path.rglob("*")) if path.exists() else []
 
 
@@ -62,8 +65,12 @@ def test_odd_photos_are_converted(call, folder, here):  # noqa: F811
     assert len(names(here/"labels")) == len(names(here/"scenes"/"JPEGImages"))
 
 
-@pytest.mark.parametrize("spec,words", [("nowhere/at/all", "nowhere/at/all: no such folder"), ("voc:nowhere", "voc:ROOT needs"), ("shape", "did you mean shapes?"), ("shapes:szie=64", "did you mean size"),
-                                        ("shapes:n=many", "n must be a whole number"), ("shapes:part=2", "[0,1]"), ("shapes:seed=-1", "seed 0 or more"), ("photos", "unknown dataset or folder 'photos'")])
+@pytest.mark.parametrize("spec,words", [("nowhere/at/all", "nowhere/at/all: no such folder"),
+                                        ("voc:nowhere", "voc:ROOT needs"), ("shape", "did you mean shapes?"),
+                                        ("shapes:szie=64", "did you mean size"),
+                                        ("shapes:n=many", "n must be a whole number"), ("shapes:part=2", "[0,1]"),
+                                        ("shapes:seed=-1", "seed 0 or more"),
+                                        ("photos", "unknown dataset or folder 'photos'")])
 def test_dataset_names(fails, here, spec, words):
     assert words in fails(*train(data=spec)) and not names(here)
 
@@ -112,7 +119,8 @@ def test_wrong_word(fails, scenes, here, argv, words):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_no_cuda(fails, scenes, trained, here):
     assert "--device cuda: this machine has no usable CUDA device" in fails(*train("--device", "cuda", data=scenes))
-    assert "--device cuda" in fails("wsss-predict", trained[0], scenes/"JPEGImages", "--out", "labels", "--device", "cuda")
+    assert ("--device cuda" in fails("wsss-predict", trained[0], scenes/"JPEGImages", "--out", "labels",
+                                     "--device", "cuda"))
 
 
 def test_other_commands(fails, scenes, trained, here):
@@ -120,26 +128,41 @@ def test_other_commands(fails, scenes, trained, here):
     (here/"empty").mkdir()
     (here/"text.png").write_text("no image")
     for argv,words in [
-        (["wsss-list", "method"], "did you mean methods?"), (["wsss-list", "methods", "backbones"], "unrecognized arguments: backbones"),
-        (["wsss-data", "chek"], "did you mean check?"), (["wsss-data", "check"], "required: root"), (["wsss-data", "check", "nowhere"], "nowhere: no such folder"),
-        (["wsss-data", "check", scenes, "--workers", "0"], "--workers 0: must be 1 or more"), (["wsss-data", "make-shapes", "new", "--n", "0"], "n must be 1 or more"),
-        (["wsss-data", "make-shapes", "new", "--thin", "7"], "thin=7.0"), (["wsss-data", "make-shapes", scenes], "already holds"), (["wsss-data", "make-shapes", photos], "is not empty"),
-        (["wsss-predict", "nowhere", photos, "--out", "labels"], "nowhere: no such run folder or checkpoint"), (["wsss-predict", "empty", photos, "--out", "labels"], "empty: not a run folder"),
-        (["wsss-predict", "text.png", photos, "--out", "labels"], "text.png: is neither a run folder nor"), (["wsss-predict", run_folder, "empty", "--out", "labels"], "empty: no images there"),
-        (["wsss-predict", run_folder, "no.jpg", "--out", "labels"], "no.jpg: no such image or folder"), (["wsss-predict", run_folder, photos], "--out is missing"),
-        (["wsss-predict", run_folder, photos, photos, "--out", "labels"], "two images have this name"), (["wsss-predict", run_folder, photos, "--out", photos], "would be overwritten"),
-        (["wsss-predict", run_folder, "--out", "labels"], "required: images"), (["wsss-predict", run_folder, photos, "--out", "labels", "--crfs"], "unknown option"),
-        (["wsss-eval", masks, masks], "--classes is missing"), (["wsss-eval", masks, masks, "--classes", "nowhere.txt"], "nowhere.txt: no such file"),
-        (["wsss-eval", masks, masks, "--classes", scenes/"labels.csv"], "the first line is not 'background'"), (["wsss-eval", "nowhere", masks, "--classes", classes], "nowhere: no such folder"),
-        (["wsss-eval", "empty", masks, "--classes", classes], "empty: holds no PNG"), (["wsss-eval", run_folder/"predictions", masks, "--classes", classes], "no prediction for"),
-        (["wsss-eval", masks, masks, "--classes", classes, "--list", "nowhere.txt"], "nowhere.txt: no such file"), (["wsss-eval", masks, masks, "--classes", classes, "--json", "text.png/x.json"], "text.png: cannot be written"),
+        (["wsss-list", "method"], "did you mean methods?"),
+        (["wsss-list", "methods", "backbones"], "unrecognized arguments: backbones"),
+        (["wsss-data", "chek"], "did you mean check?"), (["wsss-data", "check"], "required: root"),
+        (["wsss-data", "check", "nowhere"], "nowhere: no such folder"),
+        (["wsss-data", "check", scenes, "--workers", "0"], "--workers 0: must be 1 or more"),
+        (["wsss-data", "make-shapes", "new", "--n", "0"], "n must be 1 or more"),
+        (["wsss-data", "make-shapes", "new", "--thin", "7"], "thin=7.0"),
+        (["wsss-data", "make-shapes", scenes], "already holds"), (["wsss-data", "make-shapes", photos], "is not empty"),
+        (["wsss-predict", "nowhere", photos, "--out", "labels"], "nowhere: no such run folder or checkpoint"),
+        (["wsss-predict", "empty", photos, "--out", "labels"], "empty: not a run folder"),
+        (["wsss-predict", "text.png", photos, "--out", "labels"], "text.png: is neither a run folder nor"),
+        (["wsss-predict", run_folder, "empty", "--out", "labels"], "empty: no images there"),
+        (["wsss-predict", run_folder, "no.jpg", "--out", "labels"], "no.jpg: no such image or folder"),
+        (["wsss-predict", run_folder, photos], "--out is missing"),
+        (["wsss-predict", run_folder, photos, photos, "--out", "labels"], "two images have this name"),
+        (["wsss-predict", run_folder, photos, "--out", photos], "would be overwritten"),
+        (["wsss-predict", run_folder, "--out", "labels"], "required: images"),
+        (["wsss-predict", run_folder, photos, "--out", "labels", "--crfs"], "unknown option"),
+        (["wsss-eval", masks, masks], "--classes is missing"), (["wsss-eval", masks, masks, "--classes", "nowhere.txt"],
+                                                                "nowhere.txt: no such file"),
+        (["wsss-eval", masks, masks, "--classes", scenes/"labels.csv"], "the first line is not 'background'"),
+        (["wsss-eval", "nowhere", masks, "--classes", classes], "nowhere: no such folder"),
+        (["wsss-eval", "empty", masks, "--classes", classes], "empty: holds no PNG"),
+        (["wsss-eval", run_folder/"predictions", masks, "--classes", classes], "no prediction for"),
+        (["wsss-eval", masks, masks, "--classes", classes, "--list", "nowhere.txt"], "nowhere.txt: no such file"),
+        (["wsss-eval", masks, masks, "--classes", classes, "--json", "text.png/x.json"], "text.png: cannot be written"),
     ]: assert words in fails(*argv), argv
     assert names(here) == ["empty", "text.png"]
 
 
 @pytest.mark.parametrize("spoil,words", [
-    (lambda p: p.write_text("no image"), "cannot be decoded"), (lambda p: p.write_bytes(b""), "is empty"), (lambda p: p.write_bytes(p.read_bytes()[:60]), "cannot be decoded"),
-    (lambda p: write_label(p, np.zeros((4,4))), "the prediction is 4x4, the ground truth 64x64"), (lambda p: write_label(p, np.full((64,64), 99)), "label 99"),
+    (lambda p: p.write_text("no image"), "cannot be decoded"), (lambda p: p.write_bytes(b""), "is empty"),
+    (lambda p: p.write_bytes(p.read_bytes()[:60]), "cannot be decoded"),
+    (lambda p: write_label(p, np.zeros((4,4))), "the prediction is 4x4, the ground truth 64x64"),
+    (lambda p: write_label(p, np.full((64,64), 99)), "label 99"),
     (lambda p: Image.new("RGB", (64,64)).save(p), "is no label map"), (lambda p: p.unlink(), "no prediction for 1 of")])
 def test_bad_predictions(fails, scenes, here, spoil, words):
     ids = sorted((scenes/"SegmentationClass").glob("val*"))[:3]
@@ -164,7 +187,8 @@ def test_damaged_photos_among_good_ones(fails, trained, scenes, here):
     (photos/"0.jpg").unlink()
     Image.new("RGB", (3,90)).save(photos/"2.png")
     line = fails("wsss-predict", trained[0], "photos", "--out", "again")
-    assert "0.png: has 16 bits" in line and "8 bits" in line and "3 images cannot be used" in line and "the other 1 are in again" in line
+    assert "0.png: has 16 bits" in line and "8 bits" in line and "3 images cannot be used" in line
+    assert "the other 1 are in again" in line
     assert names(here/"again") == ["3.png"]
 
 
@@ -172,8 +196,14 @@ def test_damaged_photos_among_good_ones(fails, trained, scenes, here):
 @pytest.fixture(scope="module")
 def toy_weights(): return create_backbone("vit_toy").state_dict()
 
-@pytest.mark.parametrize("file,words", [("other.safetensors", "another architecture"), ("small.pth", "another architecture"), ("torn.safetensors", "not a readable weight file"), ("torn.pth", "not a readable weight file"),
-                                        ("text.pth", "not a readable weight file"), ("pickle.pth", "not a readable weight file"), ("list.pth", "holds list"), ("none.pth", "no such weight file"), ("empty.safetensors", "not a readable weight file")])
+@pytest.mark.parametrize("file,words", [("other.safetensors", "another architecture"),
+                                        ("small.pth", "another architecture"),
+                                        ("torn.safetensors", "not a readable weight file"),
+                                        ("torn.pth", "not a readable weight file"),
+                                        ("text.pth", "not a readable weight file"),
+                                        ("pickle.pth", "not a readable weight file"), ("list.pth", "holds list"),
+                                        ("none.pth", "no such weight file"),
+                                        ("empty.safetensors", "not a readable weight file")])
 def test_init(fails, toy_weights, scenes, here, file, words):
     class Attack:
         def __reduce__(self): return os.system, (f"touch {here/'owned'}",)
@@ -203,21 +233,28 @@ def test_a_run_is_not_overwritten(fails, trained, scenes, here):
 
 def test_evaluation_must_fit_its_run(fails, trained, scenes, folder, here):  # noqa: F811
     shutil.copytree(trained[0], here/"out")
-    def evaluate(*more, data=scenes): return fails("wsss-run", "baseline", "--data", data, "--out", "out", "--stages", "evaluate", *more)
+    def evaluate(*more, data=scenes):
+        return fails("wsss-run", "baseline", "--data", data, "--out", "out", "--stages", "evaluate", *more)
     assert "was trained with preset=shapes, not preset=photos" in evaluate("--preset", "photos")
     assert "was trained with iters=2, not iters=9" in evaluate("--iters", "9")
     assert "unknown setting" in evaluate("--set", "bg_tresh=0.3")
     (folder/"classes.txt").write_text("background\ncat\ndog\nboat\nchair\ncloud\ncow\n")
     assert "scenes: its classes" in evaluate(data="scenes")
-    assert "no such run folder" in fails("wsss-run", "baseline", "--data", scenes, "--out", "none", "--stages", "evaluate")
+    assert ("no such run folder" in fails("wsss-run", "baseline", "--data", scenes, "--out", "none",
+                                          "--stages", "evaluate"))
 
 
 @pytest.mark.parametrize("file,spoil,words", [
-    ("config.toml", lambda p: p.write_text("method = "), "config.toml: not readable as TOML"), ("config.toml", lambda p: p.write_text("a = 1"), "config.toml: 'method' is missing"),
-    ("config.toml", lambda p: p.unlink(), "not a run folder"), ("config.toml", lambda p: p.write_text(p.read_text().replace("hidden =", "hiden =")), "unknown setting in"),
-    ("config.toml", lambda p: p.write_text(p.read_text().replace("hidden = 16", "hidden = 24")), "another architecture"),
-    ("checkpoints/last.pt", lambda p: p.unlink(), "last.pt: no checkpoint; train first"), ("checkpoints/last.pt", lambda p: p.write_bytes(p.read_bytes()[:3000]), "last.pt: not a readable checkpoint"),
-    ("result.json", lambda p: p.write_text("{"), "result.json: not readable as JSON"), ("cams/val_00000.npz", lambda p: p.write_bytes(b"x"), "val_00000.npz: is no CAM file"),
+    ("config.toml", lambda p: p.write_text("method = "), "config.toml: not readable as TOML"),
+    ("config.toml", lambda p: p.write_text("a = 1"), "config.toml: 'method' is missing"),
+    ("config.toml", lambda p: p.unlink(), "not a run folder"),
+    ("config.toml", lambda p: p.write_text(p.read_text().replace("hidden =", "hiden =")), "unknown setting in"),
+    ("config.toml", lambda p: p.write_text(p.read_text().replace("hidden = 16", "hidden = 24")),
+     "another architecture"),
+    ("checkpoints/last.pt", lambda p: p.unlink(), "last.pt: no checkpoint; train first"),
+    ("checkpoints/last.pt", lambda p: p.write_bytes(p.read_bytes()[:3000]), "last.pt: not a readable checkpoint"),
+    ("result.json", lambda p: p.write_text("{"), "result.json: not readable as JSON"),
+    ("cams/val_00000.npz", lambda p: p.write_bytes(b"x"), "val_00000.npz: is no CAM file"),
     ("predictions/val_00000.png", lambda p: p.write_bytes(b"x"), "val_00000.png: cannot be decoded")])
 def test_damaged_run(fails, trained, scenes, here, file, spoil, words):
     shutil.copytree(trained[0], here/"out")
@@ -243,16 +280,19 @@ def forbidden(here):
 @pytest.mark.parametrize("where", [below_a_file, a_file, in_proc, forbidden])
 def test_unwritable_output(fails, trained, scenes, here, where):
     out = where(here)
-    folder,photo = scenes/"SegmentationClass",scenes/"JPEGImages"/"train_00000.png"  # noqa: F841
-    for argv in (train(data=scenes, out=out), ("wsss-predict", trained[0], photo, "--out", out), ("wsss-data", "make-shapes", out, "--n", "2", "--size", "32"), ("wsss-demo", "--out", out),
-                 ("wsss-eval", folder, folder, "--classes", scenes/"classes.txt", "--json", f"{out}/scores.json")):
+    labels,photo = scenes/"SegmentationClass",scenes/"JPEGImages"/"train_00000.png"
+    for argv in (train(data=scenes, out=out), ("wsss-predict", trained[0], photo, "--out", out),
+                 ("wsss-data", "make-shapes", out, "--n", "2", "--size", "32"), ("wsss-demo", "--out", out),
+                 ("wsss-eval", labels, labels, "--classes", scenes/"classes.txt", "--json", f"{out}/scores.json")):
         line = fails(*argv)
         assert "cannot be written" in line and str(out) in line, line
 
 
 def test_true_processes(scenes, here):
     "The same as a process of its own: status, one line on standard error, nothing else"
-    for argv,words in ((train(data="nowhere/x"), "nowhere/x: no such folder"), (train("--presett", "x", data=scenes), "did you mean --preset"),
-                       (("wsss-eval", "a", "b", "--classes", "c"), "c: no such file"), (("wsss-data", "check", "a"), "a: no such folder")):
+    for argv,words in ((train(data="nowhere/x"), "nowhere/x: no such folder"),
+                       (train("--presett", "x", data=scenes), "did you mean --preset"),
+                       (("wsss-eval", "a", "b", "--classes", "c"), "c: no such file"),
+                       (("wsss-data", "check", "a"), "a: no such folder")):
         status,out,err = run(*argv)
         assert status == 2 and out == "" and len(err.splitlines()) == 1 and words in err, (argv, out, err)

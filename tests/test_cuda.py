@@ -1,4 +1,5 @@
-"""On a GPU: the same numbers as on a CPU, half precision, batches with nothing to learn, whole commands, resuming, memory that is not enough. Skipped where there is no CUDA device.
+"""On a GPU: the same numbers as on a CPU, half precision, batches with nothing to learn, whole commands, resuming,
+memory that is not enough. Skipped where there is no CUDA device.
 
     python -m pytest tests/test_cuda.py
 """
@@ -44,9 +45,12 @@ def full_precision(monkeypatch):
 def same_draws(monkeypatch):
     "Random numbers come from the CPU's stream, whatever the device"
     for name in ("rand", "randn"):
-        monkeypatch.setattr(torch, name, lambda *size, device=None, real=getattr(torch, name), **kw: real(*size, **kw).to(device))
+        monkeypatch.setattr(torch, name,
+                            lambda *size, device=None, real=getattr(torch, name), **kw: real(*size, **kw).to(device))
     real = torch.nn.functional.dropout2d
-    monkeypatch.setattr(torch.nn.functional, "dropout2d", lambda x, p=.5, training=True, inplace=False: x*real(torch.ones(x.shape[:2]+(1, 1)), p, training).to(x.device) if training else x)
+    def dropout2d(x, p=.5, training=True, inplace=False):
+        return x*real(torch.ones(x.shape[:2]+(1, 1)), p, training).to(x.device) if training else x
+    monkeypatch.setattr(torch.nn.functional, "dropout2d", dropout2d)
 
 
 def on_gpu(values): return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
@@ -67,7 +71,8 @@ def test_golden_tsd_cam(path, monkeypatch):
     method, batch = tsd_like(z, monkeypatch)
     terms = method.cuda().training_losses(batch, method.config.corr_start+1)
     assert list(terms) == counting(method)
-    for name, (_, value) in terms.items(): close(value, z[f"out/loss_{NAMES[name]}"].squeeze(), 1e-4 if name != "reg" else 0, rtol=1e-4)
+    for name, (_, value) in terms.items():
+        close(value, z[f"out/loss_{NAMES[name]}"].squeeze(), 1e-4 if name != "reg" else 0, rtol=1e-4)
     close(backward(terms), z["out/total_full"].squeeze(), 1e-4)
     check_grads(method, z, "full")
 
@@ -95,10 +100,13 @@ def networks(name, toy):
     config = resolve_config(module.Config(), module.PRESETS, "shapes", [s for s in STAGED[name] if "=" in s])
     n, s = config.cls_batch, config.cls_size
     images = torch.stack([torch.as_tensor(toy[k].image[:s, :s]).permute(2, 0, 1)/128-1 for k in range(n)])
-    labels, saliency = torch.stack([torch.as_tensor(toy[k].image_labels) for k in range(n)]).float(), torch.rand(n, s, s)
-    classify = {"input": images, "image_labels": labels, "saliency": saliency, "has_saliency": torch.ones(n, dtype=torch.bool)}
+    labels, saliency = (torch.stack([torch.as_tensor(toy[k].image_labels) for k in range(n)]).float(),
+                        torch.rand(n, s, s))
+    classify = {"input": images, "image_labels": labels, "saliency": saliency,
+                "has_saliency": torch.ones(n, dtype=torch.bool)}
     segment = {"input": images, "label": torch.randint(len(toy.classes), (n, s, s))}
-    return [(module.make_classifier(config, toy.classes).train(), classify, 0), (module.Method(config, toy.classes).train(), segment, 0)]
+    return [(module.make_classifier(config, toy.classes).train(), classify, 0),
+            (module.Method(config, toy.classes).train(), segment, 0)]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -109,7 +117,8 @@ def test_equals_cpu(name, toy, same_draws):
             torch.manual_seed(0)
             terms = m.training_losses(b, step)
             backward(terms)
-            found.append(({k: v.item() for k, (_, v) in terms.items()}, {k: p.grad.cpu() for k, p in m.named_parameters() if p.grad is not None}))
+            found.append(({k: v.item() for k, (_, v) in terms.items()},
+                          {k: p.grad.cpu() for k, p in m.named_parameters() if p.grad is not None}))
         (losses, grads), (losses_gpu, grads_gpu) = found
         assert losses_gpu == pytest.approx(losses, rel=1e-4, abs=1e-5)
         assert grads.keys() == grads_gpu.keys()
@@ -124,7 +133,9 @@ def changed(batch):
     yield "no class", batch | {"image_labels": one*0}
     yield "one class", batch | {"image_labels": one}
     if "box" in batch: yield "all ignored", batch | {"box": torch.zeros_like(batch["box"])}
-    if len(one) % 2 == 0 and "view2" not in batch: yield "oblong", {k: v[..., :56] if isinstance(v, torch.Tensor) and v.ndim == 4 else v for k, v in batch.items()} | ({"box": batch["box"].clamp(max=56)} if "box" in batch else {})
+    if len(one) % 2 == 0 and "view2" not in batch:
+        yield "oblong", {k: v[..., :56] if isinstance(v, torch.Tensor) and v.ndim == 4 else v
+                         for k, v in batch.items()} | ({"box": batch["box"].clamp(max=56)} if "box" in batch else {})
     yield "one image", {k: v[:1] for k, v in batch.items()}
 
 
@@ -133,11 +144,14 @@ def changed(batch):
 def test_odd_batches(name, precision, toy):
     for net, batch, step in networks(name, toy):
         net.cuda()
-        several = changed(batch) if "image_labels" in batch else (("all ignored", batch | {"label": torch.full_like(batch["label"], 255)}), ("one image", {k: v[:1] for k, v in batch.items()}))
+        several = (changed(batch) if "image_labels" in batch
+                   else (("all ignored", batch | {"label": torch.full_like(batch["label"], 255)}),
+                         ("one image", {k: v[:1] for k, v in batch.items()})))
         for what, odd in (("as it is", batch), *several):
             if what == "one image" and name == "cpdgl": continue  # its queue takes batches of one size
             net.zero_grad()
-            with torch.autocast("cuda", PRECISIONS[precision], enabled=precision != "no"): terms = net.training_losses(on_gpu(odd), step)
+            with torch.autocast("cuda", PRECISIONS[precision], enabled=precision != "no"):
+                terms = net.training_losses(on_gpu(odd), step)
             assert all(v.isfinite() for _, v in terms.values()), (what, terms)
             total = sum(w*v for w, v in terms.values())
             total.backward()
@@ -145,7 +159,8 @@ def test_odd_batches(name, precision, toy):
 
 
 def test_crf_of_what_is_on_the_gpu():
-    image, draws = np.random.RandomState(0).randint(0, 256, (40, 56, 3)).astype(np.uint8), torch.Generator().manual_seed(0)
+    image, draws = (np.random.RandomState(0).randint(0, 256, (40, 56, 3)).astype(np.uint8),
+                    torch.Generator().manual_seed(0))
     probs = torch.randn(4, 40, 56, generator=draws).softmax(0)
     close(dense_crf(image, probs.cuda()).cpu(), dense_crf(image, probs), 1e-5)
 
@@ -153,13 +168,17 @@ def test_crf_of_what_is_on_the_gpu():
 # %% Commands
 def settings(name): return STAGED[name] if name in STAGED else (*TINY, *SMALL.get(name, ()))
 
-@pytest.mark.parametrize("name,precision", [*((m, "no") for m in METHODS), ("toco", "bf16"), ("toco", "fp16"), ("cpdgl", "bf16"), ("i2crc", "bf16")])
+@pytest.mark.parametrize("name,precision", [*((m, "no") for m in METHODS), ("toco", "bf16"), ("toco", "fp16"),
+                                            ("cpdgl", "bf16"), ("i2crc", "bf16")])
 def test_run(name, precision, scenes, here, call):
-    status, _, err = call("wsss-run", name, "--data", scenes, "--out", "run", "--device", "cuda", *settings(name), f"precision={precision}")
+    status, _, err = call("wsss-run", name, "--data", scenes, "--out", "run", "--device", "cuda", *settings(name),
+                          f"precision={precision}")
     assert status == 0, err
     result = json.loads(Run("run").result.read_text())
-    assert result["device"] == "cuda" and all(0 <= v <= 1 for v in result["miou"].values()) and {"prediction"} <= result["miou"].keys()
-    assert all(math.isfinite(float(v)) for file in here.glob("run/log*.csv") for row in read_log(file) for v in row.values() if v)
+    assert result["device"] == "cuda" and all(0 <= v <= 1 for v in result["miou"].values())
+    assert {"prediction"} <= result["miou"].keys()
+    assert all(math.isfinite(float(v)) for file in here.glob("run/log*.csv") for row in read_log(file)
+               for v in row.values() if v)
     labels = []
     for device in ("cuda", "cpu"):
         status, _, err = call("wsss-predict", "run", scenes/"JPEGImages", "--out", device, "--device", device)
@@ -170,7 +189,8 @@ def test_run(name, precision, scenes, here, call):
 
 @pytest.mark.parametrize("name", ["toco", "cpdgl"])
 def test_resume(name, scenes, here, call):
-    argv = ("wsss-run", name, "--data", scenes, "--out", "run", "--device", "cuda", "--stages", "train", *settings(name), "iters=6", "save_every=3", "log_every=1", "lr=1e-3", "val_every=100")
+    argv = ("wsss-run", name, "--data", scenes, "--out", "run", "--device", "cuda", "--stages", "train",
+            *settings(name), "iters=6", "save_every=3", "log_every=1", "lr=1e-3", "val_every=100")
     assert call(*argv)[0] == 0
     run = Run("run")
     whole = read_log(run.log)
@@ -185,8 +205,11 @@ def test_resume(name, scenes, here, call):
 
 def test_memory_that_is_not_enough(scenes, here, fails):
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved()+4*2**20)/torch.cuda.get_device_properties(0).total_memory)
-    try: line = fails("wsss-run", "baseline", "--data", scenes, "--out", "run", "--device", "cuda", *TINY, "batch_size=12")
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved()+4*2**20)/total)
+    try:
+        line = fails("wsss-run", "baseline", "--data", scenes, "--out", "run", "--device", "cuda", *TINY,
+                     "batch_size=12")
     finally: torch.cuda.set_per_process_memory_fraction(1.)
     assert "out of memory; try fewer images per step (--set batch_size=...)" in line
 
@@ -195,8 +218,11 @@ def test_torchrun(scenes, here):
     "NCCL, with as many processes as there are GPUs, at most two"
     n = min(torch.cuda.device_count(), 2)
     script = here/"launched.py"
-    script.write_text("import sys, torch\nfrom wsss_nb.use.cli import main\nstatus = main(sys.argv[1:])\nprint('backend', torch.distributed.get_backend(), torch.distributed.get_world_size())\nsys.exit(status)\n")
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), str(script), "wsss-run", "cpdgl", "--data", str(scenes), "--out", "run", "--device", "cuda", *settings("cpdgl")]
+    script.write_text(
+        "import sys, torch\nfrom wsss_nb.use.cli import main\nstatus = main(sys.argv[1:])\nprint('backend', "
+        "torch.distributed.get_backend(), torch.distributed.get_world_size())\nsys.exit(status)\n")
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), str(script),
+            "wsss-run", "cpdgl", "--data", str(scenes), "--out", "run", "--device", "cuda", *settings("cpdgl")]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "destroy_process_group" not in done.stderr, done.stderr
     assert "nccl" in done.stdout and json.loads(Run("run").result.read_text())["processes"] == n

@@ -1,4 +1,5 @@
-"Downloads from a server that does everything wrong: in the end the file is whole and as published, or there is one line about each address."
+"""Downloads from a server that does everything wrong: in the end the file is whole and as published, or there is one
+line about each address."""
 import hashlib
 import os
 import random
@@ -29,7 +30,8 @@ def get(server, tmp_path):
     "Return a function that downloads with faults and returns the ranges that were asked for"
     def get(*faults, urls=("/a",), checksum=SHA, **kw):
         server.faults,server.asked = list(faults),[]
-        download([u if "://" in u else server.url+u for u in urls], tmp_path/"d"/"file", checksum, **{"stall":.3, "pause":.005}|kw)
+        download([u if "://" in u else server.url+u for u in urls], tmp_path/"d"/"file", checksum,
+                 **{"stall":.3, "pause":.005}|kw)
         assert (tmp_path/"d"/"file").read_bytes() == DATA
         assert [p.name for p in (tmp_path/"d").iterdir()] == ["file"]
         return [r and r[6:-1] for _,r,_ in server.asked]
@@ -44,7 +46,8 @@ def fails(get):
     return fails
 
 
-@pytest.mark.parametrize("checksum", [SHA, f"md5:{hashlib.md5(DATA).hexdigest()}", SHA.upper().replace("SHA256", "sha256"), None])
+@pytest.mark.parametrize("checksum",
+                         [SHA, f"md5:{hashlib.md5(DATA).hexdigest()}", SHA.upper().replace("SHA256", "sha256"), None])
 @pytest.mark.parametrize("faults,asked", [
     ([], [None]),
     (["cut 0"], [None, None]),
@@ -68,8 +71,11 @@ def test_whole_in_the_end(get, checksum, faults, asked):
 
 
 @pytest.mark.parametrize("faults,words", [
-    (["status 404"], "answers 404 Not Found"), (["status 403"], "answers 403"), (["status 503"]*4, "answers 503"), (["wrong"]*2, "sends another file than the published one"),
-    (["stall 0"]*4, "sent nothing for 0.3 s"), (["cut 0"]*4, "broke off after 0.0 of 0.4 MB"), (["redirect file:///etc/passwd"], "etc/passwd"), (["redirect ftp://127.0.0.1/a"], "ftp://127.0.0.1/a, which is not followed"),
+    (["status 404"], "answers 404 Not Found"), (["status 403"], "answers 403"), (["status 503"]*4, "answers 503"),
+    (["wrong"]*2, "sends another file than the published one"),
+    (["stall 0"]*4, "sent nothing for 0.3 s"), (["cut 0"]*4, "broke off after 0.0 of 0.4 MB"),
+    (["redirect file:///etc/passwd"], "etc/passwd"),
+    (["redirect ftp://127.0.0.1/a"], "ftp://127.0.0.1/a, which is not followed"),
     (["redirect /a"]*30, "infinite loop"), (["cut 100000", "shifted"], "another part of the file"),
 ])
 def test_one_line_for_each_address(fails, server, tmp_path, faults, words):
@@ -154,9 +160,11 @@ SCRIPT = "import sys; from wsss_nb.data.download import download; download([sys.
 def test_killed_and_called_again(server, tmp_path):
     server.faults = ["slow"]
     part = tmp_path/"file.part"
-    child = subprocess.Popen([sys.executable, "-c", SCRIPT, server.url+"/a", str(tmp_path/"file"), SHA], stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", SCRIPT, server.url+"/a", str(tmp_path/"file"), SHA],
+                             stderr=subprocess.PIPE, text=True)
     until(lambda: part.exists() and part.stat().st_size > 50_000)
-    with pytest.raises(UserError, match="another command is downloading it"): download([server.url+"/b"], tmp_path/"file", SHA)
+    with pytest.raises(UserError, match="another command is downloading it"):
+        download([server.url+"/b"], tmp_path/"file", SHA)
     child.send_signal(signal.SIGKILL)
     child.communicate()
     have = part.stat().st_size
@@ -167,14 +175,17 @@ def test_killed_and_called_again(server, tmp_path):
 def test_progress_bar(server, tmp_path):
     "On standard error, with size, rate and time left"
     server.faults = ["slow"]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, server.url+"/a", str(tmp_path/"file"), SHA], capture_output=True, text=True, env=os.environ|{"TQDM_DISABLE":"0"}, timeout=60)
-    assert done.returncode == 0 and "file:" in done.stderr and "400k/400k" in done.stderr and "B/s" in done.stderr, done.stderr
+    done = subprocess.run([sys.executable, "-c", SCRIPT, server.url+"/a", str(tmp_path/"file"), SHA],
+                          capture_output=True, text=True, env=os.environ|{"TQDM_DISABLE":"0"}, timeout=60)
+    assert done.returncode == 0 and "file:" in done.stderr and "400k/400k" in done.stderr and "B/s" in done.stderr, \
+        done.stderr
 
 
 def test_archives_as_published():
     "Names, addresses and the two checksums that are known"
     names = {n for archives in module.ARCHIVES.values() for n in archives}
-    assert names == {"VOCtrainval_11-May-2012.tar", "VOC2012test.tar", "benchmark.tgz", "train2014.zip", "val2014.zip", "annotations_trainval2014.zip"}
+    assert (names == {"VOCtrainval_11-May-2012.tar", "VOC2012test.tar", "benchmark.tgz", "train2014.zip", "val2014.zip",
+                      "annotations_trainval2014.zip"})
     for archives in module.ARCHIVES.values():
         for name,a in archives.items():
             assert a.url is None or a.url.endswith("/"+name)
@@ -183,4 +194,5 @@ def test_archives_as_published():
 
 @pytest.mark.parametrize("mirror", ["ftp://x", "x", "file:///tmp"])
 def test_mirrors_are_web_addresses(tmp_path, mirror):
-    with pytest.raises(UserError, match="is no address"): get_archive("a.tar", Archive("http://127.0.0.1:9/a.tar"), tmp_path, [mirror])
+    with pytest.raises(UserError, match="is no address"):
+        get_archive("a.tar", Archive("http://127.0.0.1:9/a.tar"), tmp_path, [mirror])

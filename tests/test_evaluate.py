@@ -32,7 +32,8 @@ def test_agrees_with_torchmetrics(n, absent):
     p, m = torch.as_tensor(pred).long(), torch.as_tensor(mask).long()
     options = dict(task="multiclass", num_classes=n, ignore_index=IGNORE_INDEX)
     np.testing.assert_array_equal(ours.counts, tm.confusion_matrix(p, m, **options).numpy())
-    theirs = {k: getattr(tm, f)(p, m, average="none", **options).numpy() for k, f in dict(iou="jaccard_index", precision="precision", recall="recall").items()}
+    theirs = {k: getattr(tm, f)(p, m, average="none", **options).numpy()
+              for k, f in dict(iou="jaccard_index", precision="precision", recall="recall").items()}
     for name, values in theirs.items():  # torchmetrics writes 0 where there is nothing to divide by
         mine = getattr(ours, name)
         np.testing.assert_allclose(np.nan_to_num(mine), values, atol=1e-6, err_msg=name)
@@ -62,7 +63,8 @@ def test_shards_pool_to_one_matrix():
     pooled = shards[2]+shards[0]+shards[1]
     np.testing.assert_array_equal(pooled.counts, whole.counts)
     assert pooled.to_dict() == whole.to_dict()
-    assert abs(np.mean([s.miou for s in shards])-whole.miou) > 1e-6, "the mean of shards is another number; if it is equal this test shows nothing"
+    assert abs(np.mean([s.miou for s in shards])-whole.miou) > 1e-6, \
+        "the mean of shards is another number; if it is equal this test shows nothing"
 
 
 # %% Folders
@@ -134,10 +136,14 @@ def empty_masks(folders): [p.unlink() for p in folders[1].iterdir()]
 def no_folder(folders): Path(folders[0]).rename(folders[0].parent/"elsewhere")
 
 @pytest.mark.parametrize("damage,words", [
-    (shrink, r"im_07\.png: the prediction is 30x26, the ground truth 30x27"), (strange_prediction, r"im_07\.png: the prediction holds label 4, the classes are 0…3"),
-    (strange_mask, r"the ground truth holds label 9, the classes are 0…3.*masks.im_07\.png"), (remove, r"predictions: no prediction for 1 of 21 images, such as im_07\.png"),
-    (not_a_png, r"im_07\.png: cannot be decoded"), (zero_bytes, r"im_07\.png: the file is empty"), (cut_off, r"im_07\.png: cannot be decoded"),
-    (colours, r"im_07\.png: is no label map"), (empty_predictions, "predictions: holds no PNG"), (empty_masks, "masks: holds no PNG"), (no_folder, "predictions: no such folder")],
+    (shrink, r"im_07\.png: the prediction is 30x26, the ground truth 30x27"),
+    (strange_prediction, r"im_07\.png: the prediction holds label 4, the classes are 0…3"),
+    (strange_mask, r"the ground truth holds label 9, the classes are 0…3.*masks.im_07\.png"),
+    (remove, r"predictions: no prediction for 1 of 21 images, such as im_07\.png"),
+    (not_a_png, r"im_07\.png: cannot be decoded"), (zero_bytes, r"im_07\.png: the file is empty"),
+    (cut_off, r"im_07\.png: cannot be decoded"),
+    (colours, r"im_07\.png: is no label map"), (empty_predictions, "predictions: holds no PNG"),
+    (empty_masks, "masks: holds no PNG"), (no_folder, "predictions: no such folder")],
     ids=lambda x: getattr(x, "__name__", ""))
 def test_bad_folder_is_one_line(folders, damage, words):
     damage(folders)
@@ -145,8 +151,10 @@ def test_bad_folder_is_one_line(folders, damage, words):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("ids,words", [([], "empty"), (["im_01", "../masks/im_01"], "no file name"), (["/etc/hosts"], "no file name"), ([""], "no file name"),
-                                       (["im_01", "im_01"], "im_01 is twice"), (["im_99"], "no ground truth for 1 of 1")])
+@pytest.mark.parametrize("ids,words", [([], "empty"), (["im_01", "../masks/im_01"], "no file name"),
+                                       (["/etc/hosts"], "no file name"), ([""], "no file name"),
+                                       (["im_01", "im_01"], "im_01 is twice"),
+                                       (["im_99"], "no ground truth for 1 of 1")])
 def test_bad_list_is_one_line(folders, ids, words):
     with pytest.raises(UserError, match=words): score(folders, ids=ids)
 
@@ -154,8 +162,11 @@ def test_bad_list_is_one_line(folders, ids, words):
 # %% The benchmark runs
 def test_benchmark_prints_json(tmp_path):
     script = Path(__file__).parent.parent/"benchmarks"/"evaluate.py"
-    done = subprocess.run([sys.executable, script, "--images", "12", "--repeats", "1", "--json", tmp_path/"out.json"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, "--images", "12", "--repeats", "1", "--json", tmp_path/"out.json"],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path/"out.json").read_text())
     assert result == json.loads(done.stdout)
-    assert all(r.keys() == {"case", "threads", "ours_ms", "peer_ms", "ratio", "ours_mb", "peer_mb"} for r in result["rows"]) and "cpu" in result["machine"]
+    assert all(r.keys() == {"case", "threads", "ours_ms", "peer_ms", "ratio", "ours_mb", "peer_mb"}
+               for r in result["rows"])
+    assert "cpu" in result["machine"]

@@ -1,4 +1,6 @@
-"Twenty seconds of random calls to the lattice built with AddressSanitizer and UndefinedBehaviorSanitizer; `python tests/fuzz_lattice.py` takes five minutes."
+"""Twenty seconds of random calls to the lattice built with AddressSanitizer and UndefinedBehaviorSanitizer
+
+`python tests/fuzz_lattice.py` takes five minutes."""
 import fuzz_lattice
 import pytest
 

@@ -1,4 +1,6 @@
-"Whatever is in a list, a label file, an annotation or a settings file: it is read, or refused with one line. A few seconds here; `FUZZ=20000 pytest tests/test_fuzz_readers.py` for a night."
+"""Whatever is in a list, a label file, an annotation or a settings file: it is read, or refused with one line.
+
+A few seconds here; `FUZZ=20000 pytest tests/test_fuzz_readers.py` for a night."""
 import json
 import os
 import pickle
@@ -30,8 +32,11 @@ def read_or_refuse(function, *args):
     try: return function(*args)
     except UserError as e: assert "\n" not in str(e) and str(e).strip(), e
 
-words = st.sampled_from(["a", "b", "image", "labels", "cat", "dog", "background", "image,labels", ",", " ", "\n", "\r\n", "\r", "\t", '"', "'", ";", "..", "/", "\\", "\0", "\ufeff", "\x85", "\u2028", "0", "1", "é", "#"])
-texts = st.one_of(st.binary(max_size=200), st.lists(words, max_size=30).map(lambda w: "".join(w).encode()), st.text(max_size=100).map(lambda t: t.encode("utf-8", "surrogatepass")))
+words = st.sampled_from(["a", "b", "image", "labels", "cat", "dog", "background", "image,labels", ",", " ", "\n",
+                         "\r\n", "\r", "\t", '"', "'", ";", "..", "/", "\\", "\0", "\ufeff", "\x85", "\u2028", "0",
+                         "1", "é", "#"])
+texts = st.one_of(st.binary(max_size=200), st.lists(words, max_size=30).map(lambda w: "".join(w).encode()),
+                  st.text(max_size=100).map(lambda t: t.encode("utf-8", "surrogatepass")))
 rows = st.lists(words, max_size=30).map(lambda w: ("image,labels\n"+"".join(w)).encode())
 
 def mutated(data):
@@ -45,7 +50,8 @@ def mutated(data):
             elif kind == "put": b[at:at] = bytes([value])*(1+value%5)
             elif kind == "cut": del b[at:]
         return bytes(b)
-    change = st.tuples(st.sampled_from(["set", "set", "set", "drop", "put", "cut"]), st.integers(0, 2**20), st.integers(0, 255))
+    change = st.tuples(st.sampled_from(["set", "set", "set", "drop", "put", "cut"]), st.integers(0, 2**20),
+                       st.integers(0, 255))
     return st.lists(change, min_size=1, max_size=6).map(apply)
 
 
@@ -54,7 +60,8 @@ def mutated(data):
 def test_lists(folder, data):
     (folder/"list.txt").write_bytes(data)
     ids = read_or_refuse(read_ids, folder/"list.txt")
-    assert ids is None or len(set(ids)) == len(ids) and all(i and i == i.strip() and not set(i) & set("/\\\0") and i not in (".", "..") for i in ids)
+    assert (ids is None or len(set(ids)) == len(ids) and all(i and i == i.strip() and not set(i) & set("/\\\0")
+                                                             and i not in (".", "..") for i in ids))
 
 
 @fuzz
@@ -69,18 +76,22 @@ def test_classes(folder, data):
 @given(st.one_of(texts, rows), st.booleans())
 def test_label_tables(folder, data, strict):
     (folder/"labels.csv").write_bytes(data)
-    labels = read_or_refuse(read_image_labels, folder, CLASSES, {"a":0, "b":0} if strict else None, ("a","b"), "labels.csv")
+    labels = read_or_refuse(read_image_labels, folder, CLASSES, {"a":0, "b":0} if strict else None,
+                            ("a","b"), "labels.csv")
     assert labels is None or all(y.shape == (2,) and np.isin(y, (0,1)).all() for y in labels.values())
     found = []
-    read_or_refuse(read_image_labels, folder, CLASSES, {"a":0}, ("a",), "labels.csv", found.append)  # as a check does it
+    # as a check does it
+    read_or_refuse(read_image_labels, folder, CLASSES, {"a":0}, ("a",), "labels.csv", found.append)
     assert all(isinstance(m, str) for m in found)
 
 
 def npy(value, protocol):
-    np.lib.format.write_array_header_1_0(f := __import__("io").BytesIO(), dict(descr="|O", fortran_order=False, shape=()))
+    np.lib.format.write_array_header_1_0(f := __import__("io").BytesIO(),
+                                         dict(descr="|O", fortran_order=False, shape=()))
     pickle.dump(value, f, protocol=protocol)
     return f.getvalue()
-DICTS = [npy(v, p) for p in (0,2,4) for v in ({"a":np.array([0,1], np.float32), "b":[1,0]}, np.array({2007000032:np.array([0.,1])}, dtype=object))]
+DICTS = [npy(v, p) for p in (0,2,4) for v in ({"a":np.array([0,1], np.float32), "b":[1,0]},
+                                              np.array({2007000032:np.array([0.,1])}, dtype=object))]
 
 @settings(fuzz, max_examples=2*fuzz.max_examples)
 @given(st.sampled_from(DICTS).flatmap(mutated))
@@ -91,7 +102,8 @@ def test_label_dictionaries(folder, data):
     read_or_refuse(read_image_labels, folder, CLASSES, None, ("a",), "cls_labels.npy")
 
 
-XML = b"<annotation>\n<object><name>cat</name><difficult>0</difficult></object><object><name>dog</name></object></annotation>"
+XML = (b"<annotation>\n<object><name>cat</name><difficult>0</difficult></object>"
+       b"<object><name>dog</name></object></annotation>")
 @fuzz
 @given(st.one_of(mutated(XML), texts))
 def test_annotations(folder, data):
@@ -102,12 +114,16 @@ def test_annotations(folder, data):
 
 
 # %% Annotations of COCO, masks of SBD
-values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-10, 10**20), st.floats(), st.text(max_size=5)), lambda v: st.one_of(st.lists(v, max_size=4), st.dictionaries(st.sampled_from(["counts", "size", "id", "x"]), v, max_size=3)), max_leaves=6)
+values = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-10, 10**20), st.floats(), st.text(max_size=5)),
+                      lambda v: st.one_of(st.lists(v, max_size=4),
+                                          st.dictionaries(st.sampled_from(["counts", "size", "id", "x"]), v,
+                                                          max_size=3)), max_leaves=6)
 
 def instances():
     from miniatures import Coco
     small = {**Coco.val, "images":Coco.val["images"][:3]}
-    return small | {"annotations":[a for a in small["annotations"] if a["image_id"] in {i["id"] for i in small["images"]}]}
+    return (small
+            | {"annotations":[a for a in small["annotations"] if a["image_id"] in {i["id"] for i in small["images"]}]})
 
 @st.composite
 def damaged_instances(draw):
@@ -116,7 +132,8 @@ def damaged_instances(draw):
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.sampled_from(["images", "annotations", "categories"]))
         if not isinstance(found.get(place), list) or draw(st.integers(0, 9)) == 0: found[place] = draw(values)
-        elif found[place] and isinstance(row := found[place][draw(st.integers(0, len(found[place])-1))], dict): row[draw(st.sampled_from(sorted(row)))] = draw(values)
+        elif found[place] and isinstance(row := found[place][draw(st.integers(0, len(found[place])-1))], dict):
+            row[draw(st.sampled_from(sorted(row)))] = draw(values)
     return json.dumps(found).encode()
 
 @fuzz
@@ -134,7 +151,9 @@ def test_coco_annotations(folder, data):
 def mat():
     from io import BytesIO
     from scipy.io import savemat
-    savemat(f := BytesIO(), {"GTcls":{"Boundaries":np.zeros((2,1), object), "Segmentation":np.eye(9, dtype=np.uint8)*12, "CategoriesPresent":np.array([[12]])}})
+    savemat(f := BytesIO(),
+            {"GTcls":{"Boundaries":np.zeros((2,1), object), "Segmentation":np.eye(9, dtype=np.uint8)*12,
+                      "CategoriesPresent":np.array([[12]])}})
     return f.getvalue()
 
 @fuzz
@@ -153,7 +172,8 @@ def run_folder(tmp_path_factory):
     from wsss_nb.methods.core import get_method, resolve_config
     module = get_method("baseline")
     run = Run(tmp_path_factory.mktemp("run"))
-    run.start({"method":"baseline", "data":"shapes", "preset":"shapes", "seed":0, "classes":list(CLASSES), "settings":asdict(resolve_config(module.Config(), module.PRESETS, "shapes"))})
+    run.start({"method":"baseline", "data":"shapes", "preset":"shapes", "seed":0, "classes":list(CLASSES),
+               "settings":asdict(resolve_config(module.Config(), module.PRESETS, "shapes"))})
     return run
 
 @settings(fuzz, max_examples=fuzz.max_examples//3)
@@ -165,7 +185,9 @@ def test_settings_of_a_run(run_folder, data):
         if data.draw(st.booleans()): spoilt = data.draw(mutated(whole))
         else:
             place = data.draw(st.sampled_from([config, config["settings"], config["settings"]]))
-            place[data.draw(st.sampled_from(sorted(place)))] = data.draw(st.one_of(st.integers(-2, 9), st.text(max_size=5), st.booleans(), st.lists(st.integers(0, 3), max_size=3), st.floats(-2, 2)))
+            place[data.draw(st.sampled_from(sorted(place)))] = data.draw(
+                st.one_of(st.integers(-2, 9), st.text(max_size=5), st.booleans(),
+                          st.lists(st.integers(0, 3), max_size=3), st.floats(-2, 2)))
             spoilt = tomli_w.dumps(config).encode()
         run_folder.config_file.write_bytes(spoilt)
         assert read_or_refuse(load_run, run_folder.path) is None  # there is no checkpoint
@@ -187,7 +209,8 @@ def test_results(folder, data):
 
 
 @settings(fuzz, max_examples=fuzz.max_examples//3)
-@given(st.one_of(texts, mutated(b'{"options": {"SegmentationClassAug": {"masks": "voc"}}, "written": {"labels.csv": "0"}}')))
+@given(st.one_of(texts,
+                 mutated(b'{"options": {"SegmentationClassAug": {"masks": "voc"}}, "written": {"labels.csv": "0"}}')))
 def test_records_of_preparations(folder, data):
     root = folder/"prepared"
     root.mkdir(exist_ok=True)

@@ -5,7 +5,8 @@ from test_golden_tsd_cam import close, load
 
 from wsss_nb.losses.correlation import correlation_loss, correlation_maps, sample_maps
 
-TOL = {"tsd_cam": dict(loss=1e-5, grad=1e-8, maps=1e-5), "tscd": dict(loss=2e-6, grad=2e-6, maps=1e-5)}  # of the READMEs
+# of the READMEs
+TOL = {"tsd_cam": dict(loss=1e-5, grad=1e-8, maps=1e-5), "tscd": dict(loss=2e-6, grad=2e-6, maps=1e-5)}
 
 
 def read(z, i, area):

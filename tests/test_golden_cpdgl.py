@@ -1,4 +1,5 @@
-"Golden vectors of CPDGL's network, memory, losses, schedule and whole steps (area `cpdgl`): sizes, options and case counts come from the files."
+"""Golden vectors of CPDGL's network, memory, losses, schedule and whole steps (area `cpdgl`): sizes, options and
+case counts come from the files."""
 import re
 
 import pytest
@@ -27,7 +28,8 @@ UNUSED = re.compile(r"encoder(_k)?\.head\.|proj_head(_t)?\.last_layer\.")  # in 
 
 def scaled(a, b, tol): close(a.detach(), b, tol*max(b.abs().max().item(), 1e-30))   # `tol` of the largest magnitude
 def encoder_of(z, prefix="encoder."):
-    return vit_like({k.removeprefix(prefix): v for k, v in params(z).items() if k.startswith(prefix)}, int(z["opt/patch"]), int(z["opt/heads"]), int(z.get("opt/aux_layer", -3)))
+    return vit_like({k.removeprefix(prefix): v for k, v in params(z).items() if k.startswith(prefix)},
+                    int(z["opt/patch"]), int(z["opt/heads"]), int(z.get("opt/aux_layer", -3)))
 def gradients(z, named, tol, suffix=""):
     "Compare the gradients that a file holds, names ending in `suffix`"
     grads = {current_name(k.removeprefix("grad/").removesuffix(suffix)): v for k, v in z.items() if k.startswith("grad/") and k.endswith(suffix)}
@@ -44,7 +46,8 @@ def test_vit(path):
     for i in cases(z, "in/x"):
         vit.zero_grad()
         out = vit(x := z[f"in/x{i}"].clone().requires_grad_())
-        flat = {"cls": out["cls_token"], "patch": out["last"].flatten(2).transpose(1, 2), "aux": out["aux"].flatten(2).transpose(1, 2)}
+        flat = {"cls": out["cls_token"], "patch": out["last"].flatten(2).transpose(1, 2),
+                "aux": out["aux"].flatten(2).transpose(1, 2)}
         for k, v in flat.items(): scaled(v, z[f"out/{k}{i}"], 1e-5)
         sum((v*z[f"in/g{k}{i}"]).sum() for k, v in flat.items()).backward()
         scaled(x.grad, z[f"grad/x{i}"], 1e-4)
@@ -58,9 +61,12 @@ def test_network(path):
     net = SingleStageNet(encoder_of(z), len(p["classifier.weight"]), decoder="aspp")
     net.load_state_dict(p)
     out = net(z["in/x"])
-    for k, name in {"cls": "cls_logits", "seg": "seg_logits", "x4": "last", "cls_aux": "aux_cls_logits"}.items(): scaled(out[name], z[f"out/{k}"], 1e-5)
-    for k, layer in (("cam_only", "last"), ("cam_only_aux", "aux")): scaled(net.raw_cam(z["in/x"], layer), z[f"out/{k}"], 1e-5)
-    sum((out[name]*z[f"in/g{k}"]).sum() for k, name in {"cls": "cls_logits", "seg": "seg_logits", "cls_aux": "aux_cls_logits"}.items()).backward()
+    for k, name in {"cls": "cls_logits", "seg": "seg_logits", "x4": "last", "cls_aux": "aux_cls_logits"}.items():
+        scaled(out[name], z[f"out/{k}"], 1e-5)
+    for k, layer in (("cam_only", "last"), ("cam_only_aux", "aux")):
+        scaled(net.raw_cam(z["in/x"], layer), z[f"out/{k}"], 1e-5)
+    sum((out[name]*z[f"in/g{k}"]).sum() for k, name in {"cls": "cls_logits", "seg": "seg_logits",
+                                                        "cls_aux": "aux_cls_logits"}.items()).backward()
     gradients(z, dict(net.named_parameters()), 1e-4)
 
 
@@ -96,14 +102,18 @@ def test_projection_head(path):
 @pytest.mark.parametrize("path", golden("cpdgl", "reservoir"))
 def test_reservoir(path, gather):
     z = load(path)
-    p = {k: v for k, v in params(z).items() if not UNUSED.match(k)} | {k.removeprefix("state/").removesuffix("0"): v for k, v in z.items() if k.startswith("state/")}
-    net = MemoryNet(encoder_of(z), len(p["prototypes"]), 8, proj_hidden=p["proj_head.mlp.0.weight"].shape[0], momentum=float(z["opt/momentum"]), queue_len=int(z["opt/moco_queue"]))
+    p = ({k: v for k, v in params(z).items() if not UNUSED.match(k)}
+         | {k.removeprefix("state/").removesuffix("0"): v for k, v in z.items() if k.startswith("state/")})
+    net = MemoryNet(encoder_of(z), len(p["prototypes"]), 8, proj_hidden=p["proj_head.mlp.0.weight"].shape[0],
+                    momentum=float(z["opt/momentum"]), queue_len=int(z["opt/moco_queue"]))
     missing = net.load_state_dict(p, strict=False)
-    assert not missing.unexpected_keys and all(k.startswith(("classifier", "aux_classifier", "decoder")) for k in missing.missing_keys)
+    assert not missing.unexpected_keys
+    assert all(k.startswith(("classifier", "aux_classifier", "decoder")) for k in missing.missing_keys)
     n, steps = int(z["opt/ncrops"])-2, cases(z, "in/flags")
     for s in steps:
         crops, key_crops = (torch.stack([z[f"in/local_{k}{i}{s}"] for i in range(n)], dim=1) for k in "qk")
-        tokens, tags = net(z[f"in/global0{s}"], view2=z[f"in/global1{s}"])["view_tokens"], z[f"in/flags{s}"][:, 0].long()
+        tokens, tags = (net(z[f"in/global0{s}"], view2=z[f"in/global1{s}"])["view_tokens"],
+                        z[f"in/flags{s}"][:, 0].long())
         q = net.student_rows(tokens, crops)
         net.follow_student()
         columns, column_tags = net.remember(net.key_rows(tokens, key_crops), tags, gather)
@@ -111,7 +121,8 @@ def test_reservoir(path, gather):
         close(q, out("q"), 1e-5)
         close(columns[:len(q)], out("keys"), 1e-5)
         close(torch.cat([q, columns]), out("feats_all"), 1e-5)
-        assert torch.equal(torch.cat([tags, column_tags]), out("flags_all")[:, 0].long()) and torch.equal(net.queue_ptr, out("ptr"))
+        assert torch.equal(torch.cat([tags, column_tags]), out("flags_all")[:, 0].long())
+        assert torch.equal(net.queue_ptr, out("ptr"))
     (q*z["in/gq_last"]).sum().backward()
     gradients(z, dict(net.named_parameters()), 1e-5)
     after = {k.removeprefix(f"out/{gather}_after_"): v for k, v in z.items() if k.startswith(f"out/{gather}_after_")}
@@ -126,22 +137,26 @@ def test_prototypes(path, gather):
     prototypes = z["state/prototypes0"].clone()
     assert len(cases(z, "in/embeds")) == int(z["opt/steps"])
     for i in cases(z, "in/embeds"):
-        move_prototypes(prototypes, gathered(z[f"in/embeds{i}"], gather), gathered(z[f"in/label_idx{i}"], gather), float(z["opt/proto_m"]))
+        move_prototypes(prototypes, gathered(z[f"in/embeds{i}"], gather), gathered(z[f"in/label_idx{i}"], gather),
+                        float(z["opt/proto_m"]))
         close(prototypes, z[f"out/{gather}_gather_prototypes{i}"], 1e-6)
 
 
 # %% Losses
-def contrast_cases(z): return [k.removeprefix("in/").removesuffix("_out_q") for k in z if k.startswith("in/") and k.endswith("_out_q")]
+def contrast_cases(z):
+    return [k.removeprefix("in/").removesuffix("_out_q") for k in z if k.startswith("in/") and k.endswith("_out_q")]
 
 @pytest.mark.parametrize("path", golden("cpdgl", "lcl_mean") + golden("cpdgl", "lcl_sum"))
 def test_local_contrast(path):
     z, form = load(path), path.stem.split("_")[1]
-    options = dict(form=form, temperature=float(z["opt/temperature"]), base_temperature=float(z["opt/base_temperature"]))
+    options = dict(form=form, temperature=float(z["opt/temperature"]),
+                   base_temperature=float(z["opt/base_temperature"]))
     assert contrast_cases(z)
     for c in contrast_cases(z):
         q, tags = z[f"in/{c}_out_q"].clone().requires_grad_(), z[f"in/{c}_flags"][:, 0]
         before = tags.clone()
-        loss, revised = local_contrast_loss(q, tags, z[f"in/{c}_q_all"][len(q):], z[f"in/{c}_q_flags"][len(q):, 0], **options)
+        loss, revised = local_contrast_loss(q, tags, z[f"in/{c}_q_all"][len(q):],
+                                            z[f"in/{c}_q_flags"][len(q):, 0], **options)
         loss.backward()
         close(loss, z[f"out/{c}_loss"], rtol=1e-5)
         scaled(q.grad, z[f"grad/{c}_out_q"], 1e-4)
@@ -158,7 +173,8 @@ def test_prototype_contrast(path):
             suffix = f"_margin{name}" if name else ""
             if f"out/{c}_loss{suffix}" not in z: continue
             q = z[f"in/{c}_out_q"].clone().requires_grad_()
-            loss = prototype_contrast_loss(q, z[f"in/{c}_flags"], z[f"in/{c}_prototypes"], form, float(z["opt/temperature"]), margin, float(z["opt/base_temperature"]))
+            loss = prototype_contrast_loss(q, z[f"in/{c}_flags"], z[f"in/{c}_prototypes"], form,
+                                           float(z["opt/temperature"]), margin, float(z["opt/base_temperature"]))
             loss.backward()
             close(loss, z[f"out/{c}_loss{suffix}"], 1e-6, 1e-5)
             scaled(q.grad, z[f"grad/{c}_out_q{suffix}"], 1e-4)
@@ -202,13 +218,17 @@ def test_schedule(path):
     z = load(path)
     own = {k: float(z[f"opt/{v}"]) for k, v in WEIGHTS.items()}
     coco = {k: v for k, v in PRESETS["coco"].items() if k in STARTS}
-    for steps, key, options in (("in/iters", "cpdgl", {}), ("in/iters", "base_voc", {"ramp": "step"}), ("in/iters_coco", "base_coco", coco)):
-        for step, expected in zip(z[steps].tolist(), z[f"out/weights_{key}"], strict=True): close(torch.tensor(weights_of(Config(**own | options), step)), expected, 1e-6)
-    max_iter, warmup, ratio, power = int(z["opt/max_iter"]), int(z["opt/warmup_iter"]), float(z["opt/warmup_ratio"]), float(z["opt/power"])
+    for steps, key, options in (("in/iters", "cpdgl", {}), ("in/iters", "base_voc", {"ramp": "step"}),
+                                ("in/iters_coco", "base_coco", coco)):
+        for step, expected in zip(z[steps].tolist(), z[f"out/weights_{key}"], strict=True):
+            close(torch.tensor(weights_of(Config(**own | options), step)), expected, 1e-6)
+    max_iter, warmup, ratio, power = (int(z["opt/max_iter"]), int(z["opt/warmup_iter"]), float(z["opt/warmup_ratio"]),
+                                      float(z["opt/power"]))
     lr = [float(z["opt/lr"])*lr_factor(step, max_iter, warmup, ratio, power) for step in z["in/lr_steps"].tolist()]
     close(torch.tensor([[x, 10*x] for x in lr], dtype=torch.float64), z["out/lr"], rtol=1e-9)
     w = torch.nn.Parameter(z["param/w0"].clone())
-    optimizer = torch.optim.AdamW([w], lr=float(z["opt/traj_lr"]), betas=option(z["opt/betas"]), eps=1e-8, weight_decay=float(z["opt/weight_decay"]))
+    optimizer = torch.optim.AdamW([w], lr=float(z["opt/traj_lr"]), betas=option(z["opt/betas"]), eps=1e-8,
+                                  weight_decay=float(z["opt/weight_decay"]))
     schedule = Schedule(optimizer, int(z["opt/traj_max_iter"]), int(z["opt/traj_warmup_iter"]), ratio, power)
     for step, (g, expected) in enumerate(zip(z["in/grads"], z["out/w_traj"], strict=True)):
         schedule.set(step)
@@ -218,16 +238,24 @@ def test_schedule(path):
 
 
 # %% Whole steps
-STEP = {"local_size": "local_crop_size", "tag_share": "tag_threshold", "momentum": "momentum", "queue_len": "moco_queue", "proto_from": "update_prototype", "proto_momentum": "proto_m", "final_from": "cam2mask",
-        "pcl_temperature": "temp_lig", "lcl_temperature": "temp_lil", "low_thresh": "low_thre", "high_thresh": "high_thre", "bg_thresh": "bkg_thre", "cam_scales": "cam_scales", "aux_layer": "aux_layer"} | WEIGHTS
-FORMS = {"base": {}, "released": {k: v for k, v in PRESETS["released"].items() if k in ("pcl_form", "lcl_form", "reg_filter")}}
+STEP = {"local_size": "local_crop_size", "tag_share": "tag_threshold", "momentum": "momentum",
+        "queue_len": "moco_queue", "proto_from": "update_prototype", "proto_momentum": "proto_m",
+        "final_from": "cam2mask",
+        "pcl_temperature": "temp_lig", "lcl_temperature": "temp_lil", "low_thresh": "low_thre",
+        "high_thresh": "high_thre", "bg_thresh": "bkg_thre", "cam_scales": "cam_scales",
+        "aux_layer": "aux_layer"} | WEIGHTS
+FORMS = {"base": {}, "released": {k: v for k, v in PRESETS["released"].items()
+                                  if k in ("pcl_form", "lcl_form", "reg_filter")}}
 VIEWS = {"input": "inputs", "view2": "w_image", "local": "s_image", "box": "img_box", "image_labels": "cls_label"}
 
 
 def method_like(z, form, monkeypatch):
     "CPDGL with options, tensors and memory of a file, and its batch"
-    p, images = params(z) | {k.removeprefix("state/"): v for k, v in z.items() if k.startswith("state/")}, z["in/inputs"]
-    config = Config(**{k: option(z[f"opt/{v}"]) for k, v in STEP.items()}, num_crops=int(z["opt/ncrops"])-2, proj_hidden=p["proj_head.mlp.0.weight"].shape[0], batch_size=len(images), crop_size=min(images.shape[-2:]), **FORMS[form])
+    p, images = (params(z) | {k.removeprefix("state/"): v for k, v in z.items() if k.startswith("state/")},
+                 z["in/inputs"])
+    config = Config(**{k: option(z[f"opt/{v}"]) for k, v in STEP.items()}, num_crops=int(z["opt/ncrops"])-2,
+                    proj_hidden=p["proj_head.mlp.0.weight"].shape[0], batch_size=len(images),
+                    crop_size=min(images.shape[-2:]), **FORMS[form])
     config.check()
     monkeypatch.setattr("wsss_nb.methods.core.create_backbone", lambda *_, **__: encoder_of(z))
     net = Network(config, tuple(map(str, range(int(z["opt/num_classes"])))))
@@ -240,13 +268,18 @@ def same_memory(net, z, i):
     for name, key in keys.items(): close(net.state_dict()[name], z[f"out/{key}{i}"], 2e-5)
 
 
-each_step = pytest.mark.parametrize("path,form", [pytest.param(*p.values, form, id=p.id, marks=p.marks) for form, found in (("base", golden("cpdgl", "train_step_base")), ("released", golden("cpdgl", "train_step_released"))) for p in found])
+each_step = pytest.mark.parametrize("path,form",
+                                    [pytest.param(*p.values, form, id=p.id, marks=p.marks)
+                                     for form, found in (("base", golden("cpdgl", "train_step_base")),
+                                                         ("released", golden("cpdgl", "train_step_released")))
+                                     for p in found])
 
 @each_step
 def test_step_intermediates(path, form, monkeypatch):
     "Every term and the memory after each step, the terms too whose weight is 0 there; maps and labels"
     z = load(path)
-    names = {"cls": "cls_loss", "aux": "cls_loss_aux", "ptc": "ptc_loss", "pcl": "pcl_loss", "lcl": "lcl_loss", "seg": "seg_loss", "reg": "reg_loss"}
+    names = {"cls": "cls_loss", "aux": "cls_loss_aux", "ptc": "ptc_loss", "pcl": "pcl_loss", "lcl": "lcl_loss",
+             "seg": "seg_loss", "reg": "reg_loss"}
     for i, step in enumerate(z["in/iters"].tolist()):
         i = f"_{i}"
         net, batch = method_like(z, form, monkeypatch)

@@ -1,4 +1,5 @@
-"Golden vectors of CPDGL from the photo to the score (area `cpdgl`): augmentation, CAMs, labels, crops, refinement, validation, inference. Sizes, options and case counts come from the files."
+"""Golden vectors of CPDGL from the photo to the score (area `cpdgl`): augmentation, CAMs, labels, crops, refinement,
+validation, inference. Sizes, options and case counts come from the files."""
 import random
 
 import numpy as np
@@ -100,8 +101,10 @@ def test_refine_labels(path):
     image = denormalise(z["in/x_normalised"])
     assert torch.equal(image, z["out/denorm_uint8"].to(torch.uint8))
     close(image/255, z["out/denorm"], 1e-6)
-    label = make_pseudo_label(image/255, z["in/cams"], z["in/cls_label"], float(z["opt/low_thre"]), float(z["opt/high_thre"]), z["in/img_box"],
-                              down_scale=int(z["opt/down_scale"]), dilations=option(z["opt/dilations"]), num_iter=int(z["opt/num_iter"]))
+    label = make_pseudo_label(image/255, z["in/cams"], z["in/cls_label"], float(z["opt/low_thre"]),
+                              float(z["opt/high_thre"]), z["in/img_box"],
+                              down_scale=int(z["opt/down_scale"]), dilations=option(z["opt/dilations"]),
+                              num_iter=int(z["opt/num_iter"]))
     assert share(label, z["out/refined_label"].long()) >= .995
 
 
@@ -118,8 +121,11 @@ def test_validation(path):
         y, mask = z[f"in/cls_label{i}"], z[f"in/label{i}"][0].numpy()
         x = resize(z[f"in/x{i}"], (int(z["opt/crop_size"]),)*2)
         with torch.no_grad(): out = net(x)
-        def labels(layer): return cam_to_label(resize(multi_scale_cam(lambda x: net.raw_cam(x, layer), x, option(z["opt/cam_scales"])), mask.shape), y, float(z["opt/bkg_thre"]))[0]
-        maps = {"Seg_Pred": resize(out["seg_logits"], mask.shape).argmax(1)[0], "CAM": labels("last"), "aux_CAM": labels("aux")}
+        def labels(layer):
+            return cam_to_label(resize(multi_scale_cam(lambda x: net.raw_cam(x, layer), x, option(z["opt/cam_scales"])),
+                                       mask.shape), y, float(z["opt/bkg_thre"]))[0]
+        maps = {"Seg_Pred": resize(out["seg_logits"], mask.shape).argmax(1)[0], "CAM": labels("last"),
+                "aux_CAM": labels("aux")}
         for k, name in (("Seg_Pred", "seg_pred"), ("CAM", "cam_pred"), ("aux_CAM", "cam_aux_pred")):
             assert share(maps[k], z[f"out/{name}{i}"].long()) >= .999, k
             scores[k].add(maps[k].numpy(), mask)
@@ -134,7 +140,8 @@ def test_inference(path, preset, monkeypatch):
     "By the rules that the presets name"
     z = load(path)
     decoder = {k.removeprefix("decoder."): v for k, v in params(z).items() if k.startswith("decoder.")}
-    rules = {k: v for k, v in PRESETS[preset].items() if k in ("infer_size", "infer_direct", "crf")} | {"infer_scales": option(z["opt/scales"])}
+    rules = ({k: v for k, v in PRESETS[preset].items() if k in ("infer_size", "infer_direct", "crf")}
+             | {"infer_scales": option(z["opt/scales"])})
     if preset == "voc": rules["infer_size"] = int(z["opt/voc_base"])
     monkeypatch.setattr("wsss_nb.methods.core.create_backbone", lambda *_, **__: encoder_of(z))
     net = Network(Config(**rules, proj_hidden=8, queue_len=48), tuple(map(str, range(len(decoder["c0.bias"])))))
@@ -153,11 +160,15 @@ def test_inference(path, preset, monkeypatch):
 def test_scores(path):
     z = dict(np.load(path))
     n = int(z["opt/num_classes"])
-    def scored(kind, **options): return sum((ConfusionMatrix(n).add(z[f"in/{kind}{i}"], z[f"in/gt{i}"], **options) for i in cases(z, f"in/{kind}")), ConfusionMatrix(n))
+    def scored(kind, **options):
+        return sum((ConfusionMatrix(n).add(z[f"in/{kind}{i}"], z[f"in/gt{i}"], **options)
+                    for i in cases(z, f"in/{kind}")), ConfusionMatrix(n))
     def same(a, key): np.testing.assert_allclose(a, z[f"out/{key}"], rtol=1e-12, atol=1e-12, equal_nan=True)
     m = scored("pred")
     np.testing.assert_array_equal(m.counts, z["out/hist"])
-    for value, key in ((m.iou, "iou"), (m.precision, "precision"), (m.recall, "recall"), (m.miou, "miou"), (m.pixel_accuracy, "pAcc"), (m.mean_accuracy, "mAcc")): same(value, key)
+    for value, key in ((m.iou, "iou"), (m.precision, "precision"), (m.recall, "recall"), (m.miou, "miou"),
+                       (m.pixel_accuracy, "pAcc"), (m.mean_accuracy, "mAcc")):
+        same(value, key)
     hits, called = m.counts.diagonal(), m.counts.sum(0)
     with np.errstate(divide="ignore", invalid="ignore"): same((called-hits)/hits, "confusion")
     pseudo = scored("pseudo", drop_ignored_pred=True)

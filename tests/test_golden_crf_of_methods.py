@@ -1,4 +1,5 @@
-"Golden vectors of the energy loss and the CRF as the methods use them (areas `tsd_cam`, `tscd`, `cpdgl`, `i2crc`, `irn`, `beco`, `ktse`), by every backend. Sizes and options come from the files."
+"""Golden vectors of the energy loss and the CRF as the methods use them (areas `tsd_cam`, `tscd`, `cpdgl`, `i2crc`,
+`irn`, `beco`, `ktse`), by every backend. Sizes and options come from the files."""
 import re
 from pathlib import Path
 
@@ -19,7 +20,8 @@ each_backend = pytest.mark.parametrize("backend", ["torch", pytest.param("lattic
 
 
 def load(path): return {k: torch.as_tensor(v) for k, v in np.load(path).items()}
-def off(a, b): return float((a-b).abs().max()/b.abs().max().clamp(min=1e-30))   # largest error, of the largest magnitude
+def off(a, b):
+    return float((a-b).abs().max()/b.abs().max().clamp(min=1e-30))   # largest error, of the largest magnitude
 def equal_share(a, b): return float((a == b.reshape(a.shape)).float().mean())
 def near(a, b, atol): assert (a-b.reshape(a.shape)).abs().max() <= atol, float((a-b.reshape(a.shape)).abs().max())
 def same_labels(label, q, expected):
@@ -32,7 +34,9 @@ def numbers(x): return [float(v) for v in x]
 def energy(z, images, logits, label, box, backend, recompute, grad, loss, factor="opt/scale_factor"):
     "Compare loss and gradient with the file's; return both errors, relative"
     leaf = z[logits].clone().requires_grad_()
-    value = dense_energy_loss(z[images], leaf, z[label], z[box], *(float(z[f"opt/{k}"]) for k in ("weight", "sigma_rgb", "sigma_xy")), float(z[factor]), recompute, backend=backend)
+    value = dense_energy_loss(z[images], leaf, z[label], z[box],
+                              *(float(z[f"opt/{k}"]) for k in ("weight", "sigma_rgb", "sigma_xy")), float(z[factor]),
+                              recompute, backend=backend)
     value.backward()
     return abs(float(value.detach())-float(z[loss]))/max(abs(float(z[loss])), 1e-30), off(leaf.grad, z[grad])
 
@@ -43,9 +47,11 @@ def energy(z, images, logits, label, box, backend, recompute, grad, loss, factor
 def test_toco_energy(path, backend):
     z = load(path)
     for i in cases(z, "in/img"):
-        loss, grad = energy(z, f"in/img{i}", f"in/logit{i}", f"in/label{i}", f"in/img_box{i}", backend, True, f"grad/logit{i}", f"out/loss{i}", f"opt/scale_factor{i}")
+        loss, grad = energy(z, f"in/img{i}", f"in/logit{i}", f"in/label{i}", f"in/img_box{i}", backend, True,
+                            f"grad/logit{i}", f"out/loss{i}", f"opt/scale_factor{i}")
         assert loss <= 1e-4 and grad <= 1e-3, (i, loss, grad)
-    filtered = bilateral_filter(z["in/filter_image"][None], z["in/filter_values"][None], float(z["opt/filter_sigma_rgb"]), float(z["opt/filter_sigma_xy"]), backend=backend)
+    filtered = bilateral_filter(z["in/filter_image"][None], z["in/filter_values"][None],
+                                float(z["opt/filter_sigma_rgb"]), float(z["opt/filter_sigma_xy"]), backend=backend)
     assert off(filtered[0], z["out/filter"]) <= 1e-4
 
 
@@ -65,13 +71,15 @@ def test_tscd_energy(path, backend):
 def test_cpdgl_energy(path, backend):
     "The released code has the filter switched off: a loss of 0, which is weight 0 here"
     z = load(path)
-    loss, grad = energy(z, "in/x_normalised", "in/logits", "in/label", "in/img_box", backend, True, "grad/filtered_logits", "out/filtered_loss")
+    loss, grad = energy(z, "in/x_normalised", "in/logits", "in/label", "in/img_box", backend, True,
+                        "grad/filtered_logits", "out/filtered_loss")
     assert loss <= 1e-4 and grad <= 1e-4
     leaf = z["in/logits"].clone().requires_grad_()
     released = dense_energy_loss(z["in/x_normalised"], leaf, z["in/label"], z["in/img_box"], weight=0, backend=backend)
     released.backward()
     assert released == float(z["out/released_loss"]) and torch.equal(leaf.grad, z["grad/released_logits"])
-    filtered = bilateral_filter(z["in/filter_image"], z["in/filter_values"], float(z["opt/filter_sigma_rgb"]), float(z["opt/filter_sigma_xy"]), backend=backend)
+    filtered = bilateral_filter(z["in/filter_image"], z["in/filter_values"], float(z["opt/filter_sigma_rgb"]),
+                                float(z["opt/filter_sigma_xy"]), backend=backend)
     assert off(filtered, z["out/filter_result"]) <= 1e-4
 
 
@@ -98,7 +106,8 @@ def test_toco_crf(path, backend):
             q = dense_crf(image, probs, **s | {"iters": iters}, backend=backend)
             near(q, z[k], 1e-3)
             assert equal_share(q.argmax(0), z[k].argmax(0)) >= .999
-    label = cam_crf_label(image, z["in/cam"], z["in/keys"].tolist(), float(z["opt/bkg_thre_l"]), float(z["opt/bkg_thre_h"]), backend=backend)
+    label = cam_crf_label(image, z["in/cam"], z["in/keys"].tolist(), float(z["opt/bkg_thre_l"]),
+                          float(z["opt/bkg_thre_h"]), backend=backend)
     assert equal_share(label, z["out/cam_crf_label"]) >= .999
 
 
@@ -120,11 +129,15 @@ def test_tscd_crf(path, backend):
 def test_cpdgl_crf(path, backend):
     z = load(path)
     image, probs = z["in/image"], z["in/prob"]
-    for name in [k.removeprefix("out/").removesuffix("_label") for k in z if re.match(r"out/\w+_label$", k) and f"{k.removesuffix('_label')}_q" in z]:
-        s = {k: float(z[f"opt/{name}_{k}"]) for k in ("pos_xy_std", "pos_w", "bi_xy_std", "bi_rgb_std", "bi_w")} | {"iters": int(z[f"opt/{name}_iter_max"])}
+    for name in [k.removeprefix("out/").removesuffix("_label") for k in z if re.match(r"out/\w+_label$", k)
+                 and f"{k.removesuffix('_label')}_q" in z]:
+        s = ({k: float(z[f"opt/{name}_{k}"]) for k in ("pos_xy_std", "pos_w", "bi_xy_std", "bi_rgb_std", "bi_w")}
+             | {"iters": int(z[f"opt/{name}_iter_max"])})
         near(dense_crf(image, probs, **s, backend=backend), z[f"out/{name}_q"], 1e-3)
-        assert equal_share(dense_crf(image, probs, **s, backend=backend, as_labels=True), z[f"out/{name}_label"]) >= .995
-    q = dense_crf(image, probs, int(z["opt/crf_inference_t"]), preset="psa", scale_factor=float(z["opt/crf_inference_scale_factor"]), backend=backend)
+        assert (equal_share(dense_crf(image, probs, **s, backend=backend, as_labels=True), z[f"out/{name}_label"])
+                >= .995)
+    q = dense_crf(image, probs, int(z["opt/crf_inference_t"]), preset="psa",
+                  scale_factor=float(z["opt/crf_inference_scale_factor"]), backend=backend)
     near(q, z["out/crf_inference_q"], 1e-3)
     assert equal_share(label_crf(image, z["in/hard_label"], backend=backend), z["out/crf_label"]) >= .995
 
@@ -134,11 +147,13 @@ def test_cpdgl_crf(path, backend):
 def test_i2crc_crf(path, backend):
     z = load(path)
     image = z["in/image_bgr_uint8"].flip(-1)
-    probs = F.interpolate(z["in/logits"][None], size=image.shape[:2], mode="bilinear", align_corners=False).softmax(1)[0]
+    probs = F.interpolate(z["in/logits"][None], size=image.shape[:2], mode="bilinear",
+                          align_corners=False).softmax(1)[0]
     near(probs, z["out/prob"], 1e-6)
     assert torch.equal(crf_guide(image, "mean_wrapped", "bgr"), z["out/wrapped_image"])
     for kind in ("wrapped", "raw"):
-        options = dict(iters=int(z["opt/n_iter"]), preset="i2crc", crf_image={"wrapped": "mean_wrapped"}.get(kind, kind), backend=backend)
+        options = dict(iters=int(z["opt/n_iter"]), preset="i2crc",
+                       crf_image={"wrapped": "mean_wrapped"}.get(kind, kind), backend=backend)
         near(dense_crf(image, probs, **options), z[f"out/Q_{kind}"], 1e-4)
         same_labels(dense_crf(image, probs, as_labels=True, **options), z[f"out/Q_{kind}"], z[f"out/label_{kind}"])
 
@@ -148,11 +163,13 @@ def test_i2crc_crf(path, backend):
 def test_beco_crf(path, backend):
     z = load(path)
     image = z["in/rgb"]
-    probs = F.interpolate(z["in/logits"][None], size=image.shape[:2], mode="bilinear", align_corners=False).softmax(1)[0]
+    probs = F.interpolate(z["in/logits"][None], size=image.shape[:2], mode="bilinear",
+                          align_corners=False).softmax(1)[0]
     near(probs[:, ::3, ::3], z["out/prob"], 1e-6)
     same_labels(probs.argmax(0), probs, z["out/label_softmax"])
     assert torch.equal(crf_guide(image, "mean_wrapped"), z["out/image_wrapped"])
-    s = {k: float(z[f"opt/{k}"]) for k in ("pos_xy_std", "pos_w", "bi_xy_std", "bi_rgb_std", "bi_w")} | {"iters": int(z["opt/iter"])}
+    s = ({k: float(z[f"opt/{k}"]) for k in ("pos_xy_std", "pos_w", "bi_xy_std", "bi_rgb_std", "bi_w")}
+         | {"iters": int(z["opt/iter"])})
     q = dense_crf(image, probs, preset="beco", backend=backend, **s)
     near(q[:len(z["out/q_wrapped"])], z["out/q_wrapped"], 1e-3)
     same_labels(q.argmax(0), q, z["out/label_crf_wrapped"])
@@ -166,7 +183,8 @@ def test_ktse_crf(path, backend):
     z = load(path)
     for alpha in [int(m[1]) for k in z if (m := re.fullmatch(r"out/q_a(\d+)", k))]:
         assert [0, *(z["in/keys"]+1).tolist()] == z[f"out/keys_a{alpha}"].tolist()
-        near(dense_crf(z["in/rgb"], cam_probs(z["in/cams"], alpha), preset="cam_alpha", backend=backend), z[f"out/q_a{alpha}"], 1e-3)
+        near(dense_crf(z["in/rgb"], cam_probs(z["in/cams"], alpha), preset="cam_alpha", backend=backend),
+             z[f"out/q_a{alpha}"], 1e-3)
 
 
 @each_backend
@@ -175,7 +193,8 @@ def test_irn_crf(path, backend):
     z = load(path)
     n, gt_prob = int(z["opt/n_labels"]), float(z["opt/gt_prob"])
     near(unary_from_labels(z["in/labels"], n, gt_prob, zero_unsure=False)[:, 0], z["out/unary_first_col"], 1e-6)
-    assert equal_share(label_crf(z["in/rgb"], z["in/labels"], range(n), gt_prob, iters=int(z["opt/t"]), backend=backend), z["out/labels"]) >= .999
+    assert (equal_share(label_crf(z["in/rgb"], z["in/labels"], range(n), gt_prob, iters=int(z["opt/t"]),
+                                  backend=backend), z["out/labels"]) >= .999)
 
 
 @each_backend
@@ -183,13 +202,16 @@ def test_irn_crf(path, backend):
 def test_irn_labels(path, backend):
     z = load(path)
     for i in cases(z, "in/rgb"):
-        label = cam_crf_label(z[f"in/rgb{i}"], z[f"in/high_res{i}"], z[f"in/keys{i}"].tolist(), float(z["opt/conf_bg_thres"]), float(z["opt/conf_fg_thres"]), hard=True, backend=backend)
+        label = cam_crf_label(z[f"in/rgb{i}"], z[f"in/high_res{i}"], z[f"in/keys{i}"].tolist(),
+                              float(z["opt/conf_bg_thres"]), float(z["opt/conf_fg_thres"]), hard=True, backend=backend)
         assert equal_share(label, z[f"out/label{i}"]) >= .995
 
 
 @pytest.mark.parametrize("preset,area,family,key,order", [
-    ("tsd_cam_voc", "tsd_cam", "toco_crf", "opt/iter_posw_posxy_biw_bixy_birgb_tsd_voc", POSW_FIRST), ("toco", "tsd_cam", "toco_crf", "opt/iter_posw_posxy_biw_bixy_birgb_toco", POSW_FIRST),
-    ("cam_label", "tsd_cam", "toco_crf", "opt/iter_posw_posxy_biw_bixy_birgb_cam_label", POSW_FIRST), ("tscd", "tscd", "crf", "opt/final", POSXY_FIRST)])
+    ("tsd_cam_voc", "tsd_cam", "toco_crf", "opt/iter_posw_posxy_biw_bixy_birgb_tsd_voc", POSW_FIRST),
+    ("toco", "tsd_cam", "toco_crf", "opt/iter_posw_posxy_biw_bixy_birgb_toco", POSW_FIRST),
+    ("cam_label", "tsd_cam", "toco_crf", "opt/iter_posw_posxy_biw_bixy_birgb_cam_label", POSW_FIRST),
+    ("tscd", "tscd", "crf", "opt/final", POSXY_FIRST)])
 def test_presets_are_those_of_the_files(preset, area, family, key, order):
     "In the repository's copy; another set has other options"
     settings = np.load(Path(__file__).parent/"golden"/area/f"{family}.npz")[key]

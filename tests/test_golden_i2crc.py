@@ -1,4 +1,6 @@
-"Golden vectors of I2CRC (area `i2crc`): sizes, options and case counts come from the files. Its CRF is in test_golden_crf_of_methods."
+"""Golden vectors of I2CRC (area `i2crc`): sizes, options and case counts come from the files.
+
+Its CRF is in test_golden_crf_of_methods."""
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +35,8 @@ def within(a, b, share):
 
 def numbered(z, prefix):
     "Return the numbers i of the cases `prefix`i/..., in order"
-    return sorted({int(k.removeprefix(prefix).split("/")[0]) for k in z if k.startswith(prefix) and k.removeprefix(prefix).split("/")[0].isdigit()})
+    return sorted({int(k.removeprefix(prefix).split("/")[0]) for k in z if k.startswith(prefix)
+                   and k.removeprefix(prefix).split("/")[0].isdigit()})
 
 def tensors(z, kind): return {k.removeprefix(f"{kind}/"): v for k, v in z.items() if k.startswith(f"{kind}/")}
 
@@ -79,7 +82,8 @@ def deeplab_like(p):
     encoder = ResNet(blocks, widths, p["base.features.conv1.weight"].shape[0], 8, "first_plain")
     return DeepLab(encoder, p["base.classifier.conv2d_list.0.bias"].shape[0])
 
-def our_name(name): return name.replace("base.features.", "encoder.").replace("base.classifier.conv2d_list.", "decoder.convs.")
+def our_name(name):
+    return name.replace("base.features.", "encoder.").replace("base.classifier.conv2d_list.", "decoder.convs.")
 
 
 @pytest.mark.parametrize("path", golden("i2crc", "deeplab_msc_small"))
@@ -117,7 +121,8 @@ def test_deeplab(path):
 def test_segmentation_layout(path):
     z = load(path)
     layout = dict(zip(z["out/segmentation_names"].tolist(), z["out/segmentation_shapes"].tolist()))
-    ours = {k: "x".join(map(str, v.shape)) for k, v in DeepLab(ResNet((3, 4, 23, 3), dilation="first_plain"), 20+1).state_dict().items()}
+    ours = {k: "x".join(map(str, v.shape)) for k, v in DeepLab(ResNet((3, 4, 23, 3), dilation="first_plain"),
+                                                               20+1).state_dict().items()}
     assert {our_name(k): v for k, v in layout.items()} == ours
 
 
@@ -129,7 +134,8 @@ def test_cam_export(path):
         keys, size = np.flatnonzero(z[f"in/{i}/label"]), tuple(z[f"in/{i}/hw"].tolist())
         expected = {int(k.rsplit("_")[-1]): z[k] for k in z if k.startswith(f"out/{i}/cam_")}
         assert sorted(expected) == keys.tolist()
-        for k, u in zip(keys, cam_bytes(z[f"in/{i}/class_maps"][keys], size)): np.testing.assert_array_equal(u, expected[k])
+        for k, u in zip(keys, cam_bytes(z[f"in/{i}/class_maps"][keys], size)):
+            np.testing.assert_array_equal(u, expected[k])
 
 
 @pytest.mark.parametrize("path", golden("i2crc", "gen_gt"))
@@ -159,14 +165,16 @@ def test_miou(path):
     matrix = ConfusionMatrix(int(z["opt/n_classes"]))
     for i in numbered(z, "in/"): matrix.add(z[f"in/{i}/pred"], z[f"in/{i}/gt"])
     np.testing.assert_allclose(matrix.iou, z["out/class_iou"], atol=1e-9)
-    for name, key in {"miou": "mean_iou", "pixel_accuracy": "pixel_accuracy", "mean_accuracy": "mean_accuracy", "weighted_iou": "fw_iou"}.items():
+    for name, key in {"miou": "mean_iou", "pixel_accuracy": "pixel_accuracy", "mean_accuracy": "mean_accuracy",
+                      "weighted_iou": "fw_iou"}.items():
         np.testing.assert_allclose(getattr(matrix, name), z[f"out/{key}"], atol=1e-9)
 
 
 # %% Samples
 class Recorded:
     "A stream that gives the recorded factors and order of a colour jitter"
-    def __init__(self, z, order): self.z, self.order, self.factors = z, order, iter(("brightness", "contrast", "saturation", "hue"))
+    def __init__(self, z, order):
+        self.z, self.order, self.factors = z, order, iter(("brightness", "contrast", "saturation", "hue"))
     def uniform(self, low, high): return float(self.z[f"opt/{(name := next(self.factors))}"])-(name != "hue")
     def permutation(self, n): return ["bcsh".index(k) for k in self.order]
 
@@ -178,10 +186,12 @@ def test_data_prep(path):
     resized = resize_to(z["in/image"], (size, size))
     np.testing.assert_array_equal(resized, z["out/resized"])
     np.testing.assert_array_equal(resize_saliency(z["in/saliency"], z["out/saliency_256"].shape), z["out/saliency_256"])
-    sample = SquareTransform(size, len(z["out/saliency_256"]), jitter=())(z["in/image"], None, z["in/saliency"].astype(np.float32)/255)
+    sample = SquareTransform(size, len(z["out/saliency_256"]),
+                             jitter=())(z["in/image"], None, z["in/saliency"].astype(np.float32)/255)
     close(sample["input"], torch.from_numpy(z["out/tensor"]), atol=1e-6)
     np.testing.assert_array_equal((sample["saliency"].numpy()*255).round(), z["out/saliency_256"])
-    np.testing.assert_array_equal(colour_jitter(resized, Recorded(z, z["opt/jitter_order"].tolist())), z["out/jittered"])
+    np.testing.assert_array_equal(colour_jitter(resized, Recorded(z, z["opt/jitter_order"].tolist())),
+                                  z["out/jittered"])
     for k in "bcsh": np.testing.assert_array_equal(colour_jitter(resized, Recorded(z, [k])), z[f"out/single_{k}"])
 
 
@@ -191,8 +201,10 @@ def test_seg_augment(path):
     np.testing.assert_allclose(MEAN_RGB[::-1], z["opt/mean_bgr"])
     assert set(z["opt/scales"].tolist()) >= {float(z[f"opt/{i}/scale"]) for i in numbered(z, "in/")}
     for i in numbered(z, "in/"):
-        image, label = cut_piece(z[f"in/{i}/image_bgr"][..., ::-1], z[f"in/{i}/label"], int(z["opt/crop_size"]), float(z[f"opt/{i}/scale"]),
-                                 (int(z[f"opt/{i}/start_h"]), int(z[f"opt/{i}/start_w"])), bool(z[f"opt/{i}/flip"]), "bgr")
+        image, label = cut_piece(z[f"in/{i}/image_bgr"][..., ::-1], z[f"in/{i}/label"], int(z["opt/crop_size"]),
+                                 float(z[f"opt/{i}/scale"]),
+                                 (int(z[f"opt/{i}/start_h"]), int(z[f"opt/{i}/start_w"])),
+                                 bool(z[f"opt/{i}/flip"]), "bgr")
         close(image, torch.from_numpy(z[f"out/{i}/image"]), atol=1e-2)
         np.testing.assert_array_equal(label.numpy(), z[f"out/{i}/label"])
 
@@ -203,7 +215,8 @@ def test_poly_lr(path):
     z = np.load(path)
     lr, every, most, power = (z[f"opt/{k}"].item() for k in ("lr", "step_size", "iter_max", "power"))
     used = z["out/lr_used_at_iteration"]
-    np.testing.assert_allclose([lr*poly_factor(step, most, every, power) for step in range(len(used))], used, rtol=1e-9, atol=0)
+    np.testing.assert_allclose([lr*poly_factor(step, most, every, power) for step in range(len(used))], used,
+                               rtol=1e-9, atol=0)
 
 
 # %% Classification network
@@ -225,7 +238,8 @@ def test_classifier(path):
     maps = net(z["in/image"])
     close(maps, z["out/class_maps"], atol=1e-5)
     close(maps.mean((-1, -2)), z["out/logits"], atol=1e-5)
-    batch = {"input": z["in/image"], "saliency": z["in/saliency"], "image_labels": z["in/label"], "has_saliency": torch.ones(len(z["in/image"]), dtype=torch.bool)}
+    batch = {"input": z["in/image"], "saliency": z["in/saliency"], "image_labels": z["in/label"],
+             "has_saliency": torch.ones(len(z["in/image"]), dtype=torch.bool)}
     terms = net.training_losses(batch, 0)
     names = {"cls": "cls", **NAMES}
     assert {k: w for k, (w, _) in terms.items()} == {"cls": 1, **WEIGHTS}
@@ -239,7 +253,8 @@ def test_classifier(path):
     for k, g in grads.items(): within(named[our_part(k)].grad, g, 1e-4)
     ids = {id(v): k for k, v in named.items()}
     groups = net.param_groups()
-    assert [[ids[id(v)] for v in g["params"]] for g in groups] == [[our_part(k) for k in z[f"out/param_group_{i}"].tolist()] for i in range(4)]
+    assert ([[ids[id(v)] for v in g["params"]] for g in groups]
+            == [[our_part(k) for k in z[f"out/param_group_{i}"].tolist()] for i in range(4)])
     assert [round(g["lr"]/net.config.cls_lr) for g in groups] == [1, 2, 10, 20]
 
 
@@ -247,5 +262,6 @@ def test_classifier(path):
 def test_classification_layout(path):
     z = load(path)
     layout = dict(zip(z["out/classification_names"].tolist(), z["out/classification_shapes"].tolist()))
-    ours = {k: "x".join(map(str, v.shape)) for k, v in make_classifier(Config(), tuple(range(20+1))).state_dict().items()}
+    ours = {k: "x".join(map(str, v.shape))
+            for k, v in make_classifier(Config(), tuple(range(20+1))).state_dict().items()}
     assert {our_part(k.removeprefix("module.")): v for k, v in layout.items()} == ours

@@ -1,4 +1,6 @@
-"Every reference file is known: some test reads it, or its method is planned and says so. A file that nobody reads would prove nothing."
+"""Every reference file is known: some test reads it, or its method is planned and says so.
+
+A file that nobody reads would prove nothing."""
 import re
 from pathlib import Path
 
@@ -7,13 +9,16 @@ from golden_files import GOLDEN,cases,golden,of_family
 
 # What is recorded before it is built. A family leaves this list when its test arrives.
 PLANNED = {}
-# Methods of which only parts are built (energy loss, CRF): what else their folders hold is planned. The repository's copy has the files that are tested, and no others.
+# Methods of which only parts are built (energy loss, CRF): what else their folders
+# hold is planned. The repository's copy has the files that are tested, and no others.
 PLANNED_AREAS = {"beco": "BECO", "irn": "IRN", "ktse": "KTSE"}
 
 def asked_for():
     "Return the (area, family) pairs that the other test modules ask for"
-    sources = (f.read_text(encoding="utf-8") for f in Path(__file__).parent.glob("test_*.py") if f.name != Path(__file__).name)
-    return {pair for text in sources for pair in re.findall(r"""\bgolden\(\s*["'](\w+)["']\s*,\s*["'](\w+)["']""", text)}
+    sources = (f.read_text(encoding="utf-8") for f in Path(__file__).parent.glob("test_*.py")
+               if f.name != Path(__file__).name)
+    return {pair for text in sources
+            for pair in re.findall(r"""\bgolden\(\s*["'](\w+)["']\s*,\s*["'](\w+)["']""", text)}
 
 TESTED = asked_for()
 
@@ -49,6 +54,7 @@ def test_cases_and_families(tmp_path):
     assert cases(["in/x10", "in/x2", "in/xs", "out/x0"], "in/x") == ["2", "10"]
     assert cases(["in/x_1", "in/x_0", "in/x_flat"], "in/x") == ["_0", "_1"]
     assert cases(["in/x", "in/xy"], "in/x") == [""]
-    assert of_family("par_2", "par") and of_family("par2", "par") and of_family("par", "par") and not of_family("part", "par")
+    assert of_family("par_2", "par") and of_family("par2", "par") and of_family("par", "par")
+    assert not of_family("part", "par")
     (absent,) = golden("no_such_area", "x")
     assert absent.marks[0].name == "skip"

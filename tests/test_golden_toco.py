@@ -1,4 +1,5 @@
-"Golden vectors of ToCo's own parts and of a whole step (area `tsd_cam`): sizes, options and case counts come from the files."
+"""Golden vectors of ToCo's own parts and of a whole step (area `tsd_cam`): sizes, options and case counts come from
+the files."""
 import pytest
 import torch
 from golden_files import cases, golden
@@ -18,7 +19,8 @@ def head_sizes(p):
 
 
 def encoder_of(z):
-    return vit_like({k.removeprefix("encoder."): v for k, v in params(z).items() if k.startswith("encoder.")}, int(z["opt/patch"]), int(z["opt/heads"]), int(z["opt/aux_layer"]))
+    return vit_like({k.removeprefix("encoder."): v for k, v in params(z).items() if k.startswith("encoder.")},
+                    int(z["opt/patch"]), int(z["opt/heads"]), int(z["opt/aux_layer"]))
 
 
 def own(state):
@@ -69,12 +71,15 @@ def test_projection_head(path):
 def test_network(path):
     z = load(path)
     p = own(params(z))
-    sizes = dict(zip(("proj_hidden", "proj_bottleneck", "proj_dim"), head_sizes({k.removeprefix("proj_head."): v for k, v in p.items()})))
-    net = ProjectionNet(encoder_of(z), int(z["opt/num_classes"])-1, p["decoder.conv6.weight"].shape[0], momentum=float(z["opt/momentum"]), **sizes)
+    sizes = dict(zip(("proj_hidden", "proj_bottleneck", "proj_dim"),
+                     head_sizes({k.removeprefix("proj_head."): v for k, v in p.items()})))
+    net = ProjectionNet(encoder_of(z), int(z["opt/num_classes"])-1, p["decoder.conv6.weight"].shape[0],
+                        momentum=float(z["opt/momentum"]), **sizes)
     net.load_state_dict(p)
     crops = torch.stack([z[f"in/local{i}"] for i in cases(z, "in/local")])
     out = net(z["in/x"], view2=z["in/global1"], crops=crops)
-    names = {"cls": "cls_logits", "seg": "seg_logits", "fmap": "last", "cls_aux": "aux_cls_logits", "proj_t": "teacher", "proj_s": "student"}
+    names = {"cls": "cls_logits", "seg": "seg_logits", "fmap": "last", "cls_aux": "aux_cls_logits", "proj_t": "teacher",
+             "proj_s": "student"}
     for k, name in names.items(): close(out[name], z[f"out/{k}"], 1e-4)
     for k, layer in (("cam", "last"), ("cam_aux", "aux")):
         close(net.cam_of(out, layer), z[f"out/{k}"], 1e-4)
@@ -88,9 +93,12 @@ def test_network(path):
 
 
 # %% A whole step
-STEP = {"high_thresh": "high_thre", "low_thresh": "low_thre", "bg_thresh": "bkg_thre", "cam_scales": "cam_scales", "aux_layer": "aux_layer", "local_size": "local_crop_size",
-        "temperature": "temp", "momentum": "momentum", "energy_weight": "energy_weight", "energy_sigma_rgb": "energy_sigma_rgb", "energy_sigma_xy": "energy_sigma_xy",
-        "energy_scale": "energy_scale_factor", "refine_dilations": "refine_dilations", "refine_iters": "refine_num_iter", "w_ptc": "w_ptc", "w_ctc": "w_ctc", "w_seg": "w_seg", "w_reg": "w_reg"}
+STEP = {"high_thresh": "high_thre", "low_thresh": "low_thre", "bg_thresh": "bkg_thre", "cam_scales": "cam_scales",
+        "aux_layer": "aux_layer", "local_size": "local_crop_size",
+        "temperature": "temp", "momentum": "momentum", "energy_weight": "energy_weight",
+        "energy_sigma_rgb": "energy_sigma_rgb", "energy_sigma_xy": "energy_sigma_xy",
+        "energy_scale": "energy_scale_factor", "refine_dilations": "refine_dilations",
+        "refine_iters": "refine_num_iter", "w_ptc": "w_ptc", "w_ctc": "w_ctc", "w_seg": "w_seg", "w_reg": "w_reg"}
 
 
 def option(v): return tuple(v.tolist()) if v.ndim else v.item()
@@ -99,14 +107,17 @@ def option(v): return tuple(v.tolist()) if v.ndim else v.item()
 def method_like(z, monkeypatch, **changes):
     "ToCo with the options and tensors of a file"
     p = own(params(z))
-    sizes = dict(zip(("proj_hidden", "proj_bottleneck", "proj_dim"), head_sizes({k.removeprefix("proj_head."): v for k, v in p.items()})))
-    config = Config(**{k: option(z[f"opt/{v}"]) for k, v in STEP.items()} | sizes, num_crops=int(z["opt/ncrops"])-2, hidden=p["decoder.conv6.weight"].shape[0],
+    sizes = dict(zip(("proj_hidden", "proj_bottleneck", "proj_dim"),
+                     head_sizes({k.removeprefix("proj_head."): v for k, v in p.items()})))
+    config = Config(**{k: option(z[f"opt/{v}"]) for k, v in STEP.items()} | sizes, num_crops=int(z["opt/ncrops"])-2,
+                    hidden=p["decoder.conv6.weight"].shape[0],
                     crop_size=z["in/inputs"].shape[-1], **changes)
     config.check()
     monkeypatch.setattr("wsss_nb.methods.core.create_backbone", lambda *_, **__: encoder_of(z))
     method = Method(config, tuple(map(str, range(int(z["opt/num_classes"])))))
     method.load_state_dict(p)
-    batch = {"input": z["in/inputs"], "view2": z["in/global2"], "local": z["in/local_image"], "box": z["in/img_box"], "image_labels": z["in/cls_label"]}
+    batch = {"input": z["in/inputs"], "view2": z["in/global2"], "local": z["in/local_image"], "box": z["in/img_box"],
+             "image_labels": z["in/cls_label"]}
     heads = [z[f"in/perm_head{i}"] for i in cases(z, "in/perm_head")]
     monkeypatch.setattr(torch, "randperm", lambda *_, **__: heads.pop(0))
     return method, batch
@@ -118,10 +129,13 @@ def test_step_intermediates(path, monkeypatch):
     method, batch = method_like(z, monkeypatch)
     close(denormalise(batch["input"]).float()/255, z["out/inputs_denorm"], 1e-6)
     out = method(batch["input"], view2=batch["view2"])
-    for k, name in {"cls": "cls_logits", "segs": "seg_logits", "fmap": "last", "cls_aux": "aux_cls_logits"}.items(): close(out[name], z[f"out/{k}"], 1e-4)
+    for k, name in {"cls": "cls_logits", "segs": "seg_logits", "fmap": "last", "cls_aux": "aux_cls_logits"}.items():
+        close(out[name], z[f"out/{k}"], 1e-4)
     layers = {"last": "cams", "aux": "cams_aux"}
-    every = method.cams(batch["input"], layers=tuple(layers), raw={layer: method.cam_of(out, layer) for layer in layers})
-    cams = method.cams(batch["input"], batch["image_labels"], raw={layer: method.cam_of(out, layer) for layer in layers})
+    every = method.cams(batch["input"], layers=tuple(layers),
+                        raw={layer: method.cam_of(out, layer) for layer in layers})
+    cams = method.cams(batch["input"], batch["image_labels"],
+                       raw={layer: method.cam_of(out, layer) for layer in layers})
     present = batch["image_labels"].bool()
     for layer, name in layers.items():
         close(every[layer], z[f"out/{name}"], 1e-4)
@@ -137,7 +151,8 @@ def test_step_intermediates(path, monkeypatch):
     agree(pairwise_affinity_label(label), "aff_mask")
     tokens = method.project(out["view_tokens"], crops)
     for k, name in {"proj_t": "teacher", "proj_s": "student"}.items(): close(tokens[name], z[f"out/{k}"], 1e-4)
-    for k in [k for k in z if k.startswith("out/ema/")]: close(method.state_dict()[k.removeprefix("out/ema/")], z[k], 1e-6)
+    for k in [k for k in z if k.startswith("out/ema/")]:
+        close(method.state_dict()[k.removeprefix("out/ema/")], z[k], 1e-6)
 
 
 @pytest.mark.parametrize("phase", ["warmup", "main"])
@@ -149,15 +164,19 @@ def test_step(path, phase, monkeypatch):
     method.encoder.register_forward_pre_hook(lambda m, x: encodings.append(len(x[0])*torch.is_grad_enabled()))
     terms = method.training_losses(batch, method.config.seg_start + (phase == "main"))
     B, n = len(batch["input"]), method.config.num_crops
-    assert [e for e in encodings if e] == [2*B, n*B] and len(encodings) == 2+len({1, *method.config.cam_scales})  # whole views once, each size once
+    # whole views once, each size once
+    assert [e for e in encodings if e] == [2*B, n*B] and len(encodings) == 2+len({1, *method.config.cam_scales})
     names = {"cls": "cls", "aux": "cls_aux", "ptc": "ptc", "ctc": "ctc", "seg": "seg", "reg": "reg"}
     assert list(terms) == list(names)[:4 if phase == "warmup" else 6]
-    for name, (_, value) in terms.items(): close(value, z[f"out/loss_{names[name]}"].squeeze(), 1e-4 if name != "reg" else 0, rtol=1e-4)
+    for name, (_, value) in terms.items():
+        close(value, z[f"out/loss_{names[name]}"].squeeze(), 1e-4 if name != "reg" else 0, rtol=1e-4)
     total = sum(w*v for w, v in terms.values())
     close(total, z[f"out/total_{phase}"].squeeze(), 1e-4)
-    for k in [k for k in z if k.startswith("out/ema/")]: close(method.state_dict()[k.removeprefix("out/ema/")], z[k], 1e-6)
+    for k in [k for k in z if k.startswith("out/ema/")]:
+        close(method.state_dict()[k.removeprefix("out/ema/")], z[k], 1e-6)
     total.backward()
-    named, grads = dict(method.named_parameters()), {k.removeprefix(f"grad/{phase}/"): v for k, v in z.items() if k.startswith(f"grad/{phase}/")}
+    named, grads = (dict(method.named_parameters()), {k.removeprefix(f"grad/{phase}/"): v for k, v in z.items()
+                                                      if k.startswith(f"grad/{phase}/")})
     assert grads
     for k, g in grads.items(): close(named[k].grad, g, 1e-3*g.abs().max().item())
     if phase == "main": assert {k for k, v in named.items() if v.grad is not None} == {*grads}

@@ -18,12 +18,14 @@ from wsss_nb.ground.tensors import resize
 
 
 def network_like(z, **options):
-    "The whole network of a file (its README: strides 4,2,2,1, key reduction 8,4,2,1, MLP ratio 4), without chance in training"
+    """The whole network of a file (its README: strides 4,2,2,1, key reduction 8,4,2,1, MLP ratio 4), without chance
+    in training"""
     state = params(z)
     def size(name): return state[name].shape[0]
     widths = [size(f"encoder.norm{s}.weight") for s in range(1, 5)]
     depths = [1+max(int(k.split(".")[2]) for k in state if k.startswith(f"encoder.block{s}.")) for s in range(1, 5)]
-    net = SegFormerNet(MiT(widths, depths, drop_path=0), size("classifier.weight"), size("decoder.linear_fuse.conv.weight"), **options)
+    net = SegFormerNet(MiT(widths, depths, drop_path=0), size("classifier.weight"),
+                       size("decoder.linear_fuse.conv.weight"), **options)
     net.load_state_dict(state)
     return net.eval()
 
@@ -31,7 +33,8 @@ def network_like(z, **options):
 @pytest.mark.parametrize("path", golden("tscd", "mit_encoder"))
 def test_encoder(path):
     z = load(path)
-    names = {"widths": "embed_dims", "heads": "num_heads", "depths": "depths", "reductions": "sr_ratios", "stride": "stride"}
+    names = {"widths": "embed_dims", "heads": "num_heads", "depths": "depths", "reductions": "sr_ratios",
+             "stride": "stride"}
     encoder = MiT(**{k: z[f"opt/{v}"].tolist() for k, v in names.items()}, aux_layer=-1).eval()
     assert not load_matching(encoder, params(z))
     blocks = cases(z, "out/attn")
@@ -44,7 +47,8 @@ def test_encoder(path):
 @pytest.mark.parametrize("path", golden("tscd", "affinity"))
 def test_affinity(path):
     z = load(path)
-    grid, radius, pred = (int(z["opt/h"]), int(z["opt/w"])), int(z["opt/radius"]), z["in/attn_pred"].clone().requires_grad_()
+    grid, radius, pred = ((int(z["opt/h"]), int(z["opt/w"])), int(z["opt/radius"]),
+                          z["in/attn_pred"].clone().requires_grad_())
     near = near_pairs(grid, radius)
     assert torch.equal(near, z["out/mask"].bool())
     small = label_on_grid(z["in/label"].long(), grid)
@@ -84,7 +88,8 @@ def test_head(path, monkeypatch):
     close(y, z["out/seg_train_nodrop"], 2e-5)
     for s, c in enumerate(stages, 1): close(c.grad, z[f"grad/c{s}"], 2e-5)
     for k in ("running_mean", "running_var"): close(getattr(head.linear_fuse.bn, k), z[f"out/{k}"], 2e-5)
-    grads = {k.removeprefix("grad/").removeprefix("param/"): v for k, v in z.items() if k.startswith("grad/") and k.removeprefix("grad/").removeprefix("param/") in p}
+    grads = {k.removeprefix("grad/").removeprefix("param/"): v for k, v in z.items() if k.startswith("grad/")
+             and k.removeprefix("grad/").removeprefix("param/") in p}
     assert grads.keys() == dict(head.named_parameters()).keys()
     largest = max(g.abs().max().item() for g in grads.values())
     for k, v in head.named_parameters(): close(v.grad, grads[k], 1e-4 if k.endswith("proj.bias") else 1e-5*largest)
@@ -96,9 +101,11 @@ def test_network(path):
     net, x = network_like(z), z["in/x"]
     with torch.no_grad():
         out = net(x, affinity=True)
-        for k, name in {"cls_gmp": "cls_logits", "seg": "seg_logits", "attn_pred": "affinity"}.items(): close(out[name], z[f"out/{k}"], 2e-4)
+        for k, name in {"cls_gmp": "cls_logits", "seg": "seg_logits", "attn_pred": "affinity"}.items():
+            close(out[name], z[f"out/{k}"], 2e-4)
         close(network_like(z, pooling="avg")(x)["cls_logits"], z["out/cls_gap"], 2e-4)
-        close(torch.cat([attention_logits(*p) for p in net.encoder(x, net.affinity_blocks)["attention"]], 1), z["out/attn_last2"], 2e-4)
+        close(torch.cat([attention_logits(*p) for p in net.encoder(x, net.affinity_blocks)["attention"]], 1),
+              z["out/attn_last2"], 2e-4)
         close(network_like(z, symmetric_affinity=True)(x, affinity=True)["affinity"], z["out/attn_pred_afa"], 2e-4)
         close(net.raw_cam(x), z["out/cam_s4"], 2e-4)
         for i in [k.removeprefix("opt/scales") for k in z if k.startswith("opt/scales")]:
@@ -108,7 +115,8 @@ def test_network(path):
 
 
 def named_by_place(scales):
-    "Does the reference, which counts a first pass at scale 1 but looks for the largest in `scales`, return the affinity of the largest images?"
+    """Does the reference, which counts a first pass at scale 1 but looks for the largest in `scales`, return the
+    affinity of the largest images?"""
     passes = [1, *(s for s in scales.tolist() if s != 1)]
     return passes[scales.argmax()] == max(passes)
 
@@ -135,19 +143,23 @@ def test_checkpoint_layout(path):
     net = SegFormerNet(encoder, int(z["opt/num_classes"])-1, int(z["opt/embedding_dim"]))
     state = net.state_dict()
     assert set(state) == set(z["out/names"])
-    for name, shape in zip(z["out/names"], z["out/shapes"]): assert list(state[name].shape) == [n for n in shape if n >= 0], name
+    for name, shape in zip(z["out/names"], z["out/shapes"]):
+        assert list(state[name].shape) == [n for n in shape if n >= 0], name
     assert sum(p.numel() for p in net.parameters()) == z["out/n_params"]
     blocks = [b for s in range(1, 5) for b in getattr(encoder, f"block{s}")]
     np.testing.assert_allclose([b.drop_rate for b in blocks], z["out/drop_path"], atol=1e-7)
     modules = dict(net.named_modules())
-    for name, eps in zip(z["out/layernorm_names"], z["out/layernorm_eps"]): assert modules[str(name)].eps == pytest.approx(float(eps))
+    for name, eps in zip(z["out/layernorm_names"], z["out/layernorm_eps"]):
+        assert modules[str(name)].eps == pytest.approx(float(eps))
 
 
 @pytest.mark.parametrize("path", golden("tscd", "afa_affinity_label_path"))
 def test_walk_label(path):
     z = load(path)
-    images, cam, y, box, affinity = (z[f"in/{k}"] for k in ("inputs_denorm", "cams", "cls_labels", "img_box", "aff_mat"))
-    grid, radius, thresholds = (int(z["opt/infer_size"]),)*2, int(z["opt/radius"]), {"l": .35, "h": .55}  # scores and rounds are of the README
+    images, cam, y, box, affinity = (z[f"in/{k}"] for k in ("inputs_denorm", "cams", "cls_labels",
+                                                            "img_box", "aff_mat"))
+    # scores and rounds are of the README
+    grid, radius, thresholds = (int(z["opt/infer_size"]),)*2, int(z["opt/radius"]), {"l": .35, "h": .55}
     small = resize(valid_cam(cam, y), grid)
     close(small, z["out/valid_cam_resized"], 2e-5)
     walked = {k: random_walk(small, affinity, y, t, near_pairs(grid, radius)) for k, t in thresholds.items()}

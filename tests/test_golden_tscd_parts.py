@@ -1,4 +1,5 @@
-"Golden vectors of what TSCD shares with other methods (area `tscd`): labels, losses, refinement, data, schedule, scores. Sizes and options come from the files."
+"""Golden vectors of what TSCD shares with other methods (area `tscd`): labels, losses, refinement, data, schedule,
+scores. Sizes and options come from the files."""
 import numpy as np
 import pytest
 import torch
@@ -30,7 +31,8 @@ def test_cam_to_label(path):
     same(plain, "label_nobox")
     assert torch.equal(valid_cam(cam, y), z["out/valid_cam"])
     same(cam_to_label(cam, y, bg, box=box), "label_box")
-    same(cam_to_label(cam, y, low_thresh=float(z["opt/low_thre"]), high_thresh=float(z["opt/high_thre"]), box=box), "label_box_ignoremid")
+    same(cam_to_label(cam, y, low_thresh=float(z["opt/low_thre"]), high_thresh=float(z["opt/high_thre"]), box=box),
+         "label_box_ignoremid")
     same(ignore_outside(plain, box), "ignore_img_box")
 
 
@@ -46,7 +48,8 @@ def test_losses(path):
         close(loss, z["out/loss"], 2e-6)
         close(logits.grad, z["grad/logits"], 2e-6)
     known = label != IGNORE_INDEX
-    for name, changed in {"nofg": torch.where(known, 0, label), "nobg": torch.where(known, label.clamp(min=1), label), "allignore": torch.full_like(label, IGNORE_INDEX)}.items():
+    for name, changed in {"nofg": torch.where(known, 0, label), "nobg": torch.where(known, label.clamp(min=1), label),
+                          "allignore": torch.full_like(label, IGNORE_INDEX)}.items():
         close(balanced_seg_loss(logits, changed, empty_ok=False), z[f"out/loss_{name}"], 2e-6)
         assert balanced_seg_loss(logits, changed).isfinite()
     scores = z["in/cls_logits"].clone().requires_grad_()
@@ -63,7 +66,8 @@ def test_varm_and_par(path):
     stored = z["out/neighbors"]
     close(torch.stack(list(neighbours(z["in/imgs"], dilations)), 2)[:stored.shape[0], :stored.shape[1]], stored, 2e-5)
     for key, kernel in {"varm": "aprm", "par": "par"}.items():
-        for n, name in ((int(z["opt/num_iter"]), key), (1, f"{key}_iter1")): close(par(z["in/imgs"], z["in/masks"], dilations, n, kernel), z[f"out/{name}"], 2e-5)
+        for n, name in ((int(z["opt/num_iter"]), key), (1, f"{key}_iter1")):
+            close(par(z["in/imgs"], z["in/masks"], dilations, n, kernel), z[f"out/{name}"], 2e-5)
 
 
 @pytest.mark.parametrize("path", golden("tscd", "refine_cams_with_bkg"))
@@ -72,7 +76,8 @@ def test_pseudo_label(path):
     images = denormalise(z["in/inputs"])/255
     assert torch.equal(images, z["out/inputs_denorm"]) and z["opt/ignore_index"] == IGNORE_INDEX
     for key, kernel in {"varm": "aprm", "par": "par"}.items():
-        label = make_pseudo_label(images, z["in/cams"], z["in/cls_labels"], float(z["opt/low_thre"]), float(z["opt/high_thre"]), z["in/img_box"], down_scale=int(z["opt/down_scale"]),
+        label = make_pseudo_label(images, z["in/cams"], z["in/cls_labels"], float(z["opt/low_thre"]),
+                                  float(z["opt/high_thre"]), z["in/img_box"], down_scale=int(z["opt/down_scale"]),
                                   dilations=z["opt/dilations"].tolist(), num_iter=int(z["opt/num_iter"]), kernel=kernel)
         alike(label, z[f"out/refined_label_{key}"])
 
@@ -85,14 +90,18 @@ def test_transforms(path):
     def hwc(x): return x.permute(1, 2, 0)
     close(hwc(normalise(image)), z["out/normalized"], 1e-6)
     scaled = rescale(image, float(z["opt/ratio"]))
-    for ours, key in ((scaled, "scaled"), (scaled, "rescaled_image"), (hflip(scaled), "flipped"), (resize_short(image, min(z["out/resize_short"].shape[:2])), "resize_short")): grey(ours, z[f"out/{key}"])
+    for ours, key in ((scaled, "scaled"), (scaled, "rescaled_image"), (hflip(scaled), "flipped"),
+                      (resize_short(image, min(z["out/resize_short"].shape[:2])), "resize_short")):
+        grey(ours, z[f"out/{key}"])
     np.testing.assert_array_equal(resize_to(z["in/label"], z["out/rescaled_label"].shape), z["out/rescaled_label"])
     exact = z["out/scaled"].astype(np.uint8)
     crop, box = crop_at(exact, size, z["opt/pad_hw"].tolist(), z["opt/start_hw"].tolist())
     np.testing.assert_array_equal(crop, z["out/crop"])
-    np.testing.assert_array_equal(np.minimum(box, size), np.minimum(z["out/img_box"], size))  # the reference's ends may lie beyond the crop
+    # the reference's ends may lie beyond the crop
+    np.testing.assert_array_equal(np.minimum(box, size), np.minimum(z["out/img_box"], size))
     close(normalise(crop), z["out/crop_normalized_chw"], 1e-6)
-    assert torch.equal(denormalise(torch.as_tensor(z["out/crop_normalized_chw"]))[None]/255, torch.as_tensor(z["out/denorm"]))
+    assert torch.equal(denormalise(torch.as_tensor(z["out/crop_normalized_chw"]))[None]/255,
+                       torch.as_tensor(z["out/denorm"]))
     h, w = z["opt/small_hw"]
     crop, box = crop_at(image[:h, :w], size, z["opt/small_pad_hw"].tolist(), (0, 0))
     np.testing.assert_array_equal(crop, z["out/small_crop"])
@@ -103,7 +112,8 @@ def test_transforms(path):
 def test_schedule(path):
     z = load(path)
     weights = [torch.nn.Parameter(p.clone()) for p in z["in/params"]]
-    groups = [{"params": [w], "lr": lr, "weight_decay": wd} for w, lr, wd in zip(weights, z["opt/base_lr"].tolist(), z["opt/weight_decay"].tolist())]
+    groups = [{"params": [w], "lr": lr, "weight_decay": wd}
+              for w, lr, wd in zip(weights, z["opt/base_lr"].tolist(), z["opt/weight_decay"].tolist())]
     optimizer = torch.optim.AdamW(groups, betas=(.9, .999), eps=1e-8)
     options = int(z["opt/max_iter"]), int(z["opt/warmup_iter"]), float(z["opt/warmup_ratio"]), float(z["opt/power"])
     schedule = Schedule(optimizer, *options)
@@ -113,15 +123,20 @@ def test_schedule(path):
         for w, g in zip(weights, grads): w.grad = g.clone()
         optimizer.step()
         close(torch.stack([w.detach() for w in weights]), z["out/params"][step], 2e-6)
-    close(torch.tensor([6e-5*lr_factor(int(t), 20_000, 1500, 1e-6, 1.) for t in z["opt/full_steps"]]), z["out/full_lr"], rtol=1e-5)
+    close(torch.tensor([6e-5*lr_factor(int(t), 20_000, 1500, 1e-6, 1.) for t in z["opt/full_steps"]]),
+          z["out/full_lr"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("path", golden("tscd", "evaluate"))
 def test_scores(path):
     z = dict(np.load(path))
     def near(a, key): np.testing.assert_allclose(a, z[f"out/{key}"], rtol=0, atol=1e-6, equal_nan=True)
-    def pooled(kind, **options): return sum((ConfusionMatrix(int(z["opt/num_classes"])).add(z[f"in/{kind}{i}"], z[f"in/gt{i}"], **options) for i in cases(z, f"in/{kind}")), ConfusionMatrix(int(z["opt/num_classes"])))
+    def pooled(kind, **options):
+        return sum((ConfusionMatrix(int(z["opt/num_classes"])).add(z[f"in/{kind}{i}"], z[f"in/gt{i}"], **options)
+                    for i in cases(z, f"in/{kind}")), ConfusionMatrix(int(z["opt/num_classes"])))
     assert len(cases(z, "in/gt")) == z["opt/n"]
     matrix, pseudo = pooled("pred"), pooled("pseudo", drop_ignored_pred=True)
-    for value, key in ((matrix.pixel_accuracy, "pAcc"), (matrix.mean_accuracy, "mAcc"), (matrix.miou, "miou"), (matrix.iou, "iou"), (pseudo.miou, "pseudo_miou"), (pseudo.iou, "pseudo_iou")): near(value, key)
+    for value, key in ((matrix.pixel_accuracy, "pAcc"), (matrix.mean_accuracy, "mAcc"), (matrix.miou, "miou"),
+                       (matrix.iou, "iou"), (pseudo.miou, "pseudo_miou"), (pseudo.iou, "pseudo_iou")):
+        near(value, key)
     near([image_f1(p, t) for p, t in zip(z["in/y_pred"], z["in/y_true"])], "f1")

@@ -1,4 +1,5 @@
-"Golden vectors of a whole TSCD step, of its validation and of its inference (area `tscd`): sizes, options and weights come from the files."
+"""Golden vectors of a whole TSCD step, of its validation and of its inference (area `tscd`): sizes, options and
+weights come from the files."""
 import numpy as np
 import pytest
 import torch
@@ -30,7 +31,8 @@ def step_of(z, monkeypatch, **changes):
     "Return method, batch, and what one step after the warm-up looks at and computes"
     monkeypatch.setattr(torch.nn.functional, "dropout2d", lambda x, *_: x)
     images = torch.stack([normalise(i.permute(1, 2, 0).numpy()) for i in z["in/image_u8"]])
-    method = method_like(z, monkeypatch, crop_size=images.shape[-1], radius=int(z["opt/radius"]), view_factor=float(z["opt/scale_factor"]), seg_start=int(z["opt/cam_iters"]),
+    method = method_like(z, monkeypatch, crop_size=images.shape[-1], radius=int(z["opt/radius"]),
+                         view_factor=float(z["opt/scale_factor"]), seg_start=int(z["opt/cam_iters"]),
                          corr_samples=z["in/coords1"].shape[1], **changes)
     method.requires_grad_(True).train()  # the reference freezes the norms by a rate of 0, so that they have gradients
     batch, step = {"input": images, "box": z["in/img_box"], "image_labels": z["in/cls_labels"]}, int(z["opt/n_iter"])
@@ -46,7 +48,8 @@ def test_step(path, monkeypatch):
     z = load(path)
     method, batch, seen, terms = step_of(z, monkeypatch)
     assert list(method.weights(int(z["opt/cam_iters"])).values()) == [1., 0, 0, 0, 0, 0]
-    names = {"cls": "cls_loss", "seg": "seg_loss", "reg": "reg_loss", "aff": "aux_loss", "corr": "loss_corr", "er": "loss_er"}
+    names = {"cls": "cls_loss", "seg": "seg_loss", "reg": "reg_loss", "aff": "aux_loss", "corr": "loss_corr",
+             "er": "loss_er"}
     for k, name in names.items(): close(terms[k][1], z[f"out/{name}"].squeeze(), 1e-4)
     assert not terms["er"][1].requires_grad
     total = sum(w*v for w, v in terms.values())
@@ -58,14 +61,16 @@ def test_step(path, monkeypatch):
     close(seen["cls_logits"], z["out/cls"], 2e-4)
     def agree(a, key): assert (a.long() == z[f"out/{key}"].long()).float().mean() >= .999, key
     c = method.config
-    agree(cam_to_label(seen["cams"], y, low_thresh=c.low_thresh, high_thresh=c.high_thresh, box=batch["box"]), "pseudo_label")
+    agree(cam_to_label(seen["cams"], y, low_thresh=c.low_thresh, high_thresh=c.high_thresh, box=batch["box"]),
+          "pseudo_label")
     agree(seen["label"], "refined_label")
     agree(seen["logits"].argmax(1), "seg_argmax")
     norm = method.decoder.linear_fuse.bn
     assert norm.num_batches_tracked == z["out/bn_num_batches"]
     for k in ("mean", "var"): close(getattr(norm, f"running_{k}"), z[f"out/bn_running_{k}"], 1e-4, 1e-4)
     total.backward()
-    named, grads = dict(method.named_parameters()), {k.removeprefix("grad/"): v for k, v in z.items() if k.startswith("grad/")}
+    named, grads = (dict(method.named_parameters()),
+                    {k.removeprefix("grad/"): v for k, v in z.items() if k.startswith("grad/")})
     assert grads.keys() == named.keys()
     largest = max(g.abs().max().item() for g in grads.values())
     for k, g in grads.items(): assert (named[k].grad-g).abs().max() < 1e-3*largest, k
@@ -78,14 +83,16 @@ def test_update(path, monkeypatch):
     sum(w*v for w, v in terms.values()).backward()
     frozen = {k for k, p in method.encoder.named_parameters() if "norm" in k}
     for k, p in method.encoder.named_parameters(): p.requires_grad_(k not in frozen)   # as `Method` leaves them
-    optimizer = torch.optim.AdamW(method.param_groups(), betas=(.9, .999), eps=1e-8, weight_decay=method.config.weight_decay)
+    optimizer = torch.optim.AdamW(method.param_groups(), betas=(.9, .999), eps=1e-8,
+                                  weight_decay=method.config.weight_decay)
     Schedule(optimizer, 20_000, method.config.warmup_iter, power=method.config.lr_power).set(3000)
     rates = {g["name"]: g["lr"] for g in optimizer.param_groups}
     close(torch.tensor([rates["encoder"], 0, rates["heads"], rates["decoder"]]), z["out/lr"], rtol=1e-5)
     optimizer.step()
     for k in [k for k in z if k.startswith("out/after_step/")]:
         name = k.removeprefix("out/after_step/")
-        off, rate = (method.state_dict()[name]-z[k]).abs(), rates["encoder" if name.startswith("encoder.") else "decoder" if name.startswith("decoder.") else "heads"]
+        part = "encoder" if name.startswith("encoder.") else "decoder" if name.startswith("decoder.") else "heads"
+        off, rate = (method.state_dict()[name]-z[k]).abs(), rates[part]
         if "norm" in name: rate = 0
         assert (off <= 1e-5).float().mean() >= .99 and off.max() <= max(2.1*rate, 1e-8), (name, off.max())
 
@@ -93,7 +100,8 @@ def test_update(path, monkeypatch):
 @pytest.mark.parametrize("path", golden("tscd", "checkpoint_layout"))
 def test_groups(path):
     z = dict(np.load(path))
-    method = Method(Config(backbone=str(z["opt/backbone"]), hidden=int(z["opt/embedding_dim"])), tuple(map(str, range(int(z["opt/num_classes"])))))
+    method = Method(Config(backbone=str(z["opt/backbone"]), hidden=int(z["opt/embedding_dim"])),
+                    tuple(map(str, range(int(z["opt/num_classes"])))))
     group_of = {id(p): g["name"] for g in method.param_groups() for p in g["params"]}
     names = {0: "encoder", 2: "heads", 3: "decoder"}
     for name, group in zip(z["out/names"], z["out/param_group"]):
@@ -106,13 +114,16 @@ def test_groups(path):
 @pytest.mark.parametrize("path", golden("tscd", "validate"))
 def test_validation(path, monkeypatch):
     z = load(path)
-    method = method_like(z, monkeypatch, radius=int(z["opt/radius"]), cam_scales=tuple(z["opt/scales"].tolist()), bg_thresh=float(z["opt/bkg_score_cam"]), walk_thresh=float(z["opt/bkg_score_ref"])).eval()
+    method = method_like(z, monkeypatch, radius=int(z["opt/radius"]), cam_scales=tuple(z["opt/scales"].tolist()),
+                         bg_thresh=float(z["opt/bkg_score_cam"]), walk_thresh=float(z["opt/bkg_score_ref"])).eval()
     matrices, f1 = {k: ConfusionMatrix(len(method.classes)) for k in ("seg", "cam", "ref")}, []
     for i in cases(z, "in/x"):
         x, y, mask = z[f"in/x{i}"], z["in/cls_labels"][int(i)][None], z[f"in/label{i}"][0]
         with torch.no_grad():
             out, cam = method(x), method.cam(x, y)
-            labels = {"seg": resize(out["seg_logits"], mask.shape).argmax(1), "cam": cam_to_label(cam, y, method.config.bg_thresh), "ref": method.random_walk_seed(x, cam, y, mask.shape)}
+            labels = {"seg": resize(out["seg_logits"], mask.shape).argmax(1),
+                      "cam": cam_to_label(cam, y, method.config.bg_thresh),
+                      "ref": method.random_walk_seed(x, cam, y, mask.shape)}
         f1.append(image_f1((out["cls_logits"][0] > 0).numpy(), y[0].numpy()))
         for k, label in labels.items():
             assert (label[0] == z[f"out/{k}_pred{i}"].long()).float().mean() >= .998, k
@@ -135,13 +146,17 @@ def test_inference(path, monkeypatch):
         close(one, z["out/segs"], 2e-4)
         many = method.segmentation(x, one.shape[-2:])
         close(many, z["out/msc_segs"], 2e-4)
-        for logits, key in ((resize(one, size), "pred"), (method.segmentation(x, size), "msc_pred")): assert (logits.argmax(1)[0] == z[f"out/{key}"].long()).float().mean() >= .998, key
+        for logits, key in ((resize(one, size), "pred"), (method.segmentation(x, size), "msc_pred")):
+            assert (logits.argmax(1)[0] == z[f"out/{key}"].long()).float().mean() >= .998, key
 
 
 def test_presets():
     "Each preset is one that can be resolved, and says what the published recipes say"
     made = {name: resolve_config(Config(), PRESETS, name) for name in PRESETS}
-    assert (made["voc"].crop_size, made["voc-320"].crop_size, made["coco"].iters, made["coco"].seg_start) == (512, 320, 80_000, 5000)
+    assert ((made["voc"].crop_size, made["voc-320"].crop_size, made["coco"].iters, made["coco"].seg_start)
+            == (512, 320, 80_000, 5000))
     afa = made["afa"]
-    assert (afa.refine, afa.symmetric_affinity, afa.seg_corners, afa.walk_start, afa.w_corr, afa.w_er, afa.refine_iters, afa.affinity_target) == ("par", True, False, 6000, 0, 0, 10, "cam")
-    assert (made["afa-coco"].refine_iters, made["afa-coco"].walk_start, made["afa-coco"].affinity_target) == (15, 15_000, "seg")
+    assert ((afa.refine, afa.symmetric_affinity, afa.seg_corners, afa.walk_start, afa.w_corr, afa.w_er,
+             afa.refine_iters, afa.affinity_target) == ("par", True, False, 6000, 0, 0, 10, "cam"))
+    assert ((made["afa-coco"].refine_iters, made["afa-coco"].walk_start, made["afa-coco"].affinity_target)
+            == (15, 15_000, "seg"))

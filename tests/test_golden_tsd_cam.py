@@ -21,7 +21,8 @@ from wsss_nb.run.schedules import lr_factor
 
 def load(path): return {k: torch.as_tensor(v) for k, v in np.load(path).items()}
 def params(z): return {k.removeprefix("param/"): v for k, v in z.items() if k.startswith("param/")}
-def close(a, b, atol=0., rtol=0.): torch.testing.assert_close(a, torch.as_tensor(b, dtype=a.dtype), atol=atol, rtol=rtol, equal_nan=True)
+def close(a, b, atol=0., rtol=0.):
+    torch.testing.assert_close(a, torch.as_tensor(b, dtype=a.dtype), atol=atol, rtol=rtol, equal_nan=True)
 
 
 def vit_like(weights, patch, heads, aux_layer):
@@ -40,7 +41,8 @@ def network_like(z):
     encoder = vit_like({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")},
                        int(z["opt/patch"]), int(z["opt/heads"]), int(z.get("opt/aux_layer", -3)))
     net = SingleStageNet(encoder, int(z["opt/num_classes"])-1, state["decoder.conv6.weight"].shape[0])
-    unexpected = net.load_state_dict({k: v for k, v in state.items() if not k.startswith(("proj_head", "encoder.head"))}, strict=True)
+    unexpected = net.load_state_dict({k: v for k, v in state.items()
+                                      if not k.startswith(("proj_head", "encoder.head"))}, strict=True)
     assert not unexpected.missing_keys
     return net.eval()
 
@@ -52,14 +54,16 @@ def test_vit(path):
     for i in cases(z, "in/x"):
         x = z[f"in/x{i}"].clone().requires_grad_()
         out = vit(x)
-        flat = {"cls": out["cls_token"], "patch": out["last"].flatten(2).transpose(1, 2), "aux": out["aux"].flatten(2).transpose(1, 2)}
+        flat = {"cls": out["cls_token"], "patch": out["last"].flatten(2).transpose(1, 2),
+                "aux": out["aux"].flatten(2).transpose(1, 2)}
         close(vit.tokens(x)[0], z[f"out/tokens{i}"], 1e-4)
         for k, v in flat.items(): close(v, z[f"out/{k}{i}"], 1e-4)
         if f"in/cot_cls{i}" not in z: continue
         sum((v*z[f"in/cot_{k}{i}"]).sum() for k, v in flat.items()).backward()
         close(x.grad, z[f"grad/x{i}"], 1e-4)
         named = dict(vit.named_parameters())
-        for k in [k for k in z if k.startswith("grad/") and k != f"grad/x{i}"]: close(named[k.removeprefix("grad/")].grad, z[k], 1e-4, 1e-5)
+        for k in [k for k in z if k.startswith("grad/") and k != f"grad/x{i}"]:
+            close(named[k.removeprefix("grad/")].grad, z[k], 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("path", golden("tsd_cam", "toco_decoder"))
@@ -81,7 +85,8 @@ def test_msc_cam(path):
     net = network_like(z)
     for i in cases(z, "opt/scales"):
         for layer, name in (("last", "cam"), ("aux", "cam_aux")):
-            close(multi_scale_cam(lambda x: net.raw_cam(x, layer), z["in/x"], z[f"opt/scales{i}"].tolist()), z[f"out/{name}{i}"], 1e-4)
+            close(multi_scale_cam(lambda x: net.raw_cam(x, layer), z["in/x"], z[f"opt/scales{i}"].tolist()),
+                  z[f"out/{name}{i}"], 1e-4)
 
 
 @pytest.mark.parametrize("path", golden("tsd_cam", "toco_labels"))
@@ -98,7 +103,8 @@ def test_labels(path):
     same(ignore_outside(plain, box), "ignore_img_box")
     same(roi_mask(cam, y, low, high), "roi_mask")
     small = resize(cam, z["out/label_lowres_fullres_box"].shape[1:])
-    for b, key, aff in ((box, "label_lowres_fullres_box", "aff_mask"), (small_box, "label_lowres_small_box", "aff_mask_small_box")):
+    for b, key, aff in ((box, "label_lowres_fullres_box", "aff_mask"),
+                        (small_box, "label_lowres_small_box", "aff_mask_small_box")):
         label = cam_to_label(small, y, low_thresh=low, high_thresh=high, box=b)
         same(label, key)
         same(pairwise_affinity_label(label), aff)
@@ -110,7 +116,8 @@ def test_labels(path):
 def test_crop(path):
     z = load(path)
     n, size = int(z["opt/crop_num"]), int(z["opt/crop_size"])
-    for i, roi in enumerate(z["in/roi_mask"]): assert len(crop_candidates(roi <= 1, size, n)) == z[f"out/num_candidates_{i}"]
+    for i, roi in enumerate(z["in/roi_mask"]):
+        assert len(crop_candidates(roi <= 1, size, n)) == z[f"out/num_candidates_{i}"]
     generator = torch.Generator().manual_seed(int(z["opt/torch_manual_seed"]))
     crops, flags = uncertain_crops(z["in/images"], z["in/roi_mask"], n, size, generator)
     assert torch.equal(crops, z["out/crops"])
@@ -140,16 +147,20 @@ def test_par(path):
         dilations = z[f"opt/dilations{i}"].tolist() if i != "_flat" else (1, 2)
         num_iter = int(z[f"opt/num_iter{i}"]) if i != "_flat" else 2
         close(par(z[f"in/images{i}"], z[f"in/masks{i}"], dilations, num_iter, kernel), z[f"out/masks{i}"], 1e-5)
-        if f"out/masks_iter1{i}" in z: close(par(z[f"in/images{i}"], z[f"in/masks{i}"], dilations, 1, kernel), z[f"out/masks_iter1{i}"], 1e-5)
+        if f"out/masks_iter1{i}" in z:
+            close(par(z[f"in/images{i}"], z[f"in/masks{i}"], dilations, 1, kernel), z[f"out/masks_iter1{i}"], 1e-5)
 
 
 @pytest.mark.parametrize("path", golden("tsd_cam", "tsd_refine"))
 def test_refine(path):
     z = load(path)
-    labels = {kernel: make_pseudo_label(z["in/images"], z["in/cams"], z["in/cls_labels"], float(z["opt/low_thre"]), float(z["opt/high_thre"]), z["in/img_box"],
-                                        down_scale=int(z["opt/down_scale"]), dilations=z["opt/dilations"].tolist(), num_iter=int(z["opt/num_iter"]), kernel=kernel)
+    labels = {kernel: make_pseudo_label(z["in/images"], z["in/cams"], z["in/cls_labels"], float(z["opt/low_thre"]),
+                                        float(z["opt/high_thre"]), z["in/img_box"],
+                                        down_scale=int(z["opt/down_scale"]), dilations=z["opt/dilations"].tolist(),
+                                        num_iter=int(z["opt/num_iter"]), kernel=kernel)
               for kernel in ("par", "aprm")}
-    for kernel, label in labels.items(): assert (label == z[f"out/label_{kernel}"].long()).float().mean() >= .999, kernel
+    for kernel, label in labels.items():
+        assert (label == z[f"out/label_{kernel}"].long()).float().mean() >= .999, kernel
     assert not labels["par"].equal(labels["aprm"])
 
 
@@ -169,11 +180,14 @@ def test_optim(path):
     groups = cases(z, "in/p")
     weights = [torch.nn.Parameter(z[f"in/p{i}"].clone()) for i in groups]
     lr, mult = float(z["opt/lr"]), z["opt/lr_mult"].tolist()
-    optimizer = torch.optim.AdamW([{"params": [w], "lr": lr*m} for w, m in zip(weights, mult)], betas=(.9, .999), eps=1e-8, weight_decay=float(z["opt/weight_decay"]))
-    schedule = Schedule(optimizer, int(z["opt/max_iter"]), int(z["opt/warmup_iter"]), float(z["opt/warmup_ratio"]), float(z["opt/power"]))
+    optimizer = torch.optim.AdamW([{"params": [w], "lr": lr*m} for w, m in zip(weights, mult)], betas=(.9, .999),
+                                  eps=1e-8, weight_decay=float(z["opt/weight_decay"]))
+    schedule = Schedule(optimizer, int(z["opt/max_iter"]), int(z["opt/warmup_iter"]), float(z["opt/warmup_ratio"]),
+                        float(z["opt/power"]))
     for step, grads in enumerate(z["in/grads"]):
         schedule.set(step)
-        close(torch.tensor([g["lr"] for g in optimizer.param_groups], dtype=torch.float64), z["out/lr_f64"][step], rtol=1e-6)
+        close(torch.tensor([g["lr"] for g in optimizer.param_groups], dtype=torch.float64),
+              z["out/lr_f64"][step], rtol=1e-6)
         for w, g in zip(weights, grads): w.grad = g.clone()
         optimizer.step()
         close(torch.stack([w.detach() for w in weights]), z["out/params"][step], rtol=1e-6, atol=1e-7)

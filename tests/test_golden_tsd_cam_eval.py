@@ -1,4 +1,5 @@
-"Golden vectors of ToCo's scores (area `tsd_cam`, family `toco_eval`): sizes, class counts and case counts come from the file."
+"""Golden vectors of ToCo's scores (area `tsd_cam`, family `toco_eval`): sizes, class counts and case counts come
+from the file."""
 import numpy as np
 import pytest
 from golden_files import cases, golden
@@ -10,7 +11,8 @@ from wsss_nb.ground.io import voc_colormap
 def scored(z, kind, **options):
     "The pooled matrix of all images of a file"
     n = int(z["opt/num_classes"])
-    return sum((ConfusionMatrix(n).add(z[f"in/{kind}{i}"], z[f"in/gt{i}"], **options) for i in cases(z, f"in/{kind}")), ConfusionMatrix(n))
+    return sum((ConfusionMatrix(n).add(z[f"in/{kind}{i}"], z[f"in/gt{i}"], **options) for i in cases(z, f"in/{kind}")),
+               ConfusionMatrix(n))
 
 
 def close(a, b): np.testing.assert_allclose(a, b, rtol=0, atol=1e-6, equal_nan=True)
@@ -20,7 +22,7 @@ def close(a, b): np.testing.assert_allclose(a, b, rtol=0, atol=1e-6, equal_nan=T
 def test_eval(path):
     z = dict(np.load(path))
     matrix = scored(z, "pred")
-    assert matrix.counts.sum() == sum(((g := z[f"in/gt{i}"]) < matrix.num_classes).sum() for i in cases(z, "in/gt"))
+    assert matrix.counts.sum() == sum((z[f"in/gt{i}"] < matrix.num_classes).sum() for i in cases(z, "in/gt"))
     close(matrix.iou, z["out/iou"])
     close([matrix.miou, matrix.pixel_accuracy, matrix.mean_accuracy], [z["out/miou"], z["out/pAcc"], z["out/mAcc"]])
 

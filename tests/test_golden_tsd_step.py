@@ -11,22 +11,27 @@ from wsss_nb.methods.tsd_cam import PRESETS, Config, Method
 from wsss_nb.refine.affinity import pairwise_affinity_label
 from wsss_nb.ground.tensors import enlarge
 
-OPTIONS = {k: v for k, v in STEP.items() if k in Config.__dataclass_fields__} | {"view_scale": "scale_factor", "corr_samples": "feature_samples", "w_corr": "w_corr", "w_er": "w_er"}
-NAMES = {"cls": "cls", "aux": "cls_aux", "ptc": "ptc", "seg": "seg", "reg": "reg", "corr": "corr", "er": "er"}  # of a term -> of its value in a file
+OPTIONS = ({k: v for k, v in STEP.items() if k in Config.__dataclass_fields__}
+           | {"view_scale": "scale_factor", "corr_samples": "feature_samples", "w_corr": "w_corr", "w_er": "w_er"})
+# of a term -> of its value in a file
+NAMES = {"cls": "cls", "aux": "cls_aux", "ptc": "ptc", "seg": "seg", "reg": "reg", "corr": "corr", "er": "er"}
 OF_SCRIPT = {k: v for k, v in PRESETS["script"].items() if k.startswith("w_")}
 
 
 def method_like(z, monkeypatch, **changes):
     "TSD-CAM with the options and tensors of a file; projection heads are not carried"
     p = {k: v for k, v in own(params(z)).items() if not k.startswith("proj_head")}
-    config = Config(**{k: option(z[f"opt/{v}"]) for k, v in OPTIONS.items()} | {"hidden": p["decoder.conv6.weight"].shape[0], "crop_size": min(z["in/inputs"].shape[-2:])} | changes)
+    config = Config(**{k: option(z[f"opt/{v}"]) for k, v in OPTIONS.items()}
+                    | {"hidden": p["decoder.conv6.weight"].shape[0], "crop_size": min(z["in/inputs"].shape[-2:])}
+                    | changes)
     config.check()
     monkeypatch.setattr("wsss_nb.methods.core.create_backbone", lambda *_, **__: encoder_of(z))
     method = Method(config, tuple(map(str, range(int(z["opt/num_classes"])))))
     method.load_state_dict(p)
     batch = {"input": z["in/inputs"], "box": z["in/img_box"], "image_labels": z["in/cls_label"]}
     places, real = [z["in/rand1"], z["in/rand2"]], torch.rand
-    monkeypatch.setattr(torch, "rand", lambda *size, **kw: places.pop(0) if places and size == tuple(places[0].shape) else real(*size, **kw))
+    monkeypatch.setattr(torch, "rand", lambda *size, **kw: places.pop(0) if places and size == tuple(places[0].shape)
+                        else real(*size, **kw))
     return method, batch
 
 
@@ -43,7 +48,8 @@ def backward(terms):
 
 
 def check_grads(method, z, kind):
-    named, grads = dict(method.named_parameters()), {k.removeprefix(f"grad/{kind}/"): v for k, v in z.items() if k.startswith(f"grad/{kind}/")}
+    named, grads = (dict(method.named_parameters()), {k.removeprefix(f"grad/{kind}/"): v for k, v in z.items()
+                                                      if k.startswith(f"grad/{kind}/")})
     assert grads
     for k, g in grads.items(): close(named[k].grad, g, 1e-3*g.abs().max().item())
     return {k for k, v in named.items() if v.grad is not None}, grads
@@ -58,7 +64,9 @@ def test_step_intermediates(path, monkeypatch):
     seen = method.look(batch, weights, step)
     c, (first, second) = method.config, seen["pair"]
     close(denormalise(batch["input"]).float()/255, z["out/inputs_denorm"], 1e-6)
-    for k, name in {"cls": "cls_logits", "cls_aux": "aux_cls_logits", "segs": "seg_logits", "fmap": "last", "segs_up": "logits"}.items(): close(seen[name], z[f"out/{k}"], 1e-4)
+    for k, name in {"cls": "cls_logits", "cls_aux": "aux_cls_logits", "segs": "seg_logits", "fmap": "last",
+                    "segs_up": "logits"}.items():
+        close(seen[name], z[f"out/{k}"], 1e-4)
     close(seen["cams"]["last"], z["out/cams"], 1e-4)
     present = batch["image_labels"].bool()
     close(seen["cams"]["aux"][present], z["out/cams_aux"][present], 1e-4)
@@ -86,9 +94,11 @@ def test_full(path, monkeypatch):
     method.encoder.register_forward_pre_hook(lambda m, x: passes.append((len(x[0]), torch.is_grad_enabled())))
     terms = method.training_losses(batch, method.config.corr_start+1)
     B, others = len(batch["input"]), len({1, *method.config.cam_scales})-1
-    assert passes == [(B, True), (B, False), *[(2*B, False)]*others]*2      # each view: itself, its mirror, the other sizes
+    # each view: itself, its mirror, the other sizes
+    assert passes == [(B, True), (B, False), *[(2*B, False)]*others]*2
     assert list(terms) == counting(method) and ("er" not in terms or not terms["er"][1].requires_grad)
-    for name, (_, value) in terms.items(): close(value, z[f"out/loss_{NAMES[name]}"].squeeze(), 1e-4 if name != "reg" else 0, rtol=1e-4)
+    for name, (_, value) in terms.items():
+        close(value, z[f"out/loss_{NAMES[name]}"].squeeze(), 1e-4 if name != "reg" else 0, rtol=1e-4)
     close(backward(terms), z["out/total_full"].squeeze(), 1e-4)
     has_grad, grads = check_grads(method, z, "full")
     assert has_grad == {*grads}
@@ -105,7 +115,8 @@ def test_script(path, monkeypatch):
     method.zero_grad()
     w, seg = method.training_losses(batch, method.config.corr_start+1)["seg"]
     (w*seg).backward()
-    g = z["grad/script/decoder.conv8.weight"]                               # the decoder learns from this term and no other
+    # the decoder learns from this term and no other
+    g = z["grad/script/decoder.conv8.weight"]
     close(method.decoder.conv8.weight.grad, g, 1e-3*g.abs().max().item())
 
 
@@ -149,8 +160,11 @@ def test_warmup_and_options(path, monkeypatch):
     for changes in ({"mask_corr_cams": True}, {"er_grad": True}, {"w_er": 0.}):
         changed, _ = method_like(z, monkeypatch, **changes)
         terms = changed.training_losses(batch, changed.config.corr_start+1)
-        for name in counting(changed, "corr", "er"): close(terms[name][1], z[f"out/loss_{NAMES[name]}"].squeeze(), 1e-4 if name != "reg" else 0, rtol=1e-4)
+        for name in counting(changed, "corr", "er"):
+            close(terms[name][1], z[f"out/loss_{NAMES[name]}"].squeeze(), 1e-4 if name != "reg" else 0, rtol=1e-4)
         corr = terms["corr"][1]
-        if "mask_corr_cams" in changes and (batch["image_labels"] == 0).any(): assert (corr-z["out/loss_corr"]).abs() > 1e-4
+        if "mask_corr_cams" in changes and (batch["image_labels"] == 0).any():
+            assert (corr-z["out/loss_corr"]).abs() > 1e-4
         else: close(corr, z["out/loss_corr"], 1e-4)
-        assert ("er" in terms) == bool(changed.config.w_er) and ("er" not in terms or terms["er"][1].requires_grad == changed.config.er_grad)
+        assert ("er" in terms) == bool(changed.config.w_er)
+        assert ("er" not in terms or terms["er"][1].requires_grad == changed.config.er_grad)

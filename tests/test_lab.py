@@ -1,4 +1,5 @@
-"Widgets in JupyterLab in a real browser: a control is moved by keys, and its callback changes the caption and the picture. SHOTS=folder keeps screenshots."
+"""Widgets in JupyterLab in a real browser: a control is moved by keys, and its callback changes the caption and the
+picture. SHOTS=folder keeps screenshots."""
 import os,re
 from pathlib import Path
 
@@ -34,16 +35,18 @@ def shoot(page, name, folder): page.screenshot(path=Path(os.environ.get("SHOTS",
 def test_slider(lab, tmp_path):
     "The machinery itself, on a notebook of one cell"
     path = tmp_path/"slider.ipynb"
-    path.write_text(v4.writes(v4.new_notebook(cells=[v4.new_code_cell(MAKE)],
-                                              metadata={"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}})))
+    kernel = {"name": "python3", "display_name": "python3", "language": "python"}
+    path.write_text(v4.writes(v4.new_notebook(cells=[v4.new_code_cell(MAKE)], metadata={"kernelspec": kernel})))
     page = lab.open(path)
     run_all(page)
-    caption,picture = page.locator(".jp-OutputArea .wsss-caption .widget-html-content"),page.locator(".jp-OutputArea .widget-image")
+    caption,picture = (page.locator(".jp-OutputArea .wsss-caption .widget-html-content"),
+                       page.locator(".jp-OutputArea .widget-image"))
     pw.expect(caption).to_have_text("radius 2", timeout=180_000)
     before,knob = pixels(picture),page.locator(".jp-OutputArea .noUi-handle")
     knob.focus()
     for _ in range(3): knob.press("ArrowRight")
-    pw.expect(caption).to_have_text("radius 5", timeout=180_000)  # the callback has spoken: the picture is of this radius too
+    # the callback has spoken: the picture is of this radius too
+    pw.expect(caption).to_have_text("radius 5", timeout=180_000)
     assert pixels(picture) != before
     assert not complaints(page)
     shoot(page, "slider", tmp_path)
@@ -87,7 +90,8 @@ def test_affinity_explorer(lab, tmp_path):
     page = lab.open(EXPLORER.with_name("30_affinity.ipynb"))
     run_all(page)
     panel = page.locator(".jp-OutputArea", has=page.locator(".wsss-caption")).last
-    caption,picture,photo = panel.locator(".wsss-caption .widget-html-content"),panel.locator(".widget-image"),panel.locator("img.wsss-clickable")
+    caption,picture,photo = (panel.locator(".wsss-caption .widget-html-content"),panel.locator(".widget-image"),
+                             panel.locator("img.wsss-clickable"))
     pw.expect(caption).to_contain_text("patch 7,7 of 14×14", timeout=180_000)
     before,box = [pixels(i) for i in (picture, photo)],photo.bounding_box()
     photo.click(position={"x": .1*box["width"], "y": .9*box["height"]})

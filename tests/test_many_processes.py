@@ -17,7 +17,8 @@ def remembered(tokens, crops, tags, gather):
 
 def batch():
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(2*B, 2, 128, generator=generator), torch.randn(2*B, N, 3, 32, 32, generator=generator), torch.arange(2*B*(N+2))%6
+    return (torch.randn(2*B, 2, 128, generator=generator), torch.randn(2*B, N, 3, 32, 32, generator=generator),
+            torch.arange(2*B*(N+2))%6)
 
 def part(rank, folder):
     "One of two processes: its images are half of the batch"

@@ -1,4 +1,5 @@
-"A run that was trained by an earlier version is loaded and resumed by this one, with its slow copies, queue, prototypes and chance; and a checkpoint that is torn leaves the one before."
+"""A run that was trained by an earlier version is loaded and resumed by this one, with its slow copies, queue,
+prototypes and chance; and a checkpoint that is torn leaves the one before."""
 import shutil
 
 import pytest
@@ -24,7 +25,8 @@ def assert_as_before(out, old):
     now, then = read_log(Run(out).log), read_log(Run(old).log)
     assert [r["step"] for r in now] == [r["step"] for r in then] == [1, 2, 3, 4, 5, 6]
     for a, b in zip(now, then):
-        for k in a.keys()-{"images_per_second"}: assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-6 if not k.startswith("val") else .02), (a["step"], k)
+        for k in a.keys()-{"images_per_second"}:
+            assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-6 if not k.startswith("val") else .02), (a["step"], k)
     assert {"lcl","pcl","seg","reg"} <= now[-1].keys()
 
 
@@ -46,13 +48,15 @@ def test_settings_that_are_younger(call, tmp_path):
     out = tmp_path/"run"
     shutil.copytree(RUNS[-1], out)
     file = Run(out).config_file
-    file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if not line.startswith("lcl_form")))
+    file.write_text("".join(line for line in file.read_text().splitlines(keepends=True)
+                            if not line.startswith("lcl_form")))
     status, _, err = call(*COMMAND, "lcl_form=sum", "--out", out, "--resume")
     assert status == 2 and "settings.lcl_form: mean -> sum" in err
     resumed(call, out)
     assert "lcl_form" in file.read_text()
 
-@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:1000]), lambda p: p.unlink(), lambda p: torch.save([1], p)], ids=["torn", "missing", "no dictionary"])
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:1000]), lambda p: p.unlink(),
+                                    lambda p: torch.save([1], p)], ids=["torn", "missing", "no dictionary"])
 def test_the_checkpoint_before(call, tmp_path, damage):
     out = tmp_path/"run"
     shutil.copytree(RUNS[-1], out)
@@ -60,6 +64,7 @@ def test_the_checkpoint_before(call, tmp_path, damage):
     shutil.copy(run.last, run.previous)
     damage(run.last)
     err = resumed(call, out)
-    assert len(err.splitlines()) == 1 and str(run.last) in err and err.endswith("; going on from step 3, which previous.pt holds\n")
+    assert len(err.splitlines()) == 1 and str(run.last) in err
+    assert err.endswith("; going on from step 3, which previous.pt holds\n")
     assert_as_before(out, RUNS[-1])
     assert load_checkpoint(run)["step"] == 6 and not run.previous.with_name(".previous.pt").exists()

@@ -21,7 +21,7 @@ from wsss_nb.data import download
 from wsss_nb.data.check import check_dataset
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.folder import read_image_labels
-from wsss_nb.data.prepare import CocoObject, coco_mask, prepare_coco, read_coco
+from wsss_nb.data.prepare import CocoObject, coco_mask, read_coco
 from wsss_nb.data.voc import COCO_CLASSES, VOC_CLASSES
 from wsss_nb.ground.io import read_label, write_image
 
@@ -36,10 +36,15 @@ def archives(): return {"VOCtrainval_11-May-2012.tar":voc_tar(), "benchmark.tgz"
 @pytest.fixture
 def site(archives, monkeypatch):
     "A server of the miniatures; the published addresses are replaced by ones where nobody listens"
-    counts = {"VOCtrainval_11-May-2012.tar":{"JPEGImages/*.jpg":48, "Annotations/*.xml":48, "SegmentationClass/*.png":22}, "benchmark.tgz":{"cls/*.mat":29}, "train2014.zip":{"train2014/*.jpg":45},
+    counts = {"VOCtrainval_11-May-2012.tar":{"JPEGImages/*.jpg":48, "Annotations/*.xml":48,
+                                             "SegmentationClass/*.png":22}, "benchmark.tgz":{"cls/*.mat":29},
+              "train2014.zip":{"train2014/*.jpg":45},
               "val2014.zip":{"val2014/*.jpg":20}, "annotations_trainval2014.zip":{"instances_*2014.json":2}}
     for kind,known in download.ARCHIVES.items():
-        monkeypatch.setitem(download.ARCHIVES, kind, {name:a._replace(url=a.url and f"http://127.0.0.1:9/{name}", checksum=a.checksum and f"md5:{hashlib.md5(archives[name]).hexdigest()}", holds=counts.get(name), gigabytes=0) for name,a in known.items()})
+        monkeypatch.setitem(download.ARCHIVES, kind,
+                            {name:a._replace(url=a.url and f"http://127.0.0.1:9/{name}", checksum=a.checksum
+                                             and f"md5:{hashlib.md5(archives[name]).hexdigest()}",
+                                             holds=counts.get(name), gigabytes=0) for name,a in known.items()})
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serving({f"/{name}":data for name,data in archives.items()}) as server: yield server
 
@@ -61,13 +66,17 @@ def data(archives, tmp_path_factory):
         (folder/name).write_bytes(data)
         download.unpack(folder/name, folder)
     from wsss_nb.use.cli import main
-    for argv in (("voc", root/"voc"), ("sbd", root/"voc"), ("coco", root/"coco")): assert main(["wsss-data", "to-voc", *map(str, argv)]) == 0
+    for argv in (("voc", root/"voc"), ("sbd", root/"voc"), ("coco", root/"coco")):
+        assert main(["wsss-data", "to-voc", *map(str, argv)]) == 0
     return root
 
 
-def labels_of(spec, split): return {i:y for d in [open_dataset(spec, split)] for i,y in zip(d.ids, map(d.image_labels, range(len(d))))}
+def labels_of(spec, split):
+    return {i:y for d in [open_dataset(spec, split)] for i,y in zip(d.ids, map(d.image_labels, range(len(d))))}
 def names(y, classes): return [classes[k+1] for k in np.flatnonzero(y)]
-def snapshot(folder): return {p.relative_to(folder).as_posix():p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and "archives" not in p.parts}
+def snapshot(folder):
+    return {p.relative_to(folder).as_posix():p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+            and "archives" not in p.parts}
 
 
 # %% VOC and SBD
@@ -76,9 +85,11 @@ def test_from_nothing_to_a_run(get, call, here):
     out = get("voc", "sbd", "--out", "data")
     assert "VOC2012test.tar: not there, and needs a login" in out and "train_aug: 32 images (published: 10582)" in out
     status,out,err = call("wsss-data", "check", "voc:data", "--show", "50")
-    assert status == 1 and out.count("wrong:") == 1 and out.count("as published") == 3, out  # the only fault of a miniature is its size
+    # the only fault of a miniature is its size
+    assert status == 1 and out.count("wrong:") == 1 and out.count("as published") == 3, out
     argv = [a for a in TINY if a not in ("--preset", "shapes")]
-    status,out,err = call("wsss-run", "baseline", "--data", "voc:data", "--out", "out", "--preset", "shapes", *argv, "train_split=train_aug")
+    status,out,err = call("wsss-run", "baseline", "--data", "voc:data", "--out", "out", "--preset", "shapes", *argv,
+                          "train_split=train_aug")
     assert (status, err) == (0, ""), err
     assert json.loads((here/"out"/"result.json").read_text())["images"] == {"train":32, "val":10}
 
@@ -88,7 +99,8 @@ def test_voc_labels(data):
         found = labels_of(f"voc:{data/'voc'}", split)
         assert list(found) == ids and all(set(names(y, VOC_CLASSES)) == set(Voc.objects(i)) for i,y in found.items())
     voc = data/"voc"/"VOCdevkit"/"VOC2012"
-    sources = [read_image_labels(voc, VOC_CLASSES, None, AUG, s) for s in ("labels.csv", "cls_labels_onehot.npy", "Annotations")]
+    sources = [read_image_labels(voc, VOC_CLASSES, None, AUG, s)
+               for s in ("labels.csv", "cls_labels_onehot.npy", "Annotations")]
     assert all((sources[0][i] == s[i]).all() for s in sources for i in AUG)
     published = np.load(voc/"cls_labels_onehot.npy", allow_pickle=True).item()  # as other repositories read it
     assert published["2007_000000"].shape == (20,) and published["2007_000000"].dtype == np.float32
@@ -96,7 +108,8 @@ def test_voc_labels(data):
 
 def test_augmented_masks(data):
     "VOC's where there is one, SBD's elsewhere; nothing of val in training"
-    aug,val = open_dataset(f"voc:{data/'voc'}", "train_aug", masks=True),open_dataset(f"voc:{data/'voc'}", "val", masks=True)
+    aug,val = (open_dataset(f"voc:{data/'voc'}", "train_aug", masks=True),
+               open_dataset(f"voc:{data/'voc'}", "val", masks=True))
     assert len(AUG) == 32 and not {*aug.ids} & {*val.ids}
     for item in aug: assert (item.mask == (Voc.mask if item.id in Voc.train else Sbd.mask)(item.id)).all(), item.id
     for item in val: assert (item.mask == Voc.mask(item.id)).all(), item.id
@@ -109,7 +122,8 @@ def test_masks_of_sbd_first(data, tmp_path, call):
     shutil.rmtree(root/"VOCdevkit"/"VOC2012"/"SegmentationClassAug")
     assert call("wsss-data", "to-voc", "sbd", root, "--masks", "sbd")[0] == 0
     aug,val = open_dataset(f"voc:{root}", "train_aug", masks=True),open_dataset(f"voc:{root}", "val", masks=True)
-    for item in aug: assert (item.mask == (Sbd.mask if item.id in Sbd.train+Sbd.val else Voc.mask)(item.id)).all(), item.id
+    for item in aug:
+        assert (item.mask == (Sbd.mask if item.id in Sbd.train+Sbd.val else Voc.mask)(item.id)).all(), item.id
     for item in val: assert (item.mask == Voc.mask(item.id)).all(), item.id
 
 
@@ -117,7 +131,8 @@ def test_labels_from_masks(data, tmp_path, call):
     root = shutil.copytree(data/"voc", tmp_path/"voc")
     assert call("wsss-data", "to-voc", "sbd", root, "--labels", "masks")[0] == 0
     found = labels_of(f"voc:{root}", "train_aug")
-    assert all(names(y, VOC_CLASSES) == [VOC_CLASSES[Voc.label(i)]] for i,y in found.items())  # the persons were not drawn
+    # the persons were not drawn
+    assert all(names(y, VOC_CLASSES) == [VOC_CLASSES[Voc.label(i)]] for i,y in found.items())
     notes = check_dataset(f"voc:{root}").notes
     assert any("Annotations" in f.file and "has other labels for" in f.what for f in notes)
 
@@ -132,7 +147,8 @@ def test_someone_elses_labels_are_kept(data, tmp_path, call):
 
 
 def test_sbd_before_voc(fails, site, here):
-    assert "voc:ROOT needs the folder VOC2012" in fails("wsss-data", "get", "sbd", "--out", "data", "--mirror", site.url)
+    assert ("voc:ROOT needs the folder VOC2012" in fails("wsss-data", "get", "sbd", "--out", "data",
+                                                         "--mirror", site.url))
     assert site.asked == []
 
 
@@ -144,7 +160,8 @@ def test_damaged_masks_are_named_and_the_others_made(data, tmp_path, fails):
     (sbd/f"{Sbd.train[1]}.mat").unlink()
     (voc/"JPEGImages"/f"{Sbd.train[2]}.jpg").unlink()
     line = fails("wsss-data", "to-voc", "sbd", root)
-    assert f"{Sbd.train[0]}.mat: cannot be read as a mask of SBD" in line and "3 masks could not be made, this is the first; the other 39 are there" in line
+    assert f"{Sbd.train[0]}.mat: cannot be read as a mask of SBD" in line
+    assert "3 masks could not be made, this is the first; the other 39 are there" in line
     assert len(list((voc/"SegmentationClassAug").glob("*.png"))) == 39
 
 
@@ -188,18 +205,22 @@ def test_coco_options(data, tmp_path, call, fails):
     assert any((read_label(p) == IGNORE_INDEX).any() for p in (root/"SegmentationClass").iterdir())
     named = {}
     for a in Coco.train["annotations"]: named.setdefault(a["image_id"], set()).add(a["category_id"])
-    assert {i:len(names(y, COCO_CLASSES)) for i,y in labels_of(f"coco:{root}", "train").items()} == {f"COCO_train2014_{n:012d}":len(c) for n,c in named.items()}
+    assert ({i:len(names(y, COCO_CLASSES)) for i,y in labels_of(f"coco:{root}", "train").items()}
+            == {f"COCO_train2014_{n:012d}":len(c) for n,c in named.items()})
 
 
 def test_get_coco(get, call, here, data):
     "The same as unpacked by hand; annotations that are not needed stay packed; archives can be removed"
     get("coco", "--out", "coco", "--remove-archives")
-    assert sorted(p.name for p in (here/"coco"/"annotations").iterdir()) == ["instances_train2014.json", "instances_val2014.json"]
+    assert (sorted(p.name for p in (here/"coco"/"annotations").iterdir())
+            == ["instances_train2014.json", "instances_val2014.json"])
     assert sorted(p.suffixes[-2:] for p in (here/"coco"/"archives").iterdir()) == [[".unpacked", ".json"]]*3
     made,by_hand = snapshot(here/"coco"),snapshot(data/"coco")
-    assert all(made[k] == by_hand[k] for k in made) and sum(k.endswith(".png") for k in made) == sum(k.endswith(".png") for k in by_hand) > 50
+    assert all(made[k] == by_hand[k] for k in made)
+    assert sum(k.endswith(".png") for k in made) == sum(k.endswith(".png") for k in by_hand) > 50
     status,out,err = call("wsss-data", "check", "coco:coco")
-    assert status == 1 and out.count("wrong:") == 1 and out.count("as published") == 3 and "(published: 82081)" in out, out
+    assert status == 1 and out.count("wrong:") == 1 and out.count("as published") == 3, out
+    assert "(published: 82081)" in out, out
 
 
 def test_coco_part_of_val(data):
@@ -219,7 +240,8 @@ def test_huge_annotation_files_are_packed(tmp_path):
     import tracemalloc
     n,points = 3000,60
     polygon = np.round(np.random.RandomState(0).uniform(0, 600, 2*points), 2).tolist()
-    (tmp_path/"big.json").write_text(json.dumps(Coco.val | {"annotations":[Coco.val["annotations"][0]|{"segmentation":[polygon]}]*n}))
+    objects = [Coco.val["annotations"][0] | {"segmentation":[polygon]}]*n
+    (tmp_path/"big.json").write_text(json.dumps(Coco.val | {"annotations":objects}))
     tracemalloc.start()
     _,objects = read_coco(tmp_path/"big.json")
     held,peak = tracemalloc.get_traced_memory()
@@ -229,7 +251,8 @@ def test_huge_annotation_files_are_packed(tmp_path):
 
 
 def test_small_over_large_whatever_the_order():
-    def box(x0, y0, x1, y1, area, category): return CocoObject(1, category, area, False, [np.array([x0,y0, x1,y0, x1,y1, x0,y1], float)])
+    def box(x0, y0, x1, y1, area, category):
+        return CocoObject(1, category, area, False, [np.array([x0,y0, x1,y0, x1,y1, x0,y1], float)])
     objects = [box(0,0,20,20,400,1), box(5,5,15,15,100,2), box(8,8,12,12,16,3)]
     for _ in range(6):
         random.Random(0).shuffle(objects)
@@ -244,17 +267,23 @@ def test_killed_and_called_again(data, tmp_path, kind):
     where = {"sbd":"voc", "coco":"coco"}[kind]
     root = shutil.copytree(data/where, tmp_path/where)
     expected = snapshot(root)
-    for p in (*root.rglob("SegmentationClassAug/*"), *(root/"SegmentationClass").glob("*"), *root.rglob("labels.csv"), *root.rglob("cls_labels_onehot.npy"), *root.rglob("train_aug.txt")): p.unlink()
+    for p in (*root.rglob("SegmentationClassAug/*"), *(root/"SegmentationClass").glob("*"), *root.rglob("labels.csv"),
+              *root.rglob("cls_labels_onehot.npy"), *root.rglob("train_aug.txt")):
+        p.unlink()
     rng,killed = random.Random(7),0
     for _ in range(3):
-        child = subprocess.Popen([BIN/"wsss-data", "to-voc", kind, root, "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen([BIN/"wsss-data", "to-voc", kind, root, "--workers", "1"], stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.DEVNULL)
         begin,count = time.monotonic(),len(list(root.rglob("*.png")))
-        while child.poll() is None and len(list(root.rglob("*.png"))) < count+rng.randint(2, 9) and time.monotonic() < begin+60: time.sleep(.002)
+        while (child.poll() is None and len(list(root.rglob("*.png"))) < count+rng.randint(2, 9)
+               and time.monotonic() < begin+60):
+            time.sleep(.002)
         child.send_signal(signal.SIGKILL)
         killed += child.wait() == -signal.SIGKILL
     assert killed, "never killed in the middle"
     assert run("wsss-data", "to-voc", kind, root)[0] == 0
-    for p in root.rglob(".*"): p.unlink()  # what a killed process was writing; no reader takes it for a file of the dataset
+    for p in root.rglob(".*"):
+        p.unlink()  # what a killed process was writing; no reader takes it for a file of the dataset
     assert snapshot(root) == expected
 
 
@@ -272,20 +301,24 @@ def test_interrupted_download_goes_on(site, call, here):
 
 def test_an_archive_of_something_else(site, fails, here, archives):
     site.files["/train2014.zip"] = archives["val2014.zip"]
-    assert "train2014.zip: holds 0 files train2014/*.jpg, the published one 45" in fails("wsss-data", "get", "coco", "--out", "coco", "--mirror", site.url)
+    assert "train2014.zip: holds 0 files train2014/*.jpg, the published one 45" in \
+        fails("wsss-data", "get", "coco", "--out", "coco", "--mirror", site.url)
 
 
 def test_too_small_a_disk(site, fails, here, monkeypatch):
     "Said before anything is downloaded"
-    monkeypatch.setitem(download.ARCHIVES, "voc", {n:a._replace(gigabytes=a.url and 10**6) for n,a in download.ARCHIVES["voc"].items()})
-    assert "GB left, VOCtrainval_11-May-2012.tar and what is in it need 2000000.0 more" in fails("wsss-data", "get", "voc", "--out", "data/voc", "--mirror", site.url)
+    monkeypatch.setitem(download.ARCHIVES, "voc",
+                        {n:a._replace(gigabytes=a.url and 10**6) for n,a in download.ARCHIVES["voc"].items()})
+    assert "GB left, VOCtrainval_11-May-2012.tar and what is in it need 2000000.0 more" in \
+        fails("wsss-data", "get", "voc", "--out", "data/voc", "--mirror", site.url)
     assert site.asked == []
 
 
 def test_test_images_put_there_by_hand(site, call, here, archives):
     (here/"data"/"archives").mkdir(parents=True)
     (here/"data"/"archives"/"VOC2012test.tar").write_bytes(archives["VOCtrainval_11-May-2012.tar"])
-    assert "VOC2012test.tar: " in (out := call("wsss-data", "get", "voc", "--out", "data", "--mirror", site.url)[1]) and "needs a login" not in out
+    assert "VOC2012test.tar: " in (out := call("wsss-data", "get", "voc", "--out", "data", "--mirror", site.url)[1])
+    assert "needs a login" not in out
 
 
 def test_out_of_memory_in_a_worker(tmp_path):
@@ -296,23 +329,32 @@ def test_out_of_memory_in_a_worker(tmp_path):
 # %% Saliency
 def test_saliency(data, tmp_path, call, fails):
     root = shutil.copytree(data/"voc", tmp_path/"voc")
-    for i in AUG[:-1]: write_image(tmp_path/"maps"/f"{i}.png", np.full((30,60), 7, np.uint8)+np.arange(60, dtype=np.uint8))
+    for i in AUG[:-1]:
+        write_image(tmp_path/"maps"/f"{i}.png", np.full((30,60), 7, np.uint8)+np.arange(60, dtype=np.uint8))
     status,out,_ = call("wsss-data", "to-voc", "saliency", f"voc:{root}", "--source", tmp_path/"maps")
     assert status == 0 and "31 maps" in out
     item = open_dataset(f"voc:{root}", "train_aug")[0]
     assert item.saliency.shape == (30,60) and item.saliency[0,0] == pytest.approx(7/255)
     assert f"1 training images have no map, such as {AUG[-1]}" in call("wsss-data", "check", f"voc:{root}")[1]
     write_image(tmp_path/"maps"/f"{AUG[-1]}.png", np.arange(75, dtype=np.uint8).reshape(5,5,3))
-    assert "has colours; save the saliency map as greyscale" in fails("wsss-data", "to-voc", "saliency", f"voc:{root}", "--source", tmp_path/"maps")
+    assert "has colours; save the saliency map as greyscale" in \
+        fails("wsss-data", "to-voc", "saliency", f"voc:{root}", "--source", tmp_path/"maps")
     assert "--source is missing" in fails("wsss-data", "to-voc", "saliency", f"voc:{root}")
 
 
 # %% Commands
 @pytest.mark.parametrize("argv,words", [
-    (["get", "vok", "--out", "d"], "did you mean voc"), (["get", "voc"], "--out is missing"), (["get"], "required: kinds"), (["get", "voc", "--out", "d", "--stall", "0"], "--stall 0: must be above 0"),
-    (["get", "voc", "--out", "d", "--mirror", "ftp://x"], "ftp://x/VOCtrainval_11-May-2012.tar: is no address"), (["to-voc", "imagenet", "d"], "unknown kind of data 'imagenet'"), (["to-voc", "voc", "nowhere"], "nowhere: no such folder"),
-    (["to-voc", "voc", "."], "unpack the VOC 2012 archive there"), (["to-voc", "coco", "nowhere"], "unpack the archives of COCO 2014 there"), (["to-voc", "voc", ".", "--masks", "sbd"], "--masks sbd: means nothing for voc"),
-    (["to-voc", "coco", ".", "--crowd", "none"], "unknown treatment of crowds 'none'"), (["check", "coco:nowhere"], "nowhere: no such folder"), (["check", "shapes"], "made in memory"), (["check", ".", "--show", "0"], "--show 0: must be 1 or more")])
+    (["get", "vok", "--out", "d"], "did you mean voc"), (["get", "voc"], "--out is missing"),
+    (["get"], "required: kinds"), (["get", "voc", "--out", "d", "--stall", "0"], "--stall 0: must be above 0"),
+    (["get", "voc", "--out", "d", "--mirror", "ftp://x"], "ftp://x/VOCtrainval_11-May-2012.tar: is no address"),
+    (["to-voc", "imagenet", "d"], "unknown kind of data 'imagenet'"),
+    (["to-voc", "voc", "nowhere"], "nowhere: no such folder"),
+    (["to-voc", "voc", "."], "unpack the VOC 2012 archive there"),
+    (["to-voc", "coco", "nowhere"], "unpack the archives of COCO 2014 there"),
+    (["to-voc", "voc", ".", "--masks", "sbd"], "--masks sbd: means nothing for voc"),
+    (["to-voc", "coco", ".", "--crowd", "none"], "unknown treatment of crowds 'none'"),
+    (["check", "coco:nowhere"], "nowhere: no such folder"), (["check", "shapes"], "made in memory"),
+    (["check", ".", "--show", "0"], "--show 0: must be 1 or more")])
 def test_wrong_words(fails, here, argv, words): assert words in fails("wsss-data", *argv)
 
 

@@ -1,4 +1,5 @@
-"Files from elsewhere are data: nothing in a checkpoint, a label file or an archive is executed, and no name in a list or an archive leads out of its folder."
+"""Files from elsewhere are data: nothing in a checkpoint, a label file or an archive is executed, and no name in a
+list or an archive leads out of its folder."""
 import builtins
 import contextlib
 import io
@@ -38,9 +39,12 @@ class Calls:
 
 def attacks(mark):
     "Return objects that leave a file behind when they are unpickled, by name"
-    return {"os.system": Calls(os.system, f"touch {mark}"), "eval": Calls(eval, f"open({str(mark)!r}, 'w')"), "exec": Calls(exec, f"open({str(mark)!r}, 'w')"), "open": Calls(open, str(mark), "w"),
-            "subprocess": Calls(subprocess.Popen, ["touch", str(mark)]), "getattr": Calls(getattr, Calls(builtins.__import__, "os"), "system"),
-            "nested pickle": Calls(torch.storage._load_from_bytes, pickle.dumps(Calls(open, str(mark), "w"))), "numpy": Calls(np.fromfile, "/etc/hostname"), "mkdir": Calls(Path.mkdir, Path(mark))}
+    return {"os.system": Calls(os.system, f"touch {mark}"), "eval": Calls(eval, f"open({str(mark)!r}, 'w')"),
+            "exec": Calls(exec, f"open({str(mark)!r}, 'w')"), "open": Calls(open, str(mark), "w"),
+            "subprocess": Calls(subprocess.Popen, ["touch", str(mark)]),
+            "getattr": Calls(getattr, Calls(builtins.__import__, "os"), "system"),
+            "nested pickle": Calls(torch.storage._load_from_bytes, pickle.dumps(Calls(open, str(mark), "w"))),
+            "numpy": Calls(np.fromfile, "/etc/hostname"), "mkdir": Calls(Path.mkdir, Path(mark))}
 
 NAMES = list(attacks(""))
 each_attack = pytest.mark.parametrize("attack", NAMES)
@@ -76,7 +80,8 @@ def test_the_attacks_work_on_who_trusts_them(tmp_path):
     mark = tmp_path/"marked"
     for name in ("os.system", "eval", "exec", "open", "nested pickle", "mkdir"):
         torch.save({"model": attacks(mark)[name]}, tmp_path/"evil.pth")
-        with contextlib.suppress(RuntimeError): torch.load(tmp_path/"evil.pth", weights_only=False)  # the nested one is no tensor, when it is too late
+        with contextlib.suppress(RuntimeError):
+            torch.load(tmp_path/"evil.pth", weights_only=False)  # the nested one is no tensor, when it is too late
         assert mark.exists(), name
         mark.rmdir() if mark.is_dir() else mark.unlink()
 
@@ -90,7 +95,8 @@ def write_npy(path, value, protocol):
 @pytest.mark.parametrize("protocol", range(6))
 def test_label_files(tmp_path, mark, attack, protocol):
     evil = attacks(mark)[attack]
-    for value in (evil, {"a": evil}, np.array({"a": evil}, dtype=object), {"a": np.array([evil], dtype=object)}, {evil: np.ones(2)} if attack != "subprocess" else evil):
+    for value in (evil, {"a": evil}, np.array({"a": evil}, dtype=object), {"a": np.array([evil], dtype=object)},
+                  {evil: np.ones(2)} if attack != "subprocess" else evil):
         write_npy(tmp_path/"cls_labels.npy", value, protocol)
         assert "do not trust it" in refused(read_label_dict, tmp_path/"cls_labels.npy")
 
@@ -100,7 +106,8 @@ def test_arrays_hold_no_objects(tmp_path, mark, attack):
     evil = np.array([attacks(mark)[attack]], dtype=object)
     np.save(tmp_path/"scores.npy", evil)
     np.savez(tmp_path/"scores.npz", probs=evil, keys=evil, cam=evil)
-    for path in (tmp_path/"scores.npy", tmp_path/"scores.npz"): assert "holds objects" in refused(read_scores, path, (4,4))
+    for path in (tmp_path/"scores.npy", tmp_path/"scores.npz"):
+        assert "holds objects" in refused(read_scores, path, (4,4))
     assert "is no CAM file" in refused(read_cam, tmp_path/"scores.npz")
 
 
@@ -122,18 +129,21 @@ def test_lists_name_images_not_paths(tmp_path, name):
     (tmp_path/"list.txt").write_text(f"fine\n{name}\n")
     assert "is a path, not a name" in refused(read_ids, tmp_path/"list.txt")
     found = []
-    assert read_ids(tmp_path/"list.txt", report=found.append) == ("fine",) and len(found) == 1  # reported, it is not handed on
+    # reported, it is not handed on
+    assert read_ids(tmp_path/"list.txt", report=found.append) == ("fine",) and len(found) == 1
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_published_lists_and_annotations(tmp_path, name):
     pytest.importorskip("pycocotools")
     from miniatures import Coco
-    (tmp_path/"bad.json").write_text(json.dumps(Coco.val | {"images": [Coco.val["images"][0] | {"file_name": name}], "annotations": Coco.val["annotations"][:0]}))
+    (tmp_path/"bad.json").write_text(json.dumps(Coco.val | {"images": [Coco.val["images"][0] | {"file_name": name}],
+                                                            "annotations": Coco.val["annotations"][:0]}))
     assert "is a path, not the name of an image" in refused(read_coco, tmp_path/"bad.json")
     voc,sbd = tmp_path/"VOC2012",tmp_path/"benchmark_RELEASE"/"dataset"
     for folder in (voc/"JPEGImages", voc/"ImageSets"/"Segmentation", sbd/"cls"): folder.mkdir(parents=True)
-    for path in (voc/"ImageSets"/"Segmentation"/"train.txt", voc/"ImageSets"/"Segmentation"/"val.txt", sbd/"val.txt"): path.write_text(f"{path.stem}_1\n")
+    for path in (voc/"ImageSets"/"Segmentation"/"train.txt", voc/"ImageSets"/"Segmentation"/"val.txt", sbd/"val.txt"):
+        path.write_text(f"{path.stem}_1\n")
     (sbd/"train.txt").write_text(f"{name}\n")
     assert "is a path, not a name" in refused(prepare_sbd, tmp_path)
 
@@ -144,8 +154,12 @@ def test_splits_are_names(scenes, split):
     with pytest.raises(UserError, match="unknown split"): ShapesDataset(split)
 
 
-@pytest.mark.parametrize("text", ["<!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/passwd'>]><annotation><object><name>&b;</name></object></annotation>",
-                                  "<!DOCTYPE z [<!ENTITY a0 'ha'>" + "".join(f"<!ENTITY a{k} '{f'&a{k-1};'*10}'>" for k in range(1, 12)) + "]><annotation><object><name>&a11;</name></object></annotation>"])
+@pytest.mark.parametrize("text",
+                         ["<!DOCTYPE a [<!ENTITY b SYSTEM "
+                          "'file:///etc/passwd'>]><annotation><object><name>&b;</name></object></annotation>",
+                          "<!DOCTYPE z [<!ENTITY a0 'ha'>"
+                          + "".join(f"<!ENTITY a{k} '{f'&a{k-1};'*10}'>" for k in range(1, 12))
+                          + "]><annotation><object><name>&a11;</name></object></annotation>"])
 def test_xml_reads_no_other_file_and_does_not_explode(tmp_path, text):
     (tmp_path/"Annotations").mkdir()
     (tmp_path/"Annotations"/"a.xml").write_text(text)
@@ -153,8 +167,10 @@ def test_xml_reads_no_other_file_and_does_not_explode(tmp_path, text):
 
 
 # %% Archives
-pieces = st.lists(st.sampled_from(["..", ".", "", "a", "b", "~", "C:", "\\", "..\\", "a\\..\\..", "%2e%2e", "...", "\u2025", "x y"]), min_size=1, max_size=5)
-member = st.tuples(pieces.map("/".join), st.sampled_from(["file", "symlink", "hardlink", "folder"]), pieces.map("/".join))
+pieces = st.lists(st.sampled_from(["..", ".", "", "a", "b", "~", "C:", "\\", "..\\", "a\\..\\..", "%2e%2e", "...",
+                                   "\u2025", "x y"]), min_size=1, max_size=5)
+member = st.tuples(pieces.map("/".join), st.sampled_from(["file", "symlink", "hardlink", "folder"]),
+                   pieces.map("/".join))
 
 @pytest.fixture(scope="module")
 def cage(tmp_path_factory): return tmp_path_factory.mktemp("cage")
@@ -179,7 +195,8 @@ def test_no_member_leaves_its_folder(cage, members, zipped):
         with tarfile.open(path, "w") as tar:
             for name,kind,link in members:
                 info = tarfile.TarInfo(name)
-                info.type = {"file":tarfile.REGTYPE, "symlink":tarfile.SYMTYPE, "hardlink":tarfile.LNKTYPE, "folder":tarfile.DIRTYPE}[kind]
+                info.type = {"file":tarfile.REGTYPE, "symlink":tarfile.SYMTYPE, "hardlink":tarfile.LNKTYPE,
+                             "folder":tarfile.DIRTYPE}[kind]
                 info.linkname,info.size = (link if kind.endswith("link") else ""),4*(kind == "file")
                 tar.addfile(info, io.BytesIO(b"data"))
     try: unpack(path, target)

@@ -1,4 +1,6 @@
-"The built site: a page and an anchor for every exported symbol, and nothing fetched from elsewhere. `make docs` builds it, `make test` does so first."
+"""The built site: a page and an anchor for every exported symbol, and nothing fetched from elsewhere.
+
+`make docs` builds it, `make test` does so first."""
 import ast,re
 from html import unescape
 from pathlib import Path
@@ -14,7 +16,8 @@ def symbols():
     tree = ast.parse((ROOT/"wsss_nb"/"_modidx.py").read_text(encoding="utf-8"))
     index = ast.literal_eval(next(n.value for n in tree.body if isinstance(n, ast.Assign)))
     addresses = {name: address for module in index["syms"].values() for name,(address,_) in module.items()}
-    own = {name: address for name,address in addresses.items() if not any(part.startswith("_") for part in name.split(".")[1:])}
+    own = {name: address for name,address in addresses.items()
+           if not any(part.startswith("_") for part in name.split(".")[1:])}
     return {name: address.split("#") for name,address in own.items()}
 
 def test_every_symbol_has_its_page():
@@ -22,7 +25,8 @@ def test_every_symbol_has_its_page():
     for name,(page,anchor) in symbols().items():
         file = SITE/page
         if not file.exists(): missing.append(f"{name}: no page {page}")
-        elif not re.search(rf'id="{re.escape(anchor)}"', file.read_text(encoding="utf-8")): missing.append(f"{name}: {page} has no #{anchor}")
+        elif not re.search(rf'id="{re.escape(anchor)}"', file.read_text(encoding="utf-8")):
+            missing.append(f"{name}: {page} has no #{anchor}")
     assert not missing, "\n".join(missing)
 
 def test_every_exported_name_is_on_its_page():
@@ -33,12 +37,14 @@ def test_every_exported_name_is_on_its_page():
         module = ROOT/"wsss_nb"/room[3:]/f"{name}.py"
         if not module.exists(): continue
         tree = ast.parse(module.read_text(encoding="utf-8"))
-        names = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
+        names = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
+                      and ast.unparse(n.targets[0]) == "__all__"), [])
         text = unescape(re.sub(r"<[^>]+>", "", (SITE/room/f"{name}.html").read_text(encoding="utf-8")))
         missing += [f"{nb.name}: {name}" for name in names if not re.search(rf"\b{name}\b", text)]
     assert not missing, "\n".join(missing)
 
 def test_nothing_from_elsewhere():
     for page in SITE.rglob("*.html"):
-        found = re.findall(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*"', page.read_text(encoding="utf-8"))
+        found = re.findall(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*"',
+                           page.read_text(encoding="utf-8"))
         assert not found, f"{page.name}: {found}"

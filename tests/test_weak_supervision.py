@@ -34,15 +34,18 @@ def guarded(monkeypatch, allowed):
 
 def test_deleting_the_masks_changes_nothing(call, scenes, here):
     for name in ("with", "noise", "without"): shutil.copytree(scenes, here/name)
-    for p in (here/"noise"/"SegmentationClass").glob("*.png"): write_label(p, np.random.RandomState(0).randint(6, size=(64,64)))
+    for p in (here/"noise"/"SegmentationClass").glob("*.png"):
+        write_label(p, np.random.RandomState(0).randint(6, size=(64,64)))
     shutil.rmtree(here/"without"/"SegmentationClass")
-    for name in ("with", "noise", "without"): assert call("wsss-run", "baseline", "--data", name, "--out", f"out_{name}", *WEAK)[::2] == (0, "")
+    for name in ("with", "noise", "without"):
+        assert call("wsss-run", "baseline", "--data", name, "--out", f"out_{name}", *WEAK)[::2] == (0, "")
     assert same(weights("out_with"), weights("out_noise")) and same(weights("out_with"), weights("out_without"))
     assert result("out_with")["miou"] != result("out_noise")["miou"]
     assert not {"miou", "iou", "precision", "recall", "errors"} & result("out_without").keys()
     assert not Run("out_without").best.exists()  # chosen with ground truth, so it is not there
     for kind in ("labels", "predictions"):
-        for p in (here/"out_with"/kind).iterdir(): assert p.read_bytes() == (here/"out_without"/kind/p.name).read_bytes()
+        for p in (here/"out_with"/kind).iterdir():
+            assert p.read_bytes() == (here/"out_without"/kind/p.name).read_bytes()
 
 
 @pytest.mark.parametrize("name", [m for m in METHODS if m not in STAGED])
@@ -58,7 +61,9 @@ def test_no_stage_before_the_scores_reads_a_mask(call, scenes, here, monkeypatch
     *making,last = stages_of(name)
     with monkeypatch.context() as m:
         guarded(m, allowed=())
-        assert last == "evaluate" and call("wsss-run", name, "--data", scenes, "--out", "out", "--stages", ",".join(making), *STAGED[name])[::2] == (0, "")
+        assert last == "evaluate"
+        assert (call("wsss-run", name, "--data", scenes, "--out", "out", "--stages", ",".join(making),
+                     *STAGED[name])[::2] == (0, ""))
     assert call("wsss-run", name, "--data", scenes, "--out", "out", "--stages", "evaluate")[::2] == (0, "")
     assert result("out")["supervision"] == "labels and saliency" and "refined_label" in result("out")["miou"]
 
@@ -68,7 +73,8 @@ def test_the_weights_do_change(call, scenes, here):
     shutil.copytree(scenes, here/"other")
     rows = (here/"other"/"labels.csv").read_text().splitlines()
     (here/"other"/"labels.csv").write_text("\n".join([rows[0], *(f"{r.split(',')[0]},cat" for r in rows[1:])]))
-    for name,data in (("a", scenes), ("b", here/"other")): assert call("wsss-run", "baseline", "--data", data, "--out", name, "--stages", "train", *WEAK)[0] == 0
+    for name,data in (("a", scenes), ("b", here/"other")):
+        assert call("wsss-run", "baseline", "--data", data, "--out", name, "--stages", "train", *WEAK)[0] == 0
     assert not same(weights("a"), weights("b"))
 
 
@@ -77,7 +83,8 @@ def test_full_supervision_reads_them_and_says_so(call, scenes, here, monkeypatch
     assert call("wsss-run", "baseline", "--data", scenes, "--out", "out", *FULL)[0] == 0
     assert seen == {"train", "val"} and result("out")["supervision"] == "masks"
     guarded(monkeypatch, allowed=("val",))
-    with pytest.raises(AssertionError, match="a mask of split train was read"): call("wsss-run", "baseline", "--data", scenes, "--out", "again", *FULL)
+    with pytest.raises(AssertionError, match="a mask of split train was read"):
+        call("wsss-run", "baseline", "--data", scenes, "--out", "again", *FULL)
 
 
 def test_full_supervision_needs_masks(fails, scenes, here):
@@ -90,6 +97,7 @@ def test_only_the_preset_full_opens_masks(call, scenes, here):
     for name in METHODS:
         module = get_method(name)
         assert module.Config().supervision == ("labels and saliency" if name in STAGED else "labels")
-        assert {p for p,changes in module.PRESETS.items() if changes.get("supervision", "labels") != "labels"} <= {"full"}
+        assert ({p for p,changes in module.PRESETS.items() if changes.get("supervision", "labels") != "labels"}
+                <= {"full"})
     assert call("wsss-run", "baseline", "--data", scenes, "--out", "out", "--stages", "train", *WEAK)[0] == 0
     assert tomllib.loads((here/"out"/"config.toml").read_text())["settings"]["supervision"] == "labels"

@@ -1,4 +1,6 @@
-"The explorer without a browser: `set_state` is what a message from one does. Time is measured by benchmarks/explorer.py, not here."
+"""The explorer without a browser: `set_state` is what a message from one does.
+
+Time is measured by benchmarks/explorer.py, not here."""
 import io
 
 import numpy as np
@@ -36,8 +38,10 @@ def values(panel): return {k: w.value for k, w in panel.controls.items()}
 def shown(panel): return np.asarray(Image.open(io.BytesIO(panel.picture.value)))
 
 
-@pytest.mark.parametrize("name,state,says", [("image", {"index": 7}, "val_00007"), ("only", {"index": 1}, "· IoU seed"), ("scales", {"index": len(SCALES)-1}, "scales 1, 0.5, 1.5"),
-                                             ("bg_thresh", {"value": .05}, "threshold 0.05"), ("layer", {"index": 1}, "layer aux")])
+@pytest.mark.parametrize("name,state,says", [("image", {"index": 7}, "val_00007"), ("only", {"index": 1}, "· IoU seed"),
+                                             ("scales", {"index": len(SCALES)-1}, "scales 1, 0.5, 1.5"),
+                                             ("bg_thresh", {"value": .05}, "threshold 0.05"),
+                                             ("layer", {"index": 1}, "layer aux")])
 def test_a_control_moves_caption_and_picture(panel, name, state, says):
     caption, png = panel.caption.value, panel.picture.value
     panel.controls[name].set_state(state)
@@ -48,7 +52,9 @@ def test_a_control_moves_caption_and_picture(panel, name, state, says):
 
 def test_what_is_shown_is_the_plain_picture(panel, run):
     "After any moves, the panel shows what a fresh script would draw from the same settings"
-    for name, state in (("bg_thresh", {"value": .6}), ("layer", {"index": 1}), ("image", {"index": 4}), ("bg_thresh", {"value": .2}), ("scales", {"index": 0})): panel.controls[name].set_state(state)
+    for name, state in (("bg_thresh", {"value": .6}), ("layer", {"index": 1}), ("image", {"index": 4}),
+                        ("bg_thresh", {"value": .2}), ("scales", {"index": 0})):
+        panel.controls[name].set_state(state)
     fresh = StageMaps(run)
     assert np.array_equal(shown(panel), explorer_picture(fresh, **values(panel)))
     assert panel.caption.value == explorer_caption(fresh, **values(panel))
@@ -65,7 +71,8 @@ def test_back_again(panel):
 def test_nothing_is_computed_twice(panel):
     passes = []
     panel.maps.method.encoder.register_forward_hook(lambda *_: passes.append(1))
-    for name, state in (("bg_thresh", {"value": .6}), ("only", {"index": 1}), ("only", {"index": 0})): panel.controls[name].set_state(state)
+    for name, state in (("bg_thresh", {"value": .6}), ("only", {"index": 1}), ("only", {"index": 0})):
+        panel.controls[name].set_state(state)
     assert not passes
     panel.controls["layer"].set_state({"index": 1})
     assert len(passes) == len({1, *panel.maps.method.config.cam_scales})
@@ -76,7 +83,8 @@ def test_nothing_is_computed_twice(panel):
 def test_each_change_is_drawn_once(panel, monkeypatch):
     "Also where the new image brings other classes, with the chosen one among them or not"
     maps, only, drawn, expected = panel.maps, panel.controls["only"], [], []
-    monkeypatch.setattr("wsss_nb.explore.cam.explorer_caption", lambda maps, **settings: drawn.append((settings["image"], settings["only"])) or "")
+    monkeypatch.setattr("wsss_nb.explore.cam.explorer_caption",
+                        lambda maps, **settings: drawn.append((settings["image"], settings["only"])) or "")
     for image in [i for i in maps.places if i != panel.controls["image"].value][:10]:
         present, chosen = (np.flatnonzero(maps.data.image_labels(image))+1).tolist(), only.value
         panel.controls["image"].value = image
@@ -98,7 +106,8 @@ def test_classes_follow_the_image(panel):
 def test_maps_are_those_that_are_scored(panel, run, bg_thresh, scales):
     "Of a run with these settings, by the functions that evaluate it; drawing them before does no harm"
     image = panel.controls["image"].value
-    for only in (0, panel.controls["only"].options[1][1]): explorer_picture(panel.maps, image, only, bg_thresh=bg_thresh, scales=scales)
+    for only in (0, panel.controls["only"].options[1][1]):
+        explorer_picture(panel.maps, image, only, bg_thresh=bg_thresh, scales=scales)
     item, out = panel.maps.item(image), panel.maps.stages(image, bg_thresh=bg_thresh, scales=scales)
     method = load_run(run, overrides=[f"bg_thresh={bg_thresh}", f"cam_scales={','.join(map(str, scales))}"])
     scored = label_image(method, item.image, item.image_labels)
@@ -118,7 +127,8 @@ def test_one_class_alone(panel):
     assert np.array_equal(at(0, 0), item.image)
     for k, place in {"seed": (0, 2), "prediction": (0, 3), "ground_truth": (1, 0), "pseudo_label": (1, 2)}.items():
         assert np.array_equal(at(*place), overlay(item.image, np.where(out[k] == only, only, 0))), k
-    for k, place in {"cam": (0, 1), "refined": (1, 1)}.items(): assert np.array_equal(at(*place), overlay_cam(item.image, out[k][1])), k
+    for k, place in {"cam": (0, 1), "refined": (1, 1)}.items():
+        assert np.array_equal(at(*place), overlay_cam(item.image, out[k][1])), k
     mask, said = item.mask == only, explorer_caption(maps, image, only)
     for k in ("seed", "pseudo label", "prediction"):
         label = out[k.replace(" ", "_")].numpy() == only
@@ -127,5 +137,6 @@ def test_one_class_alone(panel):
 
 
 def test_mistakes_are_one_line(run, tmp_path):
-    for args, says in (((tmp_path,), "not a run folder"), ((tmp_path/"none",), "no such run"), ((run, "shapes:m=3"), "unknown option")):
+    for args, says in (((tmp_path,), "not a run folder"), ((tmp_path/"none",), "no such run"),
+                       ((run, "shapes:m=3"), "unknown option")):
         with pytest.raises(UserError, match=says): Explorer(*args)

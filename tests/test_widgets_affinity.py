@@ -30,7 +30,9 @@ def shown(panel): return np.asarray(Image.open(io.BytesIO(panel.picture.value)))
 def settings(panel): return {k: w.value for k, w in panel.controls.items()} | {"place": tuple(panel.photo.place)}
 
 
-@pytest.mark.parametrize("what,state,says", [("photo", {"place": [.1, .9]}, "patch 12,1 of 14×14"), ("image", {"index": 3}, "val_00003"), ("near", {"value": False}, "all patches")])
+@pytest.mark.parametrize("what,state,says", [("photo", {"place": [.1, .9]}, "patch 12,1 of 14×14"),
+                                             ("image", {"index": 3}, "val_00003"),
+                                             ("near", {"value": False}, "all patches")])
 def test_clicks_and_controls_move_everything(panel, what, state, says):
     before = panel.caption.value, panel.picture.value, panel.photo.png
     (panel.photo if what == "photo" else panel.controls[what]).set_state(state)
@@ -43,7 +45,8 @@ def test_what_is_shown_is_the_plain_picture(panel, run):
     for place in ([.3, .3], [0., 1.]): panel.photo.set_state({"place": place})
     panel.controls["image"].set_state({"index": 5})
     fresh = AffinityMaps(run)
-    assert np.array_equal(shown(panel), affinity_picture(fresh, **settings(panel))) and panel.caption.value == affinity_caption(fresh, **settings(panel))
+    assert np.array_equal(shown(panel), affinity_picture(fresh, **settings(panel)))
+    assert panel.caption.value == affinity_caption(fresh, **settings(panel))
 
 
 def test_nothing_is_computed_twice(panel):
@@ -60,9 +63,12 @@ def test_maps_are_those_that_are_scored(panel, run):
     assert torch.equal(maps.walked(image), label_image(method, item.image, item.image_labels)["random_walk_seed"])
     affinity, grid = maps.affinity(image)
     near = partners(affinity, grid, (0, 0), method.config.radius)
-    assert (near["gives"] > 0).sum() == (method.config.radius+1)**2 and torch.equal(near["takes"][:2, 0], affinity[[0, grid[1]], 0])
+    assert (near["gives"] > 0).sum() == (method.config.radius+1)**2
+    assert torch.equal(near["takes"][:2, 0], affinity[[0, grid[1]], 0])
 
 
 def test_a_method_without_affinity_is_told(tmp_path):
-    run_method("baseline", "shapes:n=50", tmp_path/"run", "shapes", stages=["train"], device="cpu", overrides=[b for b in BRIEF if not b.startswith("crop")])
-    with pytest.raises(UserError, match="baseline learns no affinity; choose a run of tscd"): AffinityExplorer(tmp_path/"run")
+    run_method("baseline", "shapes:n=50", tmp_path/"run", "shapes", stages=["train"], device="cpu",
+               overrides=[b for b in BRIEF if not b.startswith("crop")])
+    with pytest.raises(UserError, match="baseline learns no affinity; choose a run of tscd"):
+        AffinityExplorer(tmp_path/"run")

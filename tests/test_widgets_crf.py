@@ -19,8 +19,14 @@ def shown(panel): return np.asarray(Image.open(io.BytesIO(panel.picture.value)))
 def chosen(panel): return panel.examples[panel.controls["example"].value]
 
 
-@pytest.mark.parametrize("name,state,says", [("example", {"index": 2}, "train_00002"), ("iters", {"value": 2}, "2 rounds"), ("pos_xy_std", {"value": 8.}, "space 8 px"), ("pos_w", {"value": 0.}, "weight 0 ·"),
-                                             ("bi_xy_std", {"value": 9.}, "colour 9 px"), ("bi_rgb_std", {"value": 40.}, "40 grey levels"), ("bi_w", {"value": 12.}, "weight 12"), ("preset", {"index": 1}, "colour 67 px")])
+@pytest.mark.parametrize("name,state,says",
+                         [("example", {"index": 2}, "train_00002"), ("iters", {"value": 2}, "2 rounds"),
+                          ("pos_xy_std", {"value": 8.}, "space 8 px"),
+                          ("pos_w", {"value": 0.}, "weight 0 ·"),
+                          ("bi_xy_std", {"value": 9.}, "colour 9 px"),
+                          ("bi_rgb_std", {"value": 40.}, "40 grey levels"),
+                          ("bi_w", {"value": 12.}, "weight 12"),
+                          ("preset", {"index": 1}, "colour 67 px")])
 def test_a_control_moves_caption_and_picture(panel, name, state, says):
     caption, png = panel.caption.value, panel.picture.value
     panel.controls[name].set_state(state)
@@ -29,7 +35,9 @@ def test_a_control_moves_caption_and_picture(panel, name, state, says):
 
 
 def test_what_is_shown_is_the_plain_picture(panel):
-    for name, state in (("bi_rgb_std", {"value": 20.}), ("example", {"index": 1}), ("iters", {"value": 4}), ("pos_w", {"value": 1.})): panel.controls[name].set_state(state)
+    for name, state in (("bi_rgb_std", {"value": 20.}), ("example", {"index": 1}), ("iters", {"value": 4}),
+                        ("pos_w", {"value": 1.})):
+        panel.controls[name].set_state(state)
     settings = CRFSettings(4, 3., 1., 64., 20., 4.)
     assert panel.settings() == settings and panel.controls["preset"].value == "own"
     (*_, example), classes = toy_examples(2)
@@ -48,7 +56,8 @@ def test_the_picture_is_the_crf(panel):
 @pytest.mark.parametrize("preset", CRF_PRESETS)
 def test_presets_are_drawn_once(panel, monkeypatch, preset):
     drawn = []
-    monkeypatch.setattr("wsss_nb.explore.crf.crf_caption", lambda example, classes, settings: drawn.append(settings) or "")
+    monkeypatch.setattr("wsss_nb.explore.crf.crf_caption",
+                        lambda example, classes, settings: drawn.append(settings) or "")
     if preset == panel.controls["preset"].value: panel.controls["preset"].value = "psa"; drawn.clear()
     panel.controls["preset"].value = preset
     assert drawn == [CRF_PRESETS[preset]] and panel.settings() == CRF_PRESETS[preset]
@@ -63,7 +72,8 @@ def test_back_again(panel):
 def test_without_ground_truth_there_is_no_score(panel):
     e = chosen(panel)
     blind = CRFPanel([CRFExample("mine", e.image, e.probs, e.labels)], panel.classes)
-    assert "mine" in blind.caption.value and "mIoU" not in blind.caption.value and np.array_equal(shown(blind), shown(panel))
+    assert "mine" in blind.caption.value and "mIoU" not in blind.caption.value
+    assert np.array_equal(shown(blind), shown(panel))
 
 
 def test_mistakes_are_one_line():

@@ -1,4 +1,5 @@
-"The table of failures, executed: each is made to happen, the words are compared, and the run goes on to the weights of one that nothing happened to."
+"""The table of failures, executed: each is made to happen, the words are compared, and the run goes on to the
+weights of one that nothing happened to."""
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,8 @@ def test_row(world, call, monkeypatch, undisturbed, name):  # noqa: F811
     assert call(*ARGV, *again, *row.more)[::2] == (0, "")
     assert load_checkpoint(Run("out"))["step"] == ITERS
     for k, v in weights(undisturbed).items(): assert torch.equal(v, weights("out")[k]), k
-    assert {r["step"]: r for r in numbers(undisturbed)} | {r["step"]: r for r in numbers("out")} == {r["step"]: r for r in numbers(undisturbed)}
+    assert ({r["step"]: r for r in numbers(undisturbed)} | {r["step"]: r for r in numbers("out")}
+            == {r["step"]: r for r in numbers(undisturbed)})
     assert len(numbers("out")) >= ITERS-1, "at most the line that could not be written is missing"
     assert not Path("out/lock").exists()
 
@@ -70,6 +72,9 @@ def test_settings_of_the_stage_are_named(world, call, monkeypatch):  # noqa: F81
 
 
 def test_three_kills(tmp_path):
-    "At random moments, of a method with crops, several views and chance in its losses; `kills.py` does it for all methods, as often as one likes"
-    done = subprocess.run([sys.executable, Path(__file__).parents[1]/"kills.py", "--kills", "3", "--methods", "toco"], capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    """At random moments, of a method with crops, several views and chance in its losses
+
+    `kills.py` does it for all methods, as often as one likes"""
+    done = subprocess.run([sys.executable, Path(__file__).parents[1]/"kills.py", "--kills", "3", "--methods", "toco"],
+                          capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode == 0 and "kills 3" in done.stdout, done.stdout+done.stderr

@@ -72,7 +72,7 @@ def _read_text(path):
 # %% ../../nbs/20_data/20_folder.ipynb #0a1ca897
 def read_ids(
     path:str|Path,              # a text file with one ID per line
-    images:Iterable[str]=None,  # the IDs that exist, if they are to be checked
+    images:Iterable[str]|None=None, # the IDs that exist, if they are to be checked
     report:Callable=fail,       # called with each problem
 )->tuple[str,...]:              # IDs in the order of the list
     "Return the IDs of a list; report an empty list, a name that is a path, a repeated name and a name without image"
@@ -229,7 +229,7 @@ def read_image_labels(
     images:dict|None,      # the photos, from `find_images`; None if the labels may name images that are not here
     ids:tuple,             # the IDs of the split
     # "labels.csv", "cls_labels.npy", "cls_labels_onehot.npy" or "Annotations"; None takes the first that exists
-    source:str=None,
+    source:str|None=None,
     report:Callable=fail,  # called with each problem
 )->dict[str,np.ndarray]:   # ID -> (num_fg,) float32
     """Return the image-level labels of a folder
@@ -253,7 +253,7 @@ class FolderDataset(Dataset):
         root:str|Path,         # the folder
         split:str="train",     # name of a list in ImageSets/Segmentation
         masks:bool=False,      # hand out ground truth? (evaluation only)
-        label_source:str=None, # force one of the four sources of labels
+        label_source:str|None=None, # force one of the four sources of labels
         report:Callable=fail,  # called with each problem
     ):
         self.root = Path(root)

@@ -11,7 +11,7 @@ __all__ = ['SHAPES_CLASSES', 'PATHOLOGIES', 'rotation', 'value_noise', 'draw_ani
 # %% ../../nbs/20_data/15_shapes.ipynb #6057bb19
 import mmap
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from fastcore.basics import patch
@@ -27,7 +27,7 @@ def rotation(
     return (1-t*t)/(1+t*t),2*t/(1+t*t)
 
 # %% ../../nbs/20_data/15_shapes.ipynb #86bc1fc6
-@lru_cache(maxsize=None)
+@cache
 def _lerp(size, cells):
     "Return, for `size` pixels over `cells` grid cells, the left grid point and the weight of the right one"
     at = (np.arange(size)*cells/size).astype(np.float32)
@@ -229,7 +229,7 @@ def _paint_object(image, mask, owner, o, n, noise, used):
     np.copyto(owner[at], np.uint8(n), where=cover)
 
 # %% ../../nbs/20_data/15_shapes.ipynb #80067f4b
-@lru_cache(maxsize=None)
+@cache
 def _grain(size): return (child_rng(1).random_sample((2*size, 2*size, 3)).astype(np.float32)-.5)*14
 
 def _ground(draws, size, coarse, fine):

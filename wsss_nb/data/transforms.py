@@ -279,7 +279,7 @@ class TrainTransform:
     def __call__(self,
         image:np.ndarray,          # (H,W,3) uint8
         rng:np.random.RandomState, # all randomness comes from here
-        mask:np.ndarray=None,      # label map (H,W) uint8 that follows `input` (only to compare with full supervision)
+        mask:np.ndarray|None=None, # label map (H,W) uint8 that follows `input` (only to compare with full supervision)
     )->dict:                       # each view (3,S,S) float32; 'box' (4,) int16; 'mask' (S,S) uint8 if one was given
         "Return one training sample (ToCo, data pipeline)"
         # a stream per view: asking for another view changes none

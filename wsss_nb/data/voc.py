@@ -44,7 +44,7 @@ class VocDataset(FolderDataset):
         root:str|Path,         # the folder VOC2012 or VOCdevkit
         split:str="train_aug", # "train_aug", "train", "val" or "test"
         masks:bool=False,      # hand out ground truth? (evaluation only)
-        label_source:str=None, # force one of the four sources of labels
+        label_source:str|None=None, # force one of the four sources of labels
         **kw,                  # `report` of `FolderDataset`
     ): super().__init__(find_voc(root), split, masks, label_source, **kw)
 
@@ -85,7 +85,7 @@ class CocoDataset(FolderDataset):
         root:str|Path,         # the folder that holds train2014 and val2014
         split:str="train",     # "train", "val" or "val_part"
         masks:bool=False,      # hand out ground truth? (evaluation only)
-        label_source:str=None, # force one of the three sources of labels
+        label_source:str|None=None, # force one of the three sources of labels
         **kw,                  # `report` of `FolderDataset`
     ): super().__init__(root, split, masks, label_source, **kw)
 

@@ -44,7 +44,7 @@ class CRFExample:
 def toy_examples(
     count:int=12,     # how many scenes
     size:int=112,     # height and width, pixels
-)->tuple[list[CRFExample],list[str]]: # examples; class names
+)->tuple[list[CRFExample],tuple[str,...]]: # examples; class names
     "Return toy scenes with what a poor network might say of them"
     data,out = open_dataset(f"shapes:n={count},size={size}", masks=True),[]
     for i in range(count):
@@ -63,7 +63,7 @@ def run_examples(
     data:Dataset|str|None=None,   # dataset with image-level labels, or its name; None: what the run was trained on
     count:int=12,                 # how many images
     alpha:float=6.,               # exponent of the background, see `cam_probs`
-)->tuple[list[CRFExample],list[str]]: # examples; class names
+)->tuple[list[CRFExample],tuple[str,...]]: # examples; class names
     "Return images with the CAMs of a run, background included"
     maps,out = StageMaps(run, data),[]
     for i in maps.places[:count]:

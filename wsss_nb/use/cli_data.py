@@ -14,6 +14,9 @@ from typing import Annotated
 
 from ..ground.core import UserError,did_you_mean
 
+_Number = Annotated[int|None, {"type":int}]  # of an option; None: it was not given
+_Text = Annotated[str|None, {"type":str}]
+
 # %% ../../nbs/90_use/30_cli_data.ipynb #4cd2aff7
 def data_make_shapes(
     out:str,             # folder to write, in VOC layout
@@ -36,7 +39,7 @@ def data_make_shapes(
 def data_saliency(
     root:str,           # folder in VOC layout
     provider:str="rbd", # what makes the maps; rbd: robust background detection (Zhu et al. 2014), from the image alone
-    jobs:int=None,      # processes; by default one per core
+    jobs:_Number=None,   # processes; by default one per core
 ):
     "Write Saliency/ID.png for every photo of a folder that has none; called again, it goes on"
     from wsss_nb.data.saliency import folder_saliency
@@ -45,9 +48,9 @@ def data_saliency(
 # %% ../../nbs/90_use/30_cli_data.ipynb #f7fde183
 def data_check(
     root:str,            # folder in VOC layout, voc:ROOT or coco:ROOT
-    workers:int=None,    # processes; by default one per core
+    workers:_Number=None, # processes; by default one per core
     show:int=5,          # files to name for each thing to do
-    json:str=None,       # write all that was found to this file
+    json:_Text=None,      # write all that was found to this file
 )->int:                  # 1 if something has to be mended
     "Read every file of a dataset once and say what is wrong with which, and how to mend it"
     from wsss_nb.ground.core import write_json
@@ -90,11 +93,11 @@ def data_to_voc(
     # VOC: .../VOC2012 or above it; COCO: the folder of train2014; saliency: voc:ROOT, coco:ROOT or a folder
     root:str,
     # where else: sbd: benchmark_RELEASE; coco: the folder of annotations; saliency: the folder of maps
-    source:str=None,
-    labels:str=None,     # image-level labels from annotations (voc, sbd) or masks (coco)
-    masks:str=None,      # sbd: whose mask a training image gets that both drew, voc or sbd
-    crowd:str=None,      # coco: what a crowd becomes in a mask, its class or ignore
-    workers:int=None,    # processes; by default one per core
+    source:_Text=None,
+    labels:_Text=None,   # image-level labels from annotations (voc, sbd) or masks (coco)
+    masks:_Text=None,    # sbd: whose mask a training image gets that both drew, voc or sbd
+    crowd:_Text=None,    # coco: what a crowd becomes in a mask, its class or ignore
+    workers:_Number=None, # processes; by default one per core
 ):
     "Make lists, masks and image-level labels from what is unpacked already; may be stopped and given again"
     given = dict(source=source, labels=labels, masks=masks, crowd=crowd, workers=workers)
@@ -104,12 +107,12 @@ def data_to_voc(
 # %% ../../nbs/90_use/30_cli_data.ipynb #af836456
 def data_get(
     kinds:Annotated[list, {"nargs":"+", "type":str}], # voc, sbd (after voc), coco
-    out:str=None,             # folder for all of it; the archives go into archives/ in it
+    out:_Text=None,           # folder for all of it; the archives go into archives/ in it
     # folders on the web that hold the archives, tried in this order in place of the published addresses
-    mirror:Annotated[list, {"nargs":"+", "type":str, "metavar":"URL"}]=None,
+    mirror:Annotated[list|None, {"nargs":"+", "type":str, "metavar":"URL"}]=None,
     remove_archives:bool=False, # delete each archive when it is unpacked
     stall:float=30.,          # give up a connection that is silent for so many seconds
-    workers:int=None,         # processes; by default one per core
+    workers:_Number=None,      # processes; by default one per core
 ):
     "Download, check, unpack and prepare published datasets; may be stopped and given again"
     from wsss_nb.data.download import ARCHIVES,get_archive
