@@ -5,6 +5,9 @@ BIN = $(VENV)/bin
 RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
 DECLARED = pyproject.toml settings.ini setup.py $(wildcard ext/*)
 
+# $(call timed,NAME,COMMAND) runs a command, and says how long it took if it went well.
+timed = begin=$$(date +%s); $(2) || exit; echo "$(1): $$(($$(date +%s) - begin)) s"
+
 .NOTPARALLEL:
 .PHONY: help demo test docs sync vit_toy mit_toy clean
 
@@ -20,15 +23,14 @@ demo: $(VENV)/.installed-run
 	$(RUN) wsss-demo
 
 test: sync docs
-	$(RUN) python -m pytest
+	@$(call timed,tests,$(RUN) SITE=built python -m pytest -n auto)
 
 docs: $(VENV)/.installed-dev
-	mkdir -p _build/src
-	$(RUN) sphinx-build -W --keep-going -q -c docs _build/src _build/html
-	@echo 'site: _build/html/index.html'
+	@mkdir -p _build/src
+	@$(call timed,site in _build/html/index.html,$(RUN) sphinx-build -W --keep-going -q -c docs _build/src _build/html)
 
 sync: $(VENV)/.installed-dev
-	$(RUN) sh docs/sync.sh
+	@$(call timed,sync,$(RUN) sh docs/sync.sh)
 
 vit_toy mit_toy: $(VENV)/.installed-run
 	$(RUN) wsss-run baseline --data shapes:n=8000,seed=7 --preset vit_toy --backbone $@ --out runs/$@ --stages train --resume
