@@ -3,6 +3,7 @@ PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
 RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
+CORES = $(shell nproc 2>/dev/null || echo 1)
 DECLARED = pyproject.toml settings.ini setup.py $(wildcard ext/*)
 
 # $(call timed,NAME,COMMAND) runs a command, and says how long it took if it went well.
@@ -27,7 +28,7 @@ test: sync docs
 
 docs: $(VENV)/.installed-dev
 	@mkdir -p _build/src
-	@$(call timed,site in _build/html/index.html,$(RUN) sphinx-build -W --keep-going -q -c docs _build/src _build/html)
+	@$(call timed,site in _build/html/index.html,$(RUN) sphinx-build -j $(CORES) -W --keep-going -q -c docs _build/src _build/html)
 
 sync: $(VENV)/.installed-dev
 	@$(call timed,sync,$(RUN) sh docs/sync.sh)
