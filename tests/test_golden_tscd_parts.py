@@ -124,4 +124,4 @@ def test_scores(path):
     assert len(cases(z, "in/gt")) == z["opt/n"]
     matrix, pseudo = pooled("pred"), pooled("pseudo", drop_ignored_pred=True)
     for value, key in ((matrix.pixel_accuracy, "pAcc"), (matrix.mean_accuracy, "mAcc"), (matrix.miou, "miou"), (matrix.iou, "iou"), (pseudo.miou, "pseudo_miou"), (pseudo.iou, "pseudo_iou")): near(value, key)
-    near([image_f1(p, t) for p, t in zip(z["in/y_pred"], z["in/y_true"])], "f1")
+    near([image_f1(p, t) for p, t in zip(z["in/y_pred"], z["in/y_true"], strict=True)], "f1")

@@ -311,7 +311,6 @@ def test_readme_commands_exist():
         if word == "python" and rest[0].endswith(".py"): assert (ROOT/rest[0]).exists(), f"`{line}`: no such file"
 
 def test_readme_options_exist():
-    if not (ROOT/"wsss_nb"/"cli.py").exists(): pytest.skip("wsss_nb.use.cli is not written yet")
     scripts,helps = dict(s.split("=") for s in setting("console_scripts").split()),{}
     for line in readme_lines():
         word,*rest = line.split()
@@ -320,7 +319,9 @@ def test_readme_options_exist():
         if command not in helps: helps[command] = subprocess.run([Path(sys.executable).with_name(word), *command[1:], "--help"], cwd=ROOT, capture_output=True, text=True).stdout
         missing = [o for w in rest if w.startswith("--") and (o := w.split("=")[0]) not in helps[command]]
         assert not missing, f"`{line}`: {' '.join(command)} --help does not know {missing}"
+    assert helps, "README.md shows no command of the package"
 
 def test_readme_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!\w+:|#)([^)#]+)", (ROOT/"README.md").read_text(encoding="utf-8")):
-        assert (ROOT/target).exists(), f"README.md points to {target}, which does not exist"
+    targets = re.findall(r"\]\((?!\w+:|#)([^)#]+)", (ROOT/"README.md").read_text(encoding="utf-8"))
+    assert targets
+    for target in targets: assert (ROOT/target).exists(), f"README.md points to {target}, which does not exist"
