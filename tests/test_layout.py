@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from notebooks import HIDDEN
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").rglob("[!.]*.ipynb"))
@@ -106,6 +107,15 @@ def test_no_machine_paths_nor_errors(nb):
             shown += [text_of(o.get("text", ""))] + [text_of(v) for k,v in o.get("data", {}).items() if k.startswith("text/")]
         for text in shown:
             if m := MACHINE_PATH.search(text): pytest.fail(f"a path of some machine: {text[max(0, m.start()-60):m.end()+60]!r}")
+
+@pytest.mark.parametrize("source", [*NOTEBOOKS, *MODULES], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_hidden_imports(source):
+    "What a package does not import by itself is imported where its full name is written: the process in which the notebooks run has it anyway"
+    trees = [parse(c) for c in code_of(source)] if source.suffix == ".ipynb" else [ast.parse(source.read_text(encoding="utf-8"))]
+    nodes = [n for tree in trees for n in ast.walk(tree)]
+    written = {ast.unparse(n) for n in nodes if isinstance(n, ast.Attribute)} & {*HIDDEN}
+    imported = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    assert written <= imported, f"import {', '.join(sorted(written-imported))}"
 
 def is_patch(node): return any("patch" in ast.unparse(d) for d in node.decorator_list)
 def public(nodes): return [n for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_")]
