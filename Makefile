@@ -3,7 +3,11 @@ PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
 RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
+CORES = $(shell nproc 2>/dev/null || echo 1)
 DECLARED = pyproject.toml settings.ini setup.py $(wildcard ext/*)
+
+# $(call timed,NAME,COMMAND) runs a command, and says how long it took if it went well.
+timed = begin=$$(date +%s); $(2) || exit; echo "$(1): $$(($$(date +%s) - begin)) s"
 
 .NOTPARALLEL:
 .PHONY: help demo test lint docs sync release-check vit_toy mit_toy clean
@@ -22,22 +26,21 @@ demo: $(VENV)/.installed-run
 	$(RUN) wsss-demo
 
 test: lint sync docs
-	$(RUN) python -m pytest --ignore tests/test_types.py
+	@$(call timed,tests,$(RUN) SITE=built python -m pytest -n auto --ignore tests/test_types.py)
 
 lint: $(VENV)/.installed-dev
-	$(RUN) ruff check
-	$(RUN) python -m pytest -q tests/test_types.py
+	@$(call timed,ruff,$(RUN) ruff check)
+	@$(call timed,types,$(RUN) python -m pytest -q tests/test_types.py)
 
 release-check: $(VENV)/.installed-dev
 	$(RUN) python tests/release_check.py
 
 docs: $(VENV)/.installed-dev
-	mkdir -p _build/src
-	$(RUN) sphinx-build -W --keep-going -q -c docs _build/src _build/html
-	@echo 'site: _build/html/index.html'
+	@mkdir -p _build/src
+	@$(call timed,site in _build/html/index.html,$(RUN) sphinx-build -j $(CORES) -W --keep-going -q -c docs _build/src _build/html)
 
 sync: $(VENV)/.installed-dev
-	$(RUN) sh docs/sync.sh
+	@$(call timed,sync,$(RUN) sh docs/sync.sh)
 
 vit_toy mit_toy: $(VENV)/.installed-run
 	$(RUN) wsss-run baseline --data shapes:n=8000,seed=7 --preset vit_toy --backbone $@ --out runs/$@ --stages train --resume

@@ -1,7 +1,7 @@
 """Multi-scale CAM against its bare forward passes: the same batches through the same encoder, nothing done with the
 output.
 
-    python benchmarks/cam.py --json FILE
+    python benchmarks/cam.py --json FILE [--only SUBSTRING]
 
 `ratio` = peer/ours (1 = the whole CAM costs what its forward passes cost); the goal is 0.95 or more.
 """
@@ -58,9 +58,10 @@ def main(
     json:str=None,  # write the rows to this file
     rounds:int=9,   # how often each is timed
     threads:int=2,  # of torch
+    only:str="",    # only cases with this in their name
 ):
     "Time multi-scale CAMs"
     torch.set_num_threads(threads)
-    rows = [bench(name, rounds, present) for name in CASES for present in (True, False)]
+    rows = [bench(name, rounds, present) for name in CASES if only in name for present in (True, False)]
     for r in rows: print(r)
     if json: write_json(json, {"machine": machine(), "rows": rows})

@@ -2,12 +2,10 @@
 
     python benchmarks/crf.py --json FILE [--voc FOLDER] [--rounds 5] [--only SUBSTRING] [--plot FILE.png]
 
-A case is crf-WIDTHxHEIGHT-LABELS-SXY-SRGB: everything from unaries to probabilities, setup and 10 iterations, on
-photos at three quantiles of vertices per pixel (low, middle, high), times and ratio from the medians over photos;
-`build_ms` and `infer_ms` are ours apart. `-labels` returns labels, no probabilities; `-merged` has 16 of 21 classes
-at the floor of the unaries everywhere, which are then one channel. `crf-folder` is a folder of six images, one per
-thread. Both run in turn in this process. Memory: see lattice.py. `agree` is the share of pixels with equal labels,
-`max_dq` the largest difference of probabilities.
+A case is crf-WIDTHxHEIGHT-LABELS-SXY-SRGB: everything from unaries to probabilities, setup and 10 iterations, on photos at three quantiles of vertices per
+pixel (low, middle, high), times and ratio from the medians over photos; `build_ms` and `infer_ms` are ours apart. `-labels` returns labels, no probabilities;
+`-merged` has 16 of 21 classes at the floor of the unaries everywhere, which are then one channel. `crf-folder` is a folder of six images, one per thread.
+Both run in turn in this process. Photos, toy scenes and memory: see lattice.py. `agree` is the share of pixels with equal labels, `max_dq` the largest difference of probabilities.
 """
 import statistics
 import time
@@ -106,7 +104,7 @@ def folder(images, threads, rounds, setting="80-13"):
 @call_parse
 def main(
     json:str=None,   # write the rows to this file
-    voc:str=None,    # VOC folder with JPEGImages/
+    voc:str=None,    # VOC folder with JPEGImages/; None: toy scenes
     rounds:int=3,    # how often each is timed on each photo
     only:str="",     # only cases with this in their name
     plot:str=None,   # draw the ratios into this file
@@ -116,8 +114,9 @@ def main(
 ):
     "Time the CRF"
     pool, kind = photos(voc, 90)
-    if kind == "toy": pool = [np.ascontiguousarray(im[:HEIGHT, :WIDTH]) for im in pool]
+    if not voc: pool = [np.ascontiguousarray(im[:HEIGHT, :WIDTH]) for im in pool]
     pool = [im for im in pool if im.shape[:2] == (HEIGHT, WIDTH)][:40]
+    if not pool: raise SystemExit(f"{voc}: none of the first photos has {WIDTH} x {HEIGHT} pixels")
     def at(setting, quantiles=(.1, .5, .9)):
         _, _, sxy, srgb, _ = SETTINGS[setting]
         return at_quantiles(pool, lambda im: vertices(im.transpose(2, 0, 1).astype(np.float32), srgb, sxy), quantiles)
@@ -136,6 +135,6 @@ def main(
         for case, labels in ((f"{CASES[0]}-labels", True), (f"{CASES[0]}-merged", False)):
             if only in case: add(measured(case, at("80-13", (.5,)), t, rounds, labels), False)
         if only in "crf-folder" and t > 1: add(folder(at("80-13"), t, rounds), False)
-    result = {"machine": machine() | {"kernels": _lattice.kernels, "images": kind}, "rows": rows}
+    result = {"machine": machine() | {"kernels": _lattice.kernels}, "images": kind, "rows": rows}
     if json: write_json(json, result)
     if plot: draw(rows, plot)

@@ -2,13 +2,11 @@
 
     python benchmarks/lattice.py --json FILE [--voc FOLDER] [--rounds 9] [--only SUBSTRING] [--plot FILE.png]
 
-The peer of the filter is peer_filter.cpp, compiled here with -O3: one channel after the other, scalar, threads over
-images only. It loops over a number of channels it does not know, as a general filter does, and so takes as long as
-the published one; told that it is one, the compiler makes it 2.3 times faster (rows `...-tight`). The peer of the
-loss is PyTorch around that filter. Ours and the peer run in turn in this process; times are medians, ratio =
-peer/ours. Memory is the peak of a fresh process above what it held before the call (inputs included before, results
-after). Photos are those of VOC under FOLDER (default: data/voc12_subset beside the repository), else toy scenes; M/N
-is vertices per pixel.
+The peer of the filter is peer_filter.cpp, compiled here with -O3: one channel after the other, scalar, threads over images only. It loops over a number of
+channels it does not know, as a general filter does, and so takes as long as the published one; told that it is one, the compiler makes it 2.3 times faster
+(rows `...-tight`). The peer of the loss is PyTorch around that filter. Ours and the peer run in turn in this process; times are medians, ratio = peer/ours.
+Memory is the peak of a fresh process above what it held before the call (inputs included before, results after). Photos are those of VOC under FOLDER;
+without one, toy scenes take their place, which have fewer vertices, and `images` in the JSON says so. M/N is vertices per pixel.
 """
 import ctypes
 import os
@@ -34,13 +32,12 @@ HERE = Path(__file__).resolve().parent
 SIGMA_RGB, SIGMA_XY = 15., 50.  # what the loss passes for a 512 crop at half size
 
 
-def photos(voc, count):
-    "Return up to `count` images as uint8 arrays: photos of VOC if there are any, else toy scenes"
-    folder = Path(voc or HERE.parents[1]/"shared/data/voc12_subset")/"JPEGImages"
-    files = sorted(folder.glob("*.jpg"))[:count]
-    if files: return [np.array(Image.open(f).convert("RGB")) for f in files], "voc"
-    scenes = ShapesDataset(n=count, size=512)
-    return [scenes.load_image(i) for i in range(count)], "toy"
+def photos(voc, count, toys=12):
+    "Return up to `count` photos of VOC as uint8 arrays, or `toys` toy scenes where no folder is given; and which they are"
+    if not voc: return [ShapesDataset(n=toys, size=512).load_image(i) for i in range(toys)], "toy scenes"
+    files = sorted((Path(voc)/"JPEGImages").glob("*.jpg"))[:count]
+    if not files: raise SystemExit(f"{voc}: no photos in JPEGImages/; without --voc toy scenes are used")
+    return [np.array(Image.open(f).convert("RGB")) for f in files], "photos of VOC"
 
 
 def crop(image, side, step=1):
@@ -194,7 +191,7 @@ def table(rows):
 @call_parse
 def main(
     json:str=None,      # write the rows to this file
-    voc:str=None,       # VOC folder with JPEGImages/
+    voc:str=None,       # VOC folder with JPEGImages/; None: toy scenes
     rounds:int=9,       # how often each is timed
     only:str="",        # only cases with this in their name
     plot:str=None,      # draw the ratios into this file
@@ -226,6 +223,6 @@ def main(
                 (v, g), (w, h) = ours(), peer()
                 assert abs(v-w) <= 1e-4*abs(w) and np.abs(g-h).max() <= 1e-4*np.abs(h).max()
                 measured("energy-4x21x512x512", t, ours, peer)
-    result = {"machine": machine() | {"kernels": _lattice.kernels, "images": cases.kind}, "rows": rows}
+    result = {"machine": machine() | {"kernels": _lattice.kernels}, "images": cases.kind, "rows": rows}
     if json: write_json(json, result)
     if plot: draw(rows, plot)

@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import contextmanager
-from pathlib import Path
 
 import literal
 import torch
@@ -38,9 +37,7 @@ from wsss_nb.data.voc import VOC_CLASSES
 from wsss_nb.methods.core import get_method, resolve_config
 from wsss_nb.run.folder import machine
 
-HERE = Path(__file__).resolve().parent
-METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD),
-           "step-cpdgl": ("cpdgl", LiteralCPDGL), "step-tscd": ("tscd", LiteralTSCD)}
+METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD), "step-cpdgl": ("cpdgl", LiteralCPDGL), "step-tscd": ("tscd", LiteralTSCD)}
 SETTINGS = {"step-tscd": {"drop_path": 0.}}  # noise in the encoder would not be the same on both sides
 CASES = [f"{case}{phase}" for case in METHODS for phase in ("", "-warmup")]
 PARTS = {"encode": "the network's passes with gradient", "cam-encode": "its passes for CAMs and teachers, without",
@@ -87,8 +84,7 @@ class Scenes(Dataset):
 
 def batch_for(method, voc):
     "A batch of the method's own transform"
-    folder = Path(voc or HERE.parents[1]/"shared/data/voc12_subset")
-    data = open_dataset(f"voc:{folder}", "train") if folder.is_dir() else Scenes()
+    data = open_dataset(f"voc:{voc}", "train") if voc else Scenes()
     return next(training_batches(TrainingSet(data, method.transform()), method.config.batch_size))
 
 
@@ -165,7 +161,7 @@ def memory_of(case, who, backbone, voc):
 def main(
     json:str=None,   # write the rows to this file
     backbone:str=None, # of both sides, with random weights; by default deit_tiny_patch16_224, for TSCD mit_b0
-    voc:str=None,    # VOC folder with JPEGImages/
+    voc:str=None,    # VOC folder with JPEGImages/; None: toy scenes
     rounds:int=5,    # how often each is timed, in turn
     only:str="",     # only cases with this in their name
     threads:int=0,   # of torch; 0: as it finds
@@ -186,7 +182,4 @@ def main(
             rows.append(measured(case, rounds, small(case), voc, filter)
                         | {f"{w}_mb": memory_of(case, w, small(case), voc) for w in ("ours", "peer")})
             for k, v in rows[-1].items(): print(f"  {k}: {v}", flush=True)
-    if json:
-        write_json(json,
-                   {"machine": machine() | {"torch": torch.__version__, "clock": "processor time" if cpu else "wall"},
-                    "parts": PARTS, "rows": rows})
+    if json: write_json(json, {"machine": machine() | {"torch": torch.__version__, "clock": "processor time" if cpu else "wall"}, "images": "photos of VOC" if voc else "toy scenes", "parts": PARTS, "rows": rows})

@@ -17,4 +17,6 @@ nb_merge_streams, nb_output_stderr = True, "remove"  # progress bars
 myst_enable_extensions = ["colon_fence", "attrs_inline", "dollarmath", "amsmath"]
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.header"]
 
-def setup(app): app.connect("builder-inited", lambda app: generate(Path(app.srcdir)))
+def setup(app):
+    app.connect("builder-inited", lambda app: generate(Path(app.srcdir)))
+    app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True  # it only names files, and does not say that this is safe

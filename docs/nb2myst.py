@@ -2,9 +2,12 @@
 
 `generate(folder)` writes the pages that Sphinx reads (conf.py calls it); `python docs/nb2myst.py` writes README.md."""
 import ast,os,re,shutil,typing
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache,partial
+from multiprocessing import get_context
 from pathlib import Path
 
+import nbdev.config
 import nbformat.v4 as v4
 import traitlets.traitlets
 from fastcore.nbio import read_nb
@@ -18,6 +21,7 @@ import cite
 # A widget's signature names `Self`, which traitlets imports for type checkers only; early releases of Python 3.11 look it up.
 traitlets.traitlets.Self = typing.Self
 
+nbdev.config._load_toml = cache(nbdev.config._load_toml)  # nbdev looks its settings up for every cell
 root = Path(__file__).parent.parent
 cfg = get_config(root)
 site = cfg.doc_host + cfg.doc_baseurl
@@ -198,6 +202,17 @@ def _heading(nb):
     "Title and subtitle of a notebook"
     return re.match(r"# (.+)\n\n> (.+)", _opening(nb)).groups()
 
+def _site_page(path):
+    "The page of the notebook at `path` for the site"
+    up = "../"*(len(path.relative_to(cfg.nbs_path).parts)-1)
+    return translate(path, partial(myst, up=up, own=cite.own_recipes(path)), mark=True)
+
+def _site_pages(paths):
+    "The pages of notebooks, made on all cores; what takes time to import is here before a process forks"
+    import timm  # noqa: F401
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    with ProcessPoolExecutor(cores, get_context("fork")) as pool: return dict(zip(paths, pool.map(_site_page, paths)))
+
 def generate(dst):
     "Write the pages into the folder `dst`, and remove those whose notebook is gone"
     kept,rooms = set(),{room: {} for room in ROOMS}
@@ -205,14 +220,17 @@ def generate(dst):
         page.parent.mkdir(parents=True, exist_ok=True)
         kept.add(page)
         _write(page, nb if isinstance(nb, str) else v4.writes(nb))
-    for path in sorted(p for p in cfg.nbs_path.rglob("*") if p.is_file() and not any(part[0] in "._" for part in p.relative_to(cfg.nbs_path).parts)):
+    def hidden(path): return any(part[0] in "._" for part in path.relative_to(cfg.nbs_path).parts)
+    found = sorted(p for p in cfg.nbs_path.rglob("*") if p.is_file() and not hidden(p))
+    made = _site_pages([p for p in found if p.suffix == ".ipynb"])
+    for path in found:
         rel = path.relative_to(cfg.nbs_path)
         if rel.suffix != ".ipynb":  # a picture that some notebook shows
             kept.add(dst/rel)
             (dst/rel).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, dst/rel)
             continue
-        nb = translate(path, partial(myst, up="../"*(len(rel.parts)-1), own=cite.own_recipes(path)), mark=True)
+        nb = made[path]
         if rel.name == cfg.readme_nb:
             nb.cells += [_toc([f"{room}/index" for room in (*ROOMS, "recipes")], "Rooms"),
                          _toc([Path(name).stem for name in PROJECT if name.endswith(".md")], "Project")]

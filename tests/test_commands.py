@@ -62,7 +62,9 @@ def test_list(call, what, words):
 
 def test_presets_are_listed_as_they_are_written(call, fails, here):
     "What is listed can be given after --set"
-    for line in call("wsss-list", "presets")[1].splitlines():
+    lines = call("wsss-list", "presets")[1].splitlines()
+    assert lines
+    for line in lines:
         method,_,*settings = line.split()
         assert ("split" in fails("wsss-run", method, "--data", "shapes:n=1", "--out", "out", "--set", *settings,
                                  "train_split=nowhere"))

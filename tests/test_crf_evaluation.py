@@ -123,21 +123,22 @@ def test_killed_between_the_two_predictions(evaluate, plain, here):
 def test_predict_with_crf(call, plain, scenes, here):
     "The CRF that the run names, or toco; the overlay shows it"
     photos = sorted((scenes/"JPEGImages").glob("test*"))[:2]
+    assert len(photos) == 2
     def predict(out, *argv):
         status,said,err = call("wsss-predict", "out", *photos, "--out", out, *argv)
         assert (status, err) == (0, ""), err
         return said,[read_label(here/out/p.name) for p in photos]
     (said,before),(said_crf,after) = predict("plain"),predict("refined", "--crf", "--overlay")
     assert "CRF" not in said and "refined by the dense CRF toco" in said_crf
-    for photo,a,b in zip(photos, before, after):
+    for photo,a,b in zip(photos, before, after, strict=True):
         assert (b == expected(photo, "toco")).all() and .01 < (a != b).mean() < .9
         assert (np.asarray(Image.open(here/"refined"/f"{photo.stem}_overlay.png"))
                 == overlay(read_image(photo), b)).all()
     config = here/"out"/"config.toml"
     config.write_text(config.read_text().replace("[settings]\n", '[settings]\ncrf = "tscd"\n'))
     said,named = predict("named", "--crf")
-    assert "dense CRF tscd" in said and all((m == expected(p, "tscd")).all() for p,m in zip(photos, named))
-    for a,b in zip(before, predict("unasked")[1]): assert (a == b).all()
+    assert "dense CRF tscd" in said and all((m == expected(p, "tscd")).all() for p,m in zip(photos, named, strict=True))
+    for a,b in zip(before, predict("unasked")[1], strict=True): assert (a == b).all()
 
 
 def test_unknown_crf(fails, plain, scenes, here):

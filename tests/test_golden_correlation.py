@@ -29,7 +29,7 @@ def test_correlation(path):
         loss = correlation_loss(*maps, rand1=places[0], rand2=places[1])
         loss.backward()
         close(loss, z[f"out/loss{i}"], tol["loss"])
-        for x, k in zip(maps[2:], names): close(x.grad, z[f"grad/{k}"], tol["grad"])
+        for x, k in zip(maps[2:], names, strict=True): close(x.grad, z[f"grad/{k}"], tol["grad"])
 
 
 @pytest.mark.parametrize("path", golden("tsd_cam", "tsd_corr") + golden("tscd", "scd_corr_loss"))

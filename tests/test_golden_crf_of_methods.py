@@ -98,7 +98,9 @@ def set_of(values, names):
 def test_toco_crf(path, backend):
     z = load(path)
     image, probs = z["in/image"], z["in/prob"]
-    for key in [k for k in z if re.match(r"out/q_.*(?<!_iter1)$", k)]:
+    keys = [k for k in z if re.match(r"out/q_.*(?<!_iter1)$", k)]
+    assert keys
+    for key in keys:
         name = key.removeprefix("out/q_")
         s = set_of(z[f"opt/iter_posw_posxy_biw_bixy_birgb_{name}"], POSW_FIRST)
         for iters, k in ((s["iters"], key), (1, f"{key}_iter1")):
@@ -181,7 +183,9 @@ def test_beco_crf(path, backend):
 @pytest.mark.parametrize("path", golden("ktse", "crf_alpha"))
 def test_ktse_crf(path, backend):
     z = load(path)
-    for alpha in [int(m[1]) for k in z if (m := re.fullmatch(r"out/q_a(\d+)", k))]:
+    alphas = [int(m[1]) for k in z if (m := re.fullmatch(r"out/q_a(\d+)", k))]
+    assert alphas
+    for alpha in alphas:
         assert [0, *(z["in/keys"]+1).tolist()] == z[f"out/keys_a{alpha}"].tolist()
         near(dense_crf(z["in/rgb"], cam_probs(z["in/cams"], alpha), preset="cam_alpha", backend=backend),
              z[f"out/q_a{alpha}"], 1e-3)

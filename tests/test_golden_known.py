@@ -50,11 +50,14 @@ def test_a_stranger_fails():
     for stranger in ("dreams/toco_vit.npz", "bilateral/dream.npz", "densecrf/dream.npz"):
         with pytest.raises(LookupError): fate(Path(stranger))
 
-def test_cases_and_families(tmp_path):
+def test_cases_and_families(monkeypatch):
     assert cases(["in/x10", "in/x2", "in/xs", "out/x0"], "in/x") == ["2", "10"]
     assert cases(["in/x_1", "in/x_0", "in/x_flat"], "in/x") == ["_0", "_1"]
     assert cases(["in/x", "in/xy"], "in/x") == [""]
-    assert of_family("par_2", "par") and of_family("par2", "par") and of_family("par", "par")
-    assert not of_family("part", "par")
+    assert of_family("par_2", "par") and of_family("par2", "par") and of_family("par", "par") and not of_family("part", "par")
+    with pytest.raises(LookupError, match="no case of in/y"): cases(["in/x", "in/xy"], "in/y")
+    monkeypatch.delenv("WSSS_GOLDEN", raising=False)
+    with pytest.raises(LookupError, match="no_such_area: no such folder"): golden("no_such_area", "x")
+    monkeypatch.setenv("WSSS_GOLDEN", "elsewhere")
     (absent,) = golden("no_such_area", "x")
     assert absent.marks[0].name == "skip"

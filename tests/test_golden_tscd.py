@@ -41,7 +41,7 @@ def test_encoder(path):
     assert len(blocks) == sum(encoder.depths)
     out = encoder(z["in/x"], attention=range(len(blocks)))
     for s in range(1, 5): close(out[f"stage{s}"], z[f"out/x{s}"], 2e-5)
-    for i, pair in zip(blocks, out["attention"]): close(attention_logits(*pair), z[f"out/attn{i}"], 2e-4)
+    for i, pair in zip(blocks, out["attention"], strict=True): close(attention_logits(*pair), z[f"out/attn{i}"], 2e-4)
 
 
 @pytest.mark.parametrize("path", golden("tscd", "affinity"))
@@ -143,14 +143,12 @@ def test_checkpoint_layout(path):
     net = SegFormerNet(encoder, int(z["opt/num_classes"])-1, int(z["opt/embedding_dim"]))
     state = net.state_dict()
     assert set(state) == set(z["out/names"])
-    for name, shape in zip(z["out/names"], z["out/shapes"]):
-        assert list(state[name].shape) == [n for n in shape if n >= 0], name
+    for name, shape in zip(z["out/names"], z["out/shapes"], strict=True): assert list(state[name].shape) == [n for n in shape if n >= 0], name
     assert sum(p.numel() for p in net.parameters()) == z["out/n_params"]
     blocks = [b for s in range(1, 5) for b in getattr(encoder, f"block{s}")]
     np.testing.assert_allclose([b.drop_rate for b in blocks], z["out/drop_path"], atol=1e-7)
     modules = dict(net.named_modules())
-    for name, eps in zip(z["out/layernorm_names"], z["out/layernorm_eps"]):
-        assert modules[str(name)].eps == pytest.approx(float(eps))
+    for name, eps in zip(z["out/layernorm_names"], z["out/layernorm_eps"], strict=True): assert modules[str(name)].eps == pytest.approx(float(eps))
 
 
 @pytest.mark.parametrize("path", golden("tscd", "afa_affinity_label_path"))

@@ -104,7 +104,7 @@ def test_groups(path):
                     tuple(map(str, range(int(z["opt/num_classes"])))))
     group_of = {id(p): g["name"] for g in method.param_groups() for p in g["params"]}
     names = {0: "encoder", 2: "heads", 3: "decoder"}
-    for name, group in zip(z["out/names"], z["out/param_group"]):
+    for name, group in zip(z["out/names"], z["out/param_group"], strict=True):
         p = dict(method.named_parameters()).get(str(name))
         if group == -1: assert p is None
         elif group == 1: assert not p.requires_grad and id(p) not in group_of

@@ -30,7 +30,7 @@ def test_eval(path):
 @pytest.mark.parametrize("path", golden("tsd_cam", "toco_eval"))
 def test_eval_pseudo_label(path):
     z = dict(np.load(path))
-    if not cases(z, "in/pseudo"): pytest.skip("no pseudo labels in this file")
+    if not any(k.startswith("in/pseudo") for k in z): pytest.skip("no pseudo labels in this file")
     matrix = scored(z, "pseudo", drop_ignored_pred=True)
     close(matrix.iou, z["out/pseudo_iou"])
     close(matrix.miou, z["out/pseudo_miou"])

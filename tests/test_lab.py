@@ -30,6 +30,14 @@ def pixels(picture):
     "Return the bytes of the image that the browser shows"
     return picture.evaluate("i => fetch(i.src).then(r => r.arrayBuffer()).then(b => [...new Uint8Array(b)].join())")
 
+def hurried(notebook, folder):
+    "Return a copy of a notebook whose miniature trains for a sixth of the steps: what is tried here is the panel, not the maps"
+    steps = r"\b(iters|save_every|seg_start)=(\d+)"
+    text,count = re.subn(steps, lambda m: f"{m[1]}={int(m[2])//6}", notebook.read_text(encoding="utf-8"))
+    assert count == 3, f"{notebook.name} trains with other settings than those that are made small here"
+    (folder/notebook.name).write_text(text, encoding="utf-8")
+    return folder/notebook.name
+
 def shoot(page, name, folder): page.screenshot(path=Path(os.environ.get("SHOTS", folder))/f"{name}.png")
 
 def test_slider(lab, tmp_path):
@@ -53,7 +61,7 @@ def test_slider(lab, tmp_path):
 
 def test_explorer(lab, tmp_path):
     "The explorer's own notebook: it trains its miniature and shows the panel, which then answers to keys and menus"
-    page = lab.open(EXPLORER)
+    page = lab.open(hurried(EXPLORER, tmp_path))
     run_all(page)
     panel = page.locator(".jp-OutputArea", has=page.locator(".wsss-caption")).last
     caption,picture = panel.locator(".wsss-caption .widget-html-content"),panel.locator(".widget-image")
@@ -87,7 +95,7 @@ def test_explorer(lab, tmp_path):
 
 def test_affinity_explorer(lab, tmp_path):
     "A click on the photo says which patch it is and changes the picture"
-    page = lab.open(EXPLORER.with_name("30_affinity.ipynb"))
+    page = lab.open(hurried(EXPLORER.with_name("30_affinity.ipynb"), tmp_path))
     run_all(page)
     panel = page.locator(".jp-OutputArea", has=page.locator(".wsss-caption")).last
     caption,picture,photo = (panel.locator(".wsss-caption .widget-html-content"),panel.locator(".widget-image"),

@@ -300,7 +300,7 @@ def test_remembered_kernels():
                     yield ext.CRF(61, 83, [PAIR[0] | dict(sxy=sxy, normalization=norm)], pad_to=pad_to).infer(unary, 2)
     ext.release_memory()
     fresh = list(results())
-    for a,b in zip(fresh, results()): np.testing.assert_array_equal(a, b)
+    for a,b in zip(fresh, results(), strict=True): np.testing.assert_array_equal(a, b)
     ext.release_memory()
 
 @pytest.mark.parametrize("setting", ((3, 3, 30, 13, 10), (1, 1, 60, 5, 4), (3, 3, 30, 3, 4)))
@@ -422,13 +422,13 @@ def test_threads_change_nothing():
                 ext.halve_softmax(values, threads=threads)]
     alone,found = work(1),[None]*3
     for threads in (2, 3, 5, 16):
-        for a,b in zip(alone, work(threads)): np.testing.assert_array_equal(a, b)
+        for a,b in zip(alone, work(threads), strict=True): np.testing.assert_array_equal(a, b)
     def run(i): found[i] = work(2)
     workers = [threading.Thread(target=run, args=(i,)) for i in range(3)]
     for w in workers: w.start()
     for w in workers: w.join()
     for results in found:
-        for a,b in zip(alone, results): np.testing.assert_array_equal(a, b)
+        for a,b in zip(alone, results, strict=True): np.testing.assert_array_equal(a, b)
 
 def tasks():
     "Threads of this process; None where that cannot be told"
@@ -467,8 +467,7 @@ def test_plain_kernels():
                               check=True).stdout.splitlines()
     native,plain = run(),run(WSSS_LATTICE="plain")
     assert plain[0].split()[0] == "plain" and native[0].split()[1] == plain[0].split()[1]
-    for a,b in zip(native[1:], plain[1:]):
-        np.testing.assert_allclose(np.fromstring(a, sep=" "), np.fromstring(b, sep=" "), atol=1e-5)
+    for a,b in zip(native[1:], plain[1:], strict=True): np.testing.assert_allclose(np.fromstring(a, sep=" "), np.fromstring(b, sep=" "), atol=1e-5)
 
 def rss_mb():
     with open("/proc/self/statm") as f: return int(f.read().split()[1])*os.sysconf("SC_PAGE_SIZE")/2**20

@@ -180,7 +180,7 @@ def test_coco_masks(data, truth, split):
     assert [f"{i}.jpg" for i in ds.ids] == [i["file_name"] for i in annotated] and len(ds) < len(coco.getImgIds())
     contiguous = {n:k+1 for k,n in enumerate(sorted(coco.getCatIds()))}
     crowds = 0
-    for item,image in zip(ds, annotated):
+    for item,image in zip(ds, annotated, strict=True):
         expected = np.zeros(item.image.shape[:2], np.uint8)
         for a in sorted(coco.loadAnns(coco.getAnnIds(image["id"])), key=lambda a: -a["area"]):
             expected[coco.annToMask(a) > 0] = contiguous[a["category_id"]]

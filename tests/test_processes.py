@@ -88,7 +88,7 @@ def assert_parity(a, b, stage=None):
     for k, v in one.items(): assert (v.double()-two[k].double()).norm() <= 1e-5*v.double().norm(), k
     one, two = read_log(a.log), read_log(b.log)
     assert [r["step"] for r in one] == [r["step"] for r in two] and len(one) >= 4
-    for r, s in zip(one, two):
+    for r, s in zip(one, two, strict=True):
         for k in r.keys()-{"images_per_second"}: assert r[k] == pytest.approx(s[k], rel=1e-5), (r["step"], k)
 
 

@@ -51,8 +51,8 @@ def assert_equal_runs(out, other, losses_may_differ):
         for k,v in moments.items(): assert torch.equal(torch.as_tensor(v), torch.as_tensor(b["optimizer"]["state"][i][k])), (i, k)
     assert steps(out) == steps(other) and len(set(steps(out))) == len(steps(out))
     logs = [[{k: v for k,v in r.items() if k != "images_per_second"} for r in read_log(Run(o).log)] for o in (out, other)]
-    assert sum(r != s for r,s in zip(*logs)) <= losses_may_differ, logs
-    assert all(r["step"] == s["step"] and r.keys() == s.keys() and r.get("val_prediction") == s.get("val_prediction") for r,s in zip(*logs))
+    assert sum(r != s for r,s in zip(*logs, strict=True)) <= losses_may_differ, logs
+    assert all(r["step"] == s["step"] and r.keys() == s.keys() and r.get("val_prediction") == s.get("val_prediction") for r,s in zip(*logs, strict=True))
     a,b = (json.loads(Run(o).result.read_text()) for o in (out, other))
     assert a["miou"] == b["miou"] and a["iou"] == b["iou"] and a["config_hash"] == b["config_hash"]
 

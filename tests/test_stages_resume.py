@@ -76,7 +76,7 @@ def assert_equal_runs(out, other):
         assert names == sorted(p.name for p in (other/folder).iterdir()) and names
         for name in names:
             a, b = (out/folder/name, other/folder/name)
-            if folder == "cams": assert all(np.array_equal(x, y) for x, y in zip(read_cam(a), read_cam(b)))
+            if folder == "cams": assert all(np.array_equal(x, y) for x, y in zip(read_cam(a), read_cam(b), strict=True))
             else: assert a.read_bytes() == b.read_bytes(), a
     for stage in TRAININGS:
         a, b = (load_checkpoint(Run(o, stage)) for o in (out, other))

@@ -1,0 +1,106 @@
+"Every file of benchmarks/ runs: the smallest case of each, smaller still where sizes can be set, once and without the memory of fresh processes. What is measured here says nothing; that both sides agree does."
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from commands import SMALL
+
+from wsss_nb.ground.core import UserError
+from wsss_nb.run.folder import Run
+
+FOLDER = Path(__file__).parent.parent/"benchmarks"
+FILES = sorted(p.stem for p in FOLDER.glob("*.py"))
+# what each is run with: options, and globals of the file that make it smaller
+CASES = {
+    "affinity": ({"only": "head-32", "threads": 1}, {"HEADS": 4}),
+    "cam": ({"only": "cam-toy-112-b1", "threads": 1}, {}),
+    "crf": ({"only": "crf-500x375-3-80-13", "threads": 1}, {"HEIGHT": 45, "WIDTH": 60}),
+    "lattice": ({"only": "filter-256-2-b1", "threads": 1}, {}),
+    "loader": ({"images": 2, "crop": 64}, {}),
+    "seeds_stage": ({"images": 2, "only": "seeds-toy-112", "threads": 1}, {}),
+    "step_options": ({"methods": "baseline", "backbones": "vit_toy", "crop": 64, "device": "cpu", "only": "fused"}, {}),
+}
+ELSEWHERE = {"evaluate", "explorer", "gpu_step", "processes", "train_step"}  # tests of their own, below
+PARTS = {"literal", "literal_cpdgl", "literal_tscd"}                         # of train_step
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    "Return a function that imports a file of benchmarks/, which is forgotten again, like the number of threads it sets"
+    monkeypatch.syspath_prepend(FOLDER)
+    threads, before = (torch.get_num_threads(), cv2.getNumThreads()), set(sys.modules)
+    yield importlib.import_module
+    torch.set_num_threads(threads[0]), cv2.setNumThreads(threads[1])
+    for name in set(FILES) & set(sys.modules)-before: del sys.modules[name]
+
+
+def test_all_are_tried(): assert set(FILES) == {*CASES, *ELSEWHERE, *PARTS}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_smallest_case(benchmark, monkeypatch, tmp_path, name):
+    if name == "crf": pytest.importorskip("pydensecrf", reason="pydensecrf is not installed: pip install -e '.[crf]'")
+    module, (options, smaller) = benchmark(name), CASES[name]
+    for k, v in smaller.items(): monkeypatch.setattr(module, k, v)
+    if hasattr(module, "memory_of"): monkeypatch.setattr(module, "memory_of", lambda *args: 1)
+    module.main(json=str(tmp_path/"rows.json"), rounds=1, **options)
+    result = json.loads((tmp_path/"rows.json").read_text())
+    assert result["rows"] and "cpu" in result["machine"] and not any("cannot" in r for r in result["rows"])
+    if name in ("crf", "lattice"): assert result["images"] == "toy scenes"
+
+
+@pytest.mark.parametrize("method,backbone,crop", [("toco", "vit_toy", 64), ("tsd-cam", "vit_toy", 64), ("cpdgl", "vit_toy", 64), ("tscd", "mit_b0", 224)])
+def test_train_step(benchmark, monkeypatch, tmp_path, method, backbone, crop):
+    "Each method beside its literal twin, before and after the warm-up, with the same losses"
+    module, case = benchmark("train_step"), f"step-{method}"
+    small = {k: ast.literal_eval(v) for k, v in (s.split("=") for s in SMALL[method]) if k != "walk_start"}  # the twin knows no walk
+    monkeypatch.setitem(module.SETTINGS, case, module.SETTINGS.get(case, {}) | small | {"crop_size": crop, "batch_size": 2, "hidden": 16})
+    monkeypatch.setattr(module, "memory_of", lambda *args: 1)
+    module.main(json=str(tmp_path/"rows.json"), only=case, backbone=backbone, rounds=1)
+    result = json.loads((tmp_path/"rows.json").read_text())
+    assert [r["case"] for r in result["rows"]] == [case, f"{case}-warmup"] and result["images"] == "toy scenes"
+
+
+@pytest.mark.parametrize("name,case", [("affinity", "head-32"), ("lattice", "filter-256-2-b1")])
+def test_memory(benchmark, capsys, name, case):
+    "What a fresh process is asked for is a number; here it is that of this process"
+    benchmark(name).main(memory=case, threads=1)
+    assert float(capsys.readouterr().out) >= 0
+
+
+@pytest.mark.parametrize("name", ["crf", "lattice"])
+def test_a_folder_without_photos(benchmark, tmp_path, name):
+    if name == "crf": pytest.importorskip("pydensecrf", reason="pydensecrf is not installed: pip install -e '.[crf]'")
+    with pytest.raises(SystemExit, match="no photos in JPEGImages/"): benchmark(name).main(voc=str(tmp_path))
+
+
+def test_evaluate(tmp_path):
+    done = subprocess.run([sys.executable, FOLDER/"evaluate.py", "--images", "12", "--repeats", "1", "--json", tmp_path/"out.json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path/"out.json").read_text())
+    assert result == json.loads(done.stdout)
+    assert all(r.keys() == {"case", "threads", "ours_ms", "peer_ms", "ratio", "ours_mb", "peer_mb"} for r in result["rows"]) and "cpu" in result["machine"]
+
+
+def test_explorer(benchmark):
+    rows = benchmark("explorer").benchmark(1)
+    assert len(rows) >= 8 and all(r["ours_ms"] > 0 for r in rows)
+
+
+def test_gpu_step(benchmark, tmp_path):
+    module = benchmark("gpu_step")
+    if torch.cuda.is_available(): module.main(json=str(tmp_path/"rows.json"), only="step-toco", rounds=1)
+    else:
+        with pytest.raises(UserError): module.main()
+
+
+def test_processes(benchmark):
+    "The comparison, with a run and itself; `test_processes` tests what is launched"
+    run = Run(Path(__file__).parent/"data"/"run_1")
+    assert benchmark("processes").compare(run, run) == {"weights": 0, "all_weights": 0, "losses": 0}
