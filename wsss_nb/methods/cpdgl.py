@@ -210,7 +210,7 @@ class Step(TrainingStep):
         return seen | {"columns":net.remember(keys, self.places[1], c.gather)}
     def losses(self):
         "Let the memory move, also where no term looks at it yet, then return the terms that count"
-        self.memory
+        self.memory  # noqa: B018  (asking for it moves it)
         return super().losses()
 
     # losses (sections 5 and 6)

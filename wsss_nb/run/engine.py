@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-from ..ground.core import UserError,did_you_mean,pick_device
+from ..ground.core import UserError,pick_device
 from ..ground.parallel import first_only,join,together
 from ..data.core import Dataset
 from ..data.datasets import open_dataset

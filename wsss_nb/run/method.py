@@ -15,9 +15,8 @@ from dataclasses import dataclass,fields,is_dataclass,replace
 import numpy as np
 from torch import nn
 
-from ..ground.core import UserError,did_you_mean
+from ..ground.core import did_you_mean
 from ..ground.io import read_cam,read_label
-from ..data.core import Dataset
 from ..labels.pseudo import seed_of_cam
 from .artefacts import ARTEFACTS
 from .folder import Run
