@@ -1,4 +1,4 @@
-"""`create_backbone(name)`: a module that says what its features are called, how many channels they have and at which stride
+"""`create_backbone(name)`: a module that says what its features are called, how many channels, and at which stride
 
 Docs: https://example.github.io/wsss_nb/30_backbones/core.html.md"""
 
@@ -66,7 +66,7 @@ def read_weights(
 def current_name(
     name:str, # of a tensor, in a file of today or of before
 )->str:       # of the same tensor today
-    "Return what a tensor is called now: the convolutions `c0` … of ASPP have become `convs.0` …, all else is as it was"
+    "Return what a tensor is called now: the convolutions `c0` … of ASPP have become `convs.0` …, nothing else"
     return re.sub(r"^(decoder\.|)c(\d+)\.(weight|bias)$", r"\1convs.\2.\3", name)
 
 def load_matching(

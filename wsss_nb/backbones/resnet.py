@@ -1,4 +1,4 @@
-"""The same weights on a finer grid: strides are taken out, dilation is put in, and the methods disagree about the first block
+"""The same weights on a finer grid: strides go out, dilation comes in, and methods disagree about the first block
 
 Docs: https://example.github.io/wsss_nb/30_backbones/resnet.html.md"""
 

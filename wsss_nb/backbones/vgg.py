@@ -1,4 +1,4 @@
-"""Thirteen convolutions without a fully connected layer behind them: three halvings instead of five, so that a map of 256 pixels keeps 32×32 positions
+"""Thirteen convolutions, three halvings instead of five: a map of 256 pixels keeps 32×32 places
 
 Docs: https://example.github.io/wsss_nb/30_backbones/vgg.html.md"""
 

@@ -1,4 +1,4 @@
-"""A CAM summed over image sizes and mirrored: finer edges, fewer blind spots, at the price of the forward passes and nothing more
+"""A CAM summed over image sizes and mirrored: finer edges, fewer blind spots, at the price of its forward passes
 
 Docs: https://example.github.io/wsss_nb/40_cam/multiscale.html.md"""
 

@@ -1,4 +1,4 @@
-"""Every file is read once, on all cores, before a training of three days reads it: what is wrong, in which file, and how to mend it
+"""Every file is read once before a training of three days reads it: what is wrong, where, and how to mend it
 
 Docs: https://example.github.io/wsss_nb/20_data/check.html.md"""
 

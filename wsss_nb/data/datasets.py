@@ -50,7 +50,7 @@ def on_disk(
     raise UserError(f"{spec}: no such folder; give a folder in VOC layout, shapes, voc:ROOT or coco:ROOT")
 
 def open_dataset(
-    spec:str|Path,       # "shapes[:options]", "voc:ROOT", "coco:ROOT", a folder in VOC layout, or your own: "my_data.py"
+    spec:str|Path,       # "shapes[:options]", "voc:ROOT", "coco:ROOT", a folder in VOC layout, or "my_data.py"
     split:str="train",   # "train", "val", ... (what the dataset has)
     masks:bool=False,    # hand out ground truth? (evaluation only)
 )->Dataset:              # the opened dataset

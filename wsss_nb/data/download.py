@@ -1,4 +1,4 @@
-"""Twenty gigabytes from a server that is often down: mirrors, going on after a break, checksums, and archives that cannot write outside their folder
+"""Twenty gigabytes from a server that is often down: mirrors, going on after a break, checksums, safe archives
 
 Docs: https://example.github.io/wsss_nb/20_data/download.html.md"""
 

@@ -1,4 +1,4 @@
-"""Which image comes next is a function of (seed, position), so a killed run goes on where it stopped, with any number of workers or processes
+"""Which image comes next is a function of seed and position: a killed run goes on where it stopped
 
 Docs: https://example.github.io/wsss_nb/20_data/loader.html.md"""
 

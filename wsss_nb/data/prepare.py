@@ -1,4 +1,4 @@
-"""Image-level labels from XML, masks from MATLAB files and polygons, one form for all of it: a folder in VOC layout that others can rebuild and compare
+"""Labels from XML, masks from MATLAB files and polygons, one form for all: a folder that others can rebuild
 
 Docs: https://example.github.io/wsss_nb/20_data/prepare.html.md"""
 

@@ -6,7 +6,8 @@ Docs: https://example.github.io/wsss_nb/20_data/saliency.html.md"""
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'NOTE', 'resize_saliency', 'superpixels', 'border_connectivity', 'robust_background', 'unit',
-           'patch_means', 'neighbours', 'make_saliency', 'folder_saliency', 'saliency_note', 'saliency_origin']
+           'patch_means', 'neighbours', 'make_saliency', 'folder_saliency', 'saliency_note',
+           'saliency_origin']
 
 # %% ../../nbs/20_data/40_saliency.ipynb #e269c66e
 import json,multiprocessing,os,signal,threading

@@ -1,4 +1,4 @@
-"""A classifier gets the whole photo squeezed into a square, with its saliency; a segmenter gets a piece of it with its pseudo label
+"""A classifier gets the whole photo in a square, with its saliency; a segmenter a piece of it, with its pseudo label
 
 Docs: https://example.github.io/wsss_nb/20_data/segment_transforms.html.md"""
 

@@ -1,4 +1,4 @@
-"""The benchmarks as they are really used: which images, which masks, which labels, and the counts that tell whether a copy is complete
+"""The benchmarks as they are really used: images, masks, labels, and the counts that tell whether a copy is complete
 
 Docs: https://example.github.io/wsss_nb/20_data/voc.html.md"""
 

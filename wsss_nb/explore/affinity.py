@@ -1,4 +1,4 @@
-"""Click a patch and see which others it belongs to, according to the network, and what its class becomes when scores walk along
+"""Click a patch: which others does the network put with it, and what becomes of its class in a walk?
 
 Docs: https://example.github.io/wsss_nb/95_explore/affinity.html.md"""
 

@@ -1,4 +1,4 @@
-"""Many hands: a function over many things, in processes where Python itself is busy, in threads where it waits or computes outside of Python
+"""A function over many things: in processes where Python itself is busy, in threads where others compute
 
 Docs: https://example.github.io/wsss_nb/10_ground/cores.html.md"""
 

@@ -1,4 +1,4 @@
-"""Two processes with half a batch each shall do what one does with the whole: what they have to tell each other for that
+"""Two processes with half a batch each shall do what one does with the whole: what they have to tell each other
 
 Docs: https://example.github.io/wsss_nb/10_ground/parallel.html.md"""
 

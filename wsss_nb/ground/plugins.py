@@ -1,4 +1,4 @@
-"""From a file, a module or an installed package to an object: how an own method, backbone or dataset gets in without a change to the kit
+"""From a file, a module or an installed package to an object: how your own method, backbone or dataset gets in
 
 Docs: https://example.github.io/wsss_nb/10_ground/plugins.html.md"""
 

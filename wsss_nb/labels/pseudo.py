@@ -1,4 +1,4 @@
-"""CAM plus image-level label plus image colours: a label map that a segmenter can learn from, with the doubtful pixels left out
+"""CAM, image-level label and colours: a label map that a segmenter can learn from, without the doubtful pixels
 
 Docs: https://example.github.io/wsss_nb/55_labels/pseudo.html.md"""
 

@@ -1,4 +1,4 @@
-"""Class maps say what, saliency says where; a rule of eight lines says which pixels both are sure of, and a second one mends the answer with what a segmenter learnt from it
+"""Class maps say what, saliency says where; one rule says what both are sure of, a second mends the answer
 
 Docs: https://example.github.io/wsss_nb/55_labels/rules.html.md"""
 

@@ -1,4 +1,4 @@
-"""Patches of one class should agree, patches of two should not; and a small crop of the object should sound like the whole image
+"""Patches of one class should agree, patches of two should not; a crop of the object should sound like the image
 
 Docs: https://example.github.io/wsss_nb/70_losses/contrast.html.md"""
 

@@ -87,7 +87,10 @@ def correlation_loss(
     rand2:Tensor|None=None,   # places in view 2, likewise
     generator:torch.Generator|None=None, # to draw from, on the device of the CAMs; None: the global one
 )->Tensor:                    # scalar float32, -1…1; the better the segmentation follows the CAMs, the lower
-    "Return the correlation distillation loss (TSD-CAM S6.1, Yan et al. 2024; TSCD 4.5, Xu et al. 2023); raise `ValueError` for shapes that do not fit"
+    """Return the correlation distillation loss (TSD-CAM S6.1, Yan et al. 2024; TSCD 4.5, Xu et al. 2023)
+
+    Raises `ValueError` for shapes that do not fit.
+    """
     B,shapes = len(cams1),[tuple(x.shape) for x in (cams1, cams2, logits1, logits2)]
     if {s[0] for s in shapes} != {B} or cams1.shape[1] != cams2.shape[1] or logits1.shape[1] != logits2.shape[1]:
         raise ValueError(f"CAMs and logits of two views are of the same images and classes: {shapes}")

@@ -1,4 +1,4 @@
-"""Neighbours of like colour should agree: a loss that needs no label, and pulls the segmentation to the edges of the image
+"""Neighbours of like colour should agree: a loss without labels that pulls the segmentation to the edges of the image
 
 Docs: https://example.github.io/wsss_nb/70_losses/energy.html.md"""
 

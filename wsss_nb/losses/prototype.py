@@ -1,4 +1,4 @@
-"""A crop should look like the crops of its class that are remembered, and like the prototype of its class; not like the others
+"""A crop should look like remembered crops of its class and like its prototype, and not like the others
 
 Docs: https://example.github.io/wsss_nb/70_losses/prototype.html.md"""
 

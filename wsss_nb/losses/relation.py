@@ -1,4 +1,4 @@
-"""What is salient should look alike to the classifier, what is not should too, and the labelled class should tell the two apart
+"""What is salient should look alike to the classifier, the rest too, and the labelled class should part the two
 
 Docs: https://example.github.io/wsss_nb/70_losses/relation.html.md"""
 

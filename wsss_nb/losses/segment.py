@@ -1,4 +1,4 @@
-"""Half the vote to the background, half to the objects, whatever their areas; and an empty half is no reason to lose the step
+"""Half the vote to the background, half to the objects, whatever their areas; an empty half costs no step
 
 Docs: https://example.github.io/wsss_nb/70_losses/segment.html.md"""
 
@@ -21,7 +21,7 @@ def balanced_seg_loss(
     label:Tensor,         # (B,H,W) int64, 0…C or IGNORE_INDEX
     empty_ok:bool=True,   # count a half without pixels as 0 (else: NaN, as the reference)
 )->Tensor:                # scalar, >= 0
-    "Return half the mean cross entropy over background pixels plus half that over object pixels (ToCo T5.4; Ru et al. 2023)"
+    "Return half the mean cross entropy over background pixels plus half that over object pixels (ToCo T5.4)"
     pixel_loss = F.cross_entropy(seg_logits, label, ignore_index=IGNORE_INDEX, reduction="none")
     loss = 0
     for half in (label == BACKGROUND, (label != BACKGROUND) & (label != IGNORE_INDEX)):

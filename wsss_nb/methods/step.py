@@ -1,4 +1,4 @@
-"""One object a step, whose parts are computed when a term first asks for them; and pseudo label, dense energy, patch contrast, once for all methods
+"""One object a step, its parts computed when a term asks; and the parts that several methods have, once
 
 Docs: https://example.github.io/wsss_nb/80_methods/step.html.md"""
 

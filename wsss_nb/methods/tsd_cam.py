@@ -1,4 +1,4 @@
-"""A second, smaller view of the image: what the CAMs of both views find alike, the segmentations of both views must find alike
+"""A smaller view of the image: what the CAMs of both views find alike, their segmentations must find alike
 
 Docs: https://example.github.io/wsss_nb/80_methods/tsd_cam.html.md"""
 

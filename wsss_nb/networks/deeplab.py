@@ -1,4 +1,4 @@
-"""Four wide views of every position, the image in three sizes, the stronger answer wins: the segmenter that most multi-stage methods end with
+"""Four wide views of every position, three image sizes, the stronger answer wins: the segmenter of multi-stage methods
 
 Docs: https://example.github.io/wsss_nb/60_networks/deeplab.html.md"""
 

@@ -1,4 +1,4 @@
-"""Keys of many past crops in a queue, a slow copy of the network that makes them, and one prototype per class: what a contrast can look at besides the batch
+"""Keys of past crops in a queue, a slow network that makes them, a prototype per class: what a contrast looks at
 
 Docs: https://example.github.io/wsss_nb/60_networks/memory.html.md"""
 

@@ -1,4 +1,4 @@
-"""Class tokens of whole views and of small crops meet on a sphere; a slow copy of the head says where the whole view lies
+"""Class tokens of views and crops meet on a sphere; a slow copy of the head says where the whole view lies
 
 Docs: https://example.github.io/wsss_nb/60_networks/projection.html.md"""
 

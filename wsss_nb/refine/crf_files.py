@@ -1,4 +1,4 @@
-"""Probabilities of any project in, label maps out: all cores, may be stopped and called again, one damaged file does not stop the others
+"""Probabilities of any project in, label maps out: on all cores, stopped and called again as you like
 
 Docs: https://example.github.io/wsss_nb/50_refine/crf_files.html.md"""
 

@@ -1,4 +1,4 @@
-"""What a patch is sure of it tells its neighbours, as far as they belong together: a CAM spread along an affinity, dense or with the memory of the neighbourhood
+"""What a patch is sure of it tells its neighbours, as far as they belong together: a CAM spread along an affinity
 
 Docs: https://example.github.io/wsss_nb/50_refine/walk.html.md"""
 

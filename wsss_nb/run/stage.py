@@ -1,4 +1,4 @@
-"""Files in, files out: what a stage of a run is, how it makes just what is missing, and the one function that runs every stage
+"""Files in, files out: what a stage is, how it makes just what is missing, and the function that runs them all
 
 Docs: https://example.github.io/wsss_nb/75_run/stage.html.md"""
 

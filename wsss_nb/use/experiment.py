@@ -1,4 +1,4 @@
-"""One call from data to result: settings resolved, stages run, a folder that can be resumed, loaded, and used on new photos
+"""One call from data to result; a folder that can be resumed, loaded, and used on new photos
 
 Docs: https://example.github.io/wsss_nb/90_use/experiment.html.md"""
 
