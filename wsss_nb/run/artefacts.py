@@ -24,7 +24,7 @@ ARTEFACTS = {a.name:a for a in (
     Artefact("checkpoints", "", "weights of a training, and all that it needs to go on", "last.pt, best.safetensors"),
     Artefact("saliency", ".png", "where something stands out", "(H,W) uint8, 0…255 for 0…1"),
     Artefact("cams", ".npz", "class activation maps of the classes in an image",
-             "keys (K,) int64, CAM channels; cam (K,H,W) float16 in [0,1]; if needed small (K,h,w), as the network gave it"),
+             "keys (K,) int64, CAM channels; cam (K,H,W) float16 in [0,1]; if needed small (K,h,w), the network's"),
     Artefact("scores", ".npz", "class scores of a refinement", "as cams"),
     Artefact("labels", ".png", "pseudo labels, which a segmenter learns from", _LABELS),
     Artefact("labels_refined", ".png", "pseudo labels that a segmenter has mended", _LABELS),
