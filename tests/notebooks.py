@@ -6,6 +6,7 @@ Reads the path of a notebook from each line of its input, runs it, and answers b
 all that was printed. Nothing of wsss_nb is imported here and nothing computed, so that no thread is there to be lost
 in a fork, and a notebook meets the package as a fresh process does.
 """
+import gc
 import importlib
 import json
 import os
@@ -38,6 +39,7 @@ def run(notebook, flags, output):
 
 def main(flags=""):
     for module in WARM: importlib.import_module(module)
+    gc.freeze()  # what is there stays: a fork that ends need not look through it, which took longer than many a notebook
     for line in sys.stdin:
         with tempfile.TemporaryFile() as output:
             status = run(line.strip(), flags, output)

@@ -25,7 +25,8 @@ from wsss_nb.run.loop import Trainer
 ADAMW = "WSSS_TEST_ADAMW"  # set: let the harness train as users do
 SHORT = "WSSS_TEST_SHORT"  # the process that finds memory short in its third step
 HARNESS = f"""
-import atexit, json, os, sys
+import atexit, gc, json, os, sys
+atexit.register(gc.freeze)  # called last: looking through all that torch holds would take a second at the end
 from functools import partial
 from pathlib import Path
 import torch
