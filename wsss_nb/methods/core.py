@@ -227,15 +227,16 @@ def validation_data(
     return data if data is not None and data.has_masks else None
 
 def train(
-    job:Job, # of the stage
-)->dict:     # for `result.json`
-    "Train the network of a method from its settings"
+    job:Job,       # of the stage
+    network=None,  # (settings, class names) -> what trains, a `MethodNet`; None: the network of the method
+)->dict:           # for `result.json`
+    "Train a network from the settings of a method"
     c,val = job.config,validation_data(job)
     def make():
-        network = job.method.network(c, job.classes)
+        net = (network or job.method.network)(c, job.classes)
         data = job.open(c.train_split, masks=c.supervision == "masks")
-        return network,TrainingSet(data, network.transform(), job.seed)
-    validate = None if val is None else lambda network: quick_validation(network, val, c.val_images, job.device)
+        return net,TrainingSet(data, net.transform(), job.seed)
+    validate = None if val is None else lambda net: quick_validation(net, val, c.val_images, job.device)
     factor = partial(lr_factor, max_iter=c.iters, warmup_iter=c.warmup_iter, power=c.lr_power)
     recipe = ("iters","batch_size","weight_decay","val_every","save_every","log_every","workers","precision")
     return job.train(TRAIN, make, validate, factor=factor, **{k:getattr(c, k) for k in recipe})
