@@ -94,7 +94,7 @@ def toy(): return open_dataset("shapes:n=12,size=64", "train")
 def networks(name, toy):
     "Return pairs of a network to train and a batch for it, on the CPU, and the step at which all terms count"
     seed_everything(0)
-    method, given = get_method(name), STAGED[name] if name in STAGED else (*TINY, *SMALL.get(name, ()), "zero_heads=false")
+    method, given = get_method(name), STAGED.get(name) or (*TINY, *SMALL.get(name, ()), "zero_heads=false")
     config = resolve_config(method.config(), method.presets, "shapes", [s for s in given if "=" in s])
     net = method.network(config, toy.classes).train()
     if name not in STAGED:
