@@ -14,9 +14,9 @@ import torch
 
 from wsss_nb.ground.core import write_json
 from wsss_nb.data.datasets import open_dataset
-from wsss_nb.methods.baseline import PRESETS, Config, Method
-from wsss_nb.methods.core import resolve_config
+from wsss_nb.methods.baseline import METHOD
 from wsss_nb.run.folder import machine
+from wsss_nb.run.settings import resolve_config
 from wsss_nb.explore.cam import Explorer
 
 
@@ -31,13 +31,14 @@ def benchmark(repeats):
     "Return the rows"
     torch.manual_seed(0)
     data = open_dataset("shapes:n=500", "val", masks=True)
-    panel = Explorer(Method(resolve_config(Config(), PRESETS, "shapes"), data.classes), data)
+    config = resolve_config(METHOD.config(), METHOD.presets, "shapes")
+    panel = Explorer(METHOD.network(config, data.classes), data)
     times, own = {}, panel.controls["scales"].value
     for i in range(1, repeats+1):
         def note(case, name, **state): times.setdefault(case, []).append(moved(panel, name, **state))
         note("image, new", "image", index=i)
         note("threshold, new", "bg_thresh", value=.5)
-        note("threshold, seen", "bg_thresh", value=panel.maps.method.config.bg_thresh)
+        note("threshold, seen", "bg_thresh", value=config.bg_thresh)
         note("class", "only", index=1)
         moved(panel, "only", index=0)
         note("layer, new", "layer", index=1)

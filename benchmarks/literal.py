@@ -1,8 +1,11 @@
-"""A training step the plain way: the recipes in docs/recipes line by line, in PyTorch as one writes it first. The peer of train_step.py.
+"""A training step the plain way: the recipes in docs/recipes line by line, in PyTorch as one writes it first. The peer
+of train_step.py.
 
-Every term is computed at every step and multiplied by its weight, also by 0; CAMs are made at every listed size, for all classes and both layers, by passes of their own; whole views are encoded a
-second time for the teacher; labels are refined image by image and threshold by threshold, with the neighbours of all pixels in one tensor; the energy filters one class after the other (peer_filter.cpp).
-Only the network's own parts come from the package (encoder, heads, decoder): the same modules with the same weights on both sides. T.. are sections of the recipe of ToCo, S.. of TSD-CAM.
+Every term is computed at every step and multiplied by its weight, also by 0; CAMs are made at every listed size, for
+all classes and both layers, by passes of their own; whole views are encoded a second time for the teacher; labels are
+refined image by image and threshold by threshold, with the neighbours of all pixels in one tensor; the energy filters
+one class after the other (peer_filter.cpp). Only the network's own parts come from the package (encoder, heads,
+decoder): the same modules with the same weights on both sides. T.. are sections of the recipe of ToCo, S.. of TSD-CAM.
 """
 import copy
 
@@ -184,8 +187,8 @@ def energy(images, logits, label, box, weight, scale, bilateral):
 # %% Networks and steps
 class Literal:
     "The parts of a method's network, copied, and the settings of its preset"
-    def __init__(self, method, bilateral):
-        self.net, self.c, self.bilateral = copy.deepcopy(method), method.config, bilateral
+    def __init__(self, net, bilateral):
+        self.net, self.c, self.bilateral = copy.deepcopy(net), net.config, bilateral
     def encode(self, x):
         "T3.1: class token (B,D), patch map and auxiliary map (B,D,h,w)"
         out = self.net.encoder(x)

@@ -1,4 +1,5 @@
-"""A training step of CPDGL the plain way, as in literal.py: its recipe line by line. Numbers in brackets are its sections.
+"""A training step of CPDGL the plain way, as in literal.py: its recipe line by line. Numbers in brackets are its
+sections.
 
 The forward pass of the input and the pass over both whole views for the contrast are two; crops are cut image by
 image, once from the input and once, by the same draw, from the strongly augmented view; the copy of the encoder, the

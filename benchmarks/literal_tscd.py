@@ -1,4 +1,5 @@
-"""A training step of TSCD the plain way, as in literal.py: its recipe line by line. Numbers in brackets are its sections.
+"""A training step of TSCD the plain way, as in literal.py: its recipe line by line. Numbers in brackets are its
+sections.
 
 Attention logits of the last two blocks stand in memory, head by head; the decoder enlarges and stacks four stages,
 and runs in every CAM pass as the published code lets it; the pass at scale 1 is made a second time for the CAM. Only
@@ -71,7 +72,7 @@ class LiteralTSCD(Literal):
     def losses(self, batch, step):
         "Every term at every step: name -> (weight, value)"
         c, x, y = self.c, batch["input"], batch["image_labels"]
-        size = tuple(int(c.view_factor*n) for n in x.shape[-2:])
+        size = tuple(int(c.view_scale*n) for n in x.shape[-2:])
         def enlarge(v, size): return F.interpolate(v, size=size, mode="bilinear", align_corners=True)
         cls, seg, affinity = self.forward(x)
         cam = self.cams(x)

@@ -22,13 +22,13 @@ from test_processes import ADAMW, HARNESS, STAGES, command
 
 from wsss_nb.use.cli import main
 from wsss_nb.ground.core import write_json
-from wsss_nb.methods.core import METHODS
 from wsss_nb.run.folder import Run, load_checkpoint, machine, read_log
+from wsss_nb.use.names import METHODS
 
 DOUBLE = """
 torch.Tensor.float = torch.Tensor.double
 begin, one_step = Trainer.__init__, Trainer.one_step
-Trainer.__init__ = lambda self, method, *a, **kw: begin(self, method.double(), *a, **kw)
+Trainer.__init__ = lambda self, network, *a, **kw: begin(self, network.double(), *a, **kw)
 def doubled(v): return v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
 Trainer.one_step = lambda self, parts: one_step(self, [{k: doubled(v) for k, v in p.items()} for p in parts])
 Trainer.validation = lambda self: {}

@@ -23,38 +23,41 @@ from train_step import Scenes
 from wsss_nb.ground.core import pick_device, seed_everything, write_json
 from wsss_nb.data.loader import TrainingSet, training_batches
 from wsss_nb.data.voc import VOC_CLASSES
-from wsss_nb.methods.core import get_method, resolve_config
+from wsss_nb.methods.core import MethodNet
 from wsss_nb.run.folder import machine
+from wsss_nb.run.settings import resolve_config
+from wsss_nb.use.names import get_method
 
 VARIANTS = ("plain", "fused", "channels_last", "compile", "bf16")
 
 
 class Side:
-    "A method with one of the variants"
+    "The network of a method with one of the variants"
     def __init__(self, variant, name, backbone, crop, batch, device):
-        module = get_method(name)
-        config = resolve_config(module.Config(), module.PRESETS, "voc", [f"crop_size={crop}", f"batch_size={batch}"],
+        method = get_method(name)
+        config = resolve_config(method.config(), method.presets, "voc", [f"crop_size={crop}", f"batch_size={batch}"],
                                 backbone=backbone)
         seed_everything(0)
-        self.method, self.at, self.device = (module.Method(config, VOC_CLASSES).train().to(device),
-                                             getattr(config, "seg_start", 0)+1, device)
+        self.net = method.network(config, VOC_CLASSES).train().to(device)
+        self.at, self.device = getattr(config, "seg_start", 0)+1, device
         self.low = variant == "bf16"
-        if hasattr(module, "STAGES"):
+        if isinstance(self.net, MethodNet):
+            loaded = next(training_batches(TrainingSet(Scenes(), self.net.transform()), batch))
+        else:
             loaded = {"input": torch.randn(batch, 3, crop, crop),
                       "label": torch.randint(len(VOC_CLASSES), (batch, crop, crop))}
-        else: loaded = next(training_batches(TrainingSet(Scenes(), self.method.transform()), batch))
         self.batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in loaded.items()}
         if variant == "channels_last":
-            self.method = self.method.to(memory_format=torch.channels_last)
+            self.net = self.net.to(memory_format=torch.channels_last)
             self.batch = {k: v.to(memory_format=torch.channels_last) if isinstance(v, torch.Tensor) and v.ndim == 4
                           else v for k, v in self.batch.items()}
-        if variant == "compile": self.method.encoder.forward = torch.compile(self.method.encoder.forward)
-        self.optimizer = torch.optim.AdamW(self.method.param_groups(), weight_decay=config.weight_decay,
+        if variant == "compile": self.net.encoder.forward = torch.compile(self.net.encoder.forward)
+        self.optimizer = torch.optim.AdamW(self.net.param_groups(), weight_decay=config.weight_decay,
                                            fused=variant == "fused" or None)
     def step(self):
         torch.manual_seed(0)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.low):
-            total = sum(w*v for w, v in self.method.training_losses(self.batch, self.at).values())
+            total = sum(w*v for w, v in self.net.training_losses(self.batch, self.at).values())
         total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -20,7 +20,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
 
 import literal
 import torch
@@ -34,8 +35,9 @@ from wsss_nb.data.core import Dataset
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.loader import TrainingSet, training_batches
 from wsss_nb.data.voc import VOC_CLASSES
-from wsss_nb.methods.core import get_method, resolve_config
 from wsss_nb.run.folder import machine
+from wsss_nb.run.settings import resolve_config
+from wsss_nb.use.names import get_method
 
 METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD), "step-cpdgl": ("cpdgl", LiteralCPDGL), "step-tscd": ("tscd", LiteralTSCD)}
 SETTINGS = {"step-tscd": {"drop_path": 0.}}  # noise in the encoder would not be the same on both sides
@@ -45,15 +47,20 @@ PARTS = {"encode": "the network's passes with gradient", "cam-encode": "its pass
          "energy": "forward of the dense energy",
          "contrast": "other terms on tokens, crops, maps", "backward": "all of it", "optimiser": "AdamW",
          "other": "decoder, resizing, classification, cross entropy"}
-WRAPPED = ({"cams": "cam-maps", "training_cams": "cam-maps", "pseudo_label": "refine", "energy_term": "energy"}
-           | dict.fromkeys(("patch_term", "class_term", "affinity_term", "correlation", "crops", "local_crops",
-                            "contrast", "reservoir"), "contrast"))
+# whose time counts as which part: of the network or the peer's object, and of the module that it is from
+WRAPPED = ({"cams": "cam-maps", "step_cams": "cam-maps", "training_cams": "cam-maps", "pseudo_label": "refine",
+            "dense_energy": "energy", "energy_term": "energy"}
+           | dict.fromkeys(("patch_contrast", "uncertain_crops", "project", "class_contrast_loss", "correlation_loss",
+                            "affinity_term", "tagged_places", "cut_crops", "student_rows", "key_rows", "remember",
+                            "see_classes", "follow_student", "local_contrast_loss", "prototype_contrast_loss",
+                            "patch_term", "class_term", "correlation", "crops", "reservoir", "move_prototypes",
+                            "local_contrast", "prototype_contrast"), "contrast"))
 
 
 class Clock:
     "Time of nested parts; a part that is inside another is not counted twice"
     now = staticmethod(time.perf_counter)
-    def __init__(self): self.spent, self.open = defaultdict(float), []
+    def __init__(self): self.spent, self.open, self.places = defaultdict(float), [], []
     @contextmanager
     def part(self, name):
         begin = self.now()
@@ -64,10 +71,17 @@ class Clock:
             self.spent[name] += whole-self.open.pop()
             if self.open: self.open[-1] += whole
     def wrap(self, owner, attribute, name):
+        "Let a function of an object or a module count as a part, while `running`"
         inner = getattr(owner, attribute)
         def timed(*args, **kw):
             with self.part(name() if callable(name) else name): return inner(*args, **kw)
-        object.__setattr__(owner, attribute, timed)  # a module would look for a parameter
+        self.places.append((owner, attribute, timed))
+    @contextmanager
+    def running(self):
+        "Time what is wrapped; afterwards modules are as they were, for other sides read them too"
+        with ExitStack() as stack:
+            for place in self.places: stack.enter_context(patch.object(*place))
+            yield
 
 
 class Scenes(Dataset):
@@ -82,10 +96,10 @@ class Scenes(Dataset):
         return item
 
 
-def batch_for(method, voc):
-    "A batch of the method's own transform"
+def batch_for(net, voc):
+    "A batch of the network's own transform"
     data = open_dataset(f"voc:{voc}", "train") if voc else Scenes()
-    return next(training_batches(TrainingSet(data, method.transform()), method.config.batch_size))
+    return next(training_batches(TrainingSet(data, net.transform()), net.config.batch_size))
 
 
 class Side:
@@ -93,23 +107,23 @@ class Side:
     def __init__(self, who, case, backbone, voc=None, filter=None):
         row = case.removesuffix("-warmup")
         name, peer = METHODS[row]
-        module = get_method(name)
-        config = resolve_config(module.Config(), module.PRESETS, "voc", backbone=backbone, **SETTINGS.get(row, {}))
+        method = get_method(name)
+        config = resolve_config(method.config(), method.presets, "voc", backbone=backbone, **SETTINGS.get(row, {}))
         seed_everything(0)
-        method = module.Method(config, VOC_CLASSES).train()
-        self.batch, self.at = batch_for(method, voc), config.seg_start+(0 if case.endswith("-warmup") else 1)
-        self.net, self.losses, self.clock = method, method.training_losses, Clock()
-        owner = method
+        net = method.network(config, VOC_CLASSES).train()
+        self.batch, self.at = batch_for(net, voc), config.seg_start+(0 if case.endswith("-warmup") else 1)
+        self.net, self.losses, self.clock, owner = net, net.training_losses, Clock(), net
         if who == "peer":
-            owner = peer(method, lambda images, values: filter(images, values, torch.get_num_threads()))
+            owner = peer(net, lambda images, values: filter(images, values, torch.get_num_threads()))
             self.net, self.losses = owner.net, owner.losses
         self.optimizer = torch.optim.AdamW(self.net.param_groups(), weight_decay=config.weight_decay)
-        for attribute in WRAPPED.keys() & set(dir(owner)): self.clock.wrap(owner, attribute, WRAPPED[attribute])
+        for place in (owner, sys.modules[type(owner).__module__]):
+            for attribute in WRAPPED.keys() & set(dir(place)): self.clock.wrap(place, attribute, WRAPPED[attribute])
         for encoder in {self.net.encoder, getattr(self.net, "encoder_k", self.net.encoder)}:
             self.clock.wrap(encoder, "forward", lambda: "encode" if torch.is_grad_enabled() else "cam-encode")
     def step(self):
         torch.manual_seed(0)  # the same draws on both sides
-        with self.clock.part("other"):
+        with self.clock.running(), self.clock.part("other"):
             terms = self.losses(self.batch, self.at)
             total = sum(w*v for w, v in terms.values())
             with self.clock.part("backward"): total.backward()

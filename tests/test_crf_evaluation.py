@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from commands import TINY
 from wsss_nb.data.transforms import normalise
 from wsss_nb.ground.io import read_image, read_label
-from wsss_nb.methods.core import SingleStageMethod
+from wsss_nb.methods.core import MethodNet
 from wsss_nb.refine.crf import dense_crf
 from wsss_nb.ground.viz import overlay
 
@@ -29,7 +29,7 @@ def expected(photo, preset):
     return dense_crf(image, colours(normalise(image)[None])[0].softmax(0), preset=preset, as_labels=True).numpy()
 
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch): monkeypatch.setattr(SingleStageMethod, "segmentation", lambda self, images: colours(images))
+def stand_in(monkeypatch): monkeypatch.setattr(MethodNet, "segmentation", lambda self, images: colours(images))
 
 @pytest.fixture
 def evaluate(call, scenes, here):

@@ -26,9 +26,11 @@ from wsss_nb.ground.core import seed_everything
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.loader import TrainingSet, training_batches
 from wsss_nb.ground.io import read_label
-from wsss_nb.methods.core import get_method, resolve_config
+from wsss_nb.methods.i2crc import make_classifier
 from wsss_nb.refine.crf import dense_crf
 from wsss_nb.run.folder import Run, read_log
+from wsss_nb.run.settings import resolve_config
+from wsss_nb.use.names import get_method
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SINGLE = ("baseline", "toco", "tsd-cam", "cpdgl", "tscd")
@@ -60,29 +62,29 @@ def on_gpu(values): return {k: v.cuda() if isinstance(v, torch.Tensor) else v fo
 @pytest.mark.parametrize("path", golden("tsd_cam", "toco_step"))
 def test_golden_toco(path, monkeypatch):
     z = on_gpu(load(path))
-    method, batch = toco_like(z, monkeypatch)
-    total = backward(method.cuda().training_losses(batch, method.config.seg_start+1))
+    net, batch = toco_like(z, monkeypatch)
+    total = backward(net.cuda().training_losses(batch, net.config.seg_start+1))
     close(total, z["out/total_main"].squeeze(), 1e-4)
-    check_grads(method, z, "main")
+    check_grads(net, z, "main")
 
 @pytest.mark.parametrize("path", golden("tsd_cam", "tsd_step"))
 def test_golden_tsd_cam(path, monkeypatch):
     z = on_gpu(load(path))
-    method, batch = tsd_like(z, monkeypatch)
-    terms = method.cuda().training_losses(batch, method.config.corr_start+1)
-    assert list(terms) == counting(method)
+    net, batch = tsd_like(z, monkeypatch)
+    terms = net.cuda().training_losses(batch, net.config.corr_start+1)
+    assert list(terms) == counting(net)
     for name, (_, value) in terms.items():
         close(value, z[f"out/loss_{NAMES[name]}"].squeeze(), 1e-4 if name != "reg" else 0, rtol=1e-4)
     close(backward(terms), z["out/total_full"].squeeze(), 1e-4)
-    check_grads(method, z, "full")
+    check_grads(net, z, "full")
 
 @each_step
 def test_golden_cpdgl(path, form, monkeypatch):
     z = on_gpu(load(path))
     for i, step in enumerate(z["in/iters"].tolist()):
-        method, batch = cpdgl_like(z, form, monkeypatch)
-        close(backward(method.cuda().training_losses(batch, step)).detach(), z[f"out/loss_{i}"], 2e-4)
-        gradients(z, dict(method.named_parameters()), 2e-4, f"_{i}")
+        net, batch = cpdgl_like(z, form, monkeypatch)
+        close(backward(net.cuda().training_losses(batch, step)).detach(), z[f"out/loss_{i}"], 2e-4)
+        gradients(z, dict(net.named_parameters()), 2e-4, f"_{i}")
 
 
 # %% Any method against the CPU, and in half precision
@@ -92,12 +94,11 @@ def toy(): return open_dataset("shapes:n=12,size=64", "train")
 def networks(name, toy):
     "Return pairs of a network to train and a batch for it, on the CPU, and the step at which all terms count"
     seed_everything(0)
-    module, settings = get_method(name), [s for s in (*TINY, *SMALL.get(name, ())) if "=" in s]
+    method, given = get_method(name), STAGED.get(name) or (*TINY, *SMALL.get(name, ()), "zero_heads=false")
+    config = resolve_config(method.config(), method.presets, "shapes", [s for s in given if "=" in s])
+    net = method.network(config, toy.classes).train()
     if name not in STAGED:
-        config = resolve_config(module.Config(), module.PRESETS, "shapes", [*settings, "zero_heads=false"])
-        method = module.Method(config, toy.classes).train()
-        return [(method, next(training_batches(TrainingSet(toy, method.transform()), config.batch_size)), 5)]
-    config = resolve_config(module.Config(), module.PRESETS, "shapes", [s for s in STAGED[name] if "=" in s])
+        return [(net, next(training_batches(TrainingSet(toy, net.transform()), config.batch_size)), 5)]
     n, s = config.cls_batch, config.cls_size
     images = torch.stack([torch.as_tensor(toy[k].image[:s, :s]).permute(2, 0, 1)/128-1 for k in range(n)])
     labels, saliency = (torch.stack([torch.as_tensor(toy[k].image_labels) for k in range(n)]).float(),
@@ -105,8 +106,7 @@ def networks(name, toy):
     classify = {"input": images, "image_labels": labels, "saliency": saliency,
                 "has_saliency": torch.ones(n, dtype=torch.bool)}
     segment = {"input": images, "label": torch.randint(len(toy.classes), (n, s, s))}
-    return [(module.make_classifier(config, toy.classes).train(), classify, 0),
-            (module.Method(config, toy.classes).train(), segment, 0)]
+    return [(make_classifier(config, toy.classes).train(), classify, 0), (net, segment, 0)]
 
 
 @pytest.mark.parametrize("name", METHODS)

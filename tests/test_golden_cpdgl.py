@@ -32,7 +32,8 @@ def encoder_of(z, prefix="encoder."):
                     int(z["opt/patch"]), int(z["opt/heads"]), int(z.get("opt/aux_layer", -3)))
 def gradients(z, named, tol, suffix=""):
     "Compare the gradients that a file holds, names ending in `suffix`"
-    grads = {current_name(k.removeprefix("grad/").removesuffix(suffix)): v for k, v in z.items() if k.startswith("grad/") and k.endswith(suffix)}
+    grads = {current_name(k.removeprefix("grad/").removesuffix(suffix)): v for k, v in z.items()
+             if k.startswith("grad/") and k.endswith(suffix)}
     grads = {k: g for k, g in grads.items() if k in named}
     assert grads
     for k, g in grads.items(): scaled(torch.zeros_like(g) if named[k].grad is None else named[k].grad, g, tol)
@@ -306,7 +307,8 @@ def test_step_intermediates(path, form, monkeypatch):
         agree(look.label, "refined_pseudo_label")
         agree(patch_labels(batch, look.cams["aux"], look.out["last"].shape[-2:], net.config), "pseudo_label_aux")
         cam, c = look.cams[look.crop_layer], net.config
-        agree(cam_to_label(cam, batch["image_labels"], low_thresh=c.low_thresh, high_thresh=c.high_thresh, box=batch["box"], unsure=-1), f"roi_mask{i}")
+        agree(cam_to_label(cam, batch["image_labels"], low_thresh=c.low_thresh, high_thresh=c.high_thresh,
+                           box=batch["box"], unsure=-1), f"roi_mask{i}")
         for tags in (tagged_places(batch, cam, c)[1].flatten(), look.places[1]):
             assert torch.equal(tags, z[f"out/cls_flags_local{i}"][:, 0].long())
         assert torch.equal(look.tags, z[f"out/flags_revised{i}"][:, 0].long())
@@ -327,7 +329,8 @@ def test_step(path, form, monkeypatch):
         total.backward()
         gradients(z, dict(net.named_parameters()), 2e-4, i)
         B, n = len(batch["input"]), net.config.num_crops
-        passes = [2*B, n*B] if "lcl" in terms else [2*B] if net.config.fills(step) else [B]   # whole views at once, crops at once
+        # whole views at once, crops at once
+        passes = [2*B, n*B] if "lcl" in terms else [2*B] if net.config.fills(step) else [B]
         assert [s for s in seen if s] == passes
         if "lcl" in terms: same_memory(net, z, i)
         else: close(net.prototypes, z[f"out/prototypes{i}"], 2e-5)

@@ -152,8 +152,10 @@ def test_inference(path, preset, monkeypatch):
     assert share(logits.argmax(1)[0], z[f"out/{preset}_pred"].long()) >= .999
     prob = logits.softmax(1)[0]
     close(prob, z[f"out/{preset}_prob"], 1e-4)
-    assert abs(ConfusionMatrix(len(prob)).add(logits.argmax(1).numpy(), z["in/label"].numpy()).miou-float(z[f"out/{preset}_miou"])) <= 1e-4
-    assert share(dense_crf(z["in/image_uint8"], prob, preset=net.config.crf, as_labels=True), z[f"out/{preset}_crf_pred"].long()) >= .995
+    matrix = ConfusionMatrix(len(prob)).add(logits.argmax(1).numpy(), z["in/label"].numpy())
+    assert abs(matrix.miou-float(z[f"out/{preset}_miou"])) <= 1e-4
+    label = dense_crf(z["in/image_uint8"], prob, preset=net.config.crf, as_labels=True)
+    assert share(label, z[f"out/{preset}_crf_pred"].long()) >= .995
 
 
 @pytest.mark.parametrize("path", golden("cpdgl", "eval_scores"))

@@ -8,7 +8,8 @@ from test_golden_tsd_cam import close, load, params, vit_like
 from wsss_nb.cam.core import roi_mask
 from wsss_nb.data.transforms import denormalise
 from wsss_nb.losses.contrast import class_contrast_loss, patch_contrast_loss
-from wsss_nb.methods.toco import Config, Method
+from wsss_nb.methods.toco import Config, Network, Step
+from wsss_nb.methods.step import patch_labels
 from wsss_nb.networks.projection import ProjectionHead, ProjectionNet
 from wsss_nb.refine.affinity import pairwise_affinity_label
 
@@ -114,58 +115,56 @@ def method_like(z, monkeypatch, **changes):
                     crop_size=z["in/inputs"].shape[-1], **changes)
     config.check()
     monkeypatch.setattr("wsss_nb.methods.core.create_backbone", lambda *_, **__: encoder_of(z))
-    method = Method(config, tuple(map(str, range(int(z["opt/num_classes"])))))
-    method.load_state_dict(p)
+    net = Network(config, tuple(map(str, range(int(z["opt/num_classes"])))))
+    net.load_state_dict(p)
     batch = {"input": z["in/inputs"], "view2": z["in/global2"], "local": z["in/local_image"], "box": z["in/img_box"],
              "image_labels": z["in/cls_label"]}
     heads = [z[f"in/perm_head{i}"] for i in cases(z, "in/perm_head")]
     monkeypatch.setattr(torch, "randperm", lambda *_, **__: heads.pop(0))
-    return method, batch
+    return net, batch
 
 
 @pytest.mark.parametrize("path", golden("tsd_cam", "toco_step"))
 def test_step_intermediates(path, monkeypatch):
     z = load(path)
-    method, batch = method_like(z, monkeypatch)
+    net, batch = method_like(z, monkeypatch)
+    c = net.config
+    seen = Step(net, batch, c.seg_start+1, dict.fromkeys(c.weights(0), 1.))
     close(denormalise(batch["input"]).float()/255, z["out/inputs_denorm"], 1e-6)
-    out = method(batch["input"], view2=batch["view2"])
+    out, cams = seen.out, seen.cams
     for k, name in {"cls": "cls_logits", "segs": "seg_logits", "fmap": "last", "cls_aux": "aux_cls_logits"}.items():
         close(out[name], z[f"out/{k}"], 1e-4)
     layers = {"last": "cams", "aux": "cams_aux"}
-    every = method.cams(batch["input"], layers=tuple(layers),
-                        raw={layer: method.cam_of(out, layer) for layer in layers})
-    cams = method.cams(batch["input"], batch["image_labels"],
-                       raw={layer: method.cam_of(out, layer) for layer in layers})
+    every = net.cams(batch["input"], layers=tuple(layers), raw={layer: net.cam_of(out, layer) for layer in layers})
     present = batch["image_labels"].bool()
     for layer, name in layers.items():
         close(every[layer], z[f"out/{name}"], 1e-4)
         close(cams[layer][present], z[f"out/{name}"][present], 1e-4)
-    crops, flags = method.local_crops(batch, cams["aux"])
-    c = method.config
+    crops, flags = seen.crops
     def agree(a, key): assert (a.long() == z[f"out/{key}"].long()).float().mean() >= .999, key
     agree(roi_mask(cams["aux"], batch["image_labels"], c.low_thresh, c.high_thresh), "roi_mask")
     assert torch.equal(crops, z["out/local_crops"]) and torch.equal(flags, z["out/flags"].long())
-    agree(method.pseudo_label(batch, cams["last"]), "refined_label")
-    label = method.patch_labels(batch, cams["aux"], out["last"].shape[-2:])
+    agree(seen.label, "refined_label")
+    label = patch_labels(batch, cams["aux"], out["last"].shape[-2:], c)
     agree(label, "pseudo_label_aux")
     agree(pairwise_affinity_label(label), "aff_mask")
-    tokens = method.project(out["view_tokens"], crops)
+    tokens = net.project(out["view_tokens"], crops)
     for k, name in {"proj_t": "teacher", "proj_s": "student"}.items(): close(tokens[name], z[f"out/{k}"], 1e-4)
     for k in [k for k in z if k.startswith("out/ema/")]:
-        close(method.state_dict()[k.removeprefix("out/ema/")], z[k], 1e-6)
+        close(net.state_dict()[k.removeprefix("out/ema/")], z[k], 1e-6)
 
 
 @pytest.mark.parametrize("phase", ["warmup", "main"])
 @pytest.mark.parametrize("path", golden("tsd_cam", "toco_step"))
 def test_step(path, phase, monkeypatch):
     z = load(path)
-    method, batch = method_like(z, monkeypatch)
+    net, batch = method_like(z, monkeypatch)
     encodings = []
-    method.encoder.register_forward_pre_hook(lambda m, x: encodings.append(len(x[0])*torch.is_grad_enabled()))
-    terms = method.training_losses(batch, method.config.seg_start + (phase == "main"))
-    B, n = len(batch["input"]), method.config.num_crops
+    net.encoder.register_forward_pre_hook(lambda m, x: encodings.append(len(x[0])*torch.is_grad_enabled()))
+    terms = net.training_losses(batch, net.config.seg_start + (phase == "main"))
+    B, n = len(batch["input"]), net.config.num_crops
     # whole views once, each size once
-    assert [e for e in encodings if e] == [2*B, n*B] and len(encodings) == 2+len({1, *method.config.cam_scales})
+    assert [e for e in encodings if e] == [2*B, n*B] and len(encodings) == 2+len({1, *net.config.cam_scales})
     names = {"cls": "cls", "aux": "cls_aux", "ptc": "ptc", "ctc": "ctc", "seg": "seg", "reg": "reg"}
     assert list(terms) == list(names)[:4 if phase == "warmup" else 6]
     for name, (_, value) in terms.items():
@@ -173,10 +172,10 @@ def test_step(path, phase, monkeypatch):
     total = sum(w*v for w, v in terms.values())
     close(total, z[f"out/total_{phase}"].squeeze(), 1e-4)
     for k in [k for k in z if k.startswith("out/ema/")]:
-        close(method.state_dict()[k.removeprefix("out/ema/")], z[k], 1e-6)
+        close(net.state_dict()[k.removeprefix("out/ema/")], z[k], 1e-6)
     total.backward()
-    named, grads = (dict(method.named_parameters()), {k.removeprefix(f"grad/{phase}/"): v for k, v in z.items()
-                                                      if k.startswith(f"grad/{phase}/")})
+    named, grads = (dict(net.named_parameters()), {k.removeprefix(f"grad/{phase}/"): v for k, v in z.items()
+                                                   if k.startswith(f"grad/{phase}/")})
     assert grads
     for k, g in grads.items(): close(named[k].grad, g, 1e-3*g.abs().max().item())
     if phase == "main": assert {k for k, v in named.items() if v.grad is not None} == {*grads}
