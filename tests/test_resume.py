@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from commands import SMALL, STAGED, TINY, run, started
-from wsss_nb.methods.core import METHODS
 from wsss_nb.run.folder import Run, load_checkpoint, read_log
 from wsss_nb.run.loop import Trainer
+from wsss_nb.use.names import METHODS
 
 ITERS = 42
 SETTINGS = ("baseline", *TINY, f"iters={ITERS}", "seg_start=10", "warmup_iter=5", "save_every=5", "log_every=3", "val_every=20", "val_split=test")
