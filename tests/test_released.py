@@ -192,7 +192,8 @@ PUBLISHED = {("toco", "voc"): OF_VOC | {"crf": "toco"}, ("toco", "coco"): OF_COC
 def test_real_layout(family, benchmark, naming, tmp_path):
     names = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}[benchmark]
     state = random_tensors(FAMILIES[family](len(names)-1))
-    method, report = load_released(saved(state, tmp_path/"w.pth", naming), None if family != "tsd-cam" else family)  # not told apart from ToCo
+    given = family if family == "tsd-cam" else None  # not told apart from ToCo
+    method, report = load_released(saved(state, tmp_path/"w.pth", naming), given)
     state = {current_name(k): v for k, v in state.items()}
     assert (report.method, report.preset, report.classes, method.classes) == (family, benchmark, names, names)
     assert set(report.unused) == {k for k in state if any(u in k for u in UNUSED[family])} and not report.missing
