@@ -29,7 +29,7 @@ from fastcore.script import call_parse  # noqa: E402
 
 import wsss_nb.use.experiment  # noqa: E402,F401
 from wsss_nb.use.cli import main as command  # noqa: E402
-from wsss_nb.methods.core import METHODS, get_method  # noqa: E402
+from wsss_nb.use.names import METHODS, get_method  # noqa: E402
 
 
 def settings(method, iters):

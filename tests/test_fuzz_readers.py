@@ -169,11 +169,12 @@ def test_masks_of_sbd(folder, data):
 def run_folder(tmp_path_factory):
     "A run folder without checkpoint: all that is read before it"
     from dataclasses import asdict
-    from wsss_nb.methods.core import get_method, resolve_config
-    module = get_method("baseline")
+    from wsss_nb.run.settings import resolve_config
+    from wsss_nb.use.names import get_method
+    method = get_method("baseline")
     run = Run(tmp_path_factory.mktemp("run"))
     run.start({"method":"baseline", "data":"shapes", "preset":"shapes", "seed":0, "classes":list(CLASSES),
-               "settings":asdict(resolve_config(module.Config(), module.PRESETS, "shapes"))})
+               "settings":asdict(resolve_config(method.config(), method.presets, "shapes"))})
     return run
 
 @settings(fuzz, max_examples=fuzz.max_examples//3)

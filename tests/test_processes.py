@@ -30,10 +30,10 @@ atexit.register(gc.freeze)  # called last: looking through all that torch holds 
 from functools import partial
 from pathlib import Path
 import torch
-import wsss_nb.run.evaluate
+import wsss_nb.run.stage
 from wsss_nb.use.cli import main
 from wsss_nb.run.loop import Trainer
-if not os.environ.get("{ADAMW}"): wsss_nb.run.evaluate.Trainer = partial(Trainer, optimizer=partial(torch.optim.SGD, momentum=.9))
+if not os.environ.get("{ADAMW}"): wsss_nb.run.stage.Trainer = partial(Trainer, optimizer=partial(torch.optim.SGD, momentum=.9))
 if os.environ.get("{SHORT}") == os.environ["RANK"]:
     loss, calls = torch.nn.functional.multilabel_soft_margin_loss, []
     def short(*a, **kw):
@@ -78,7 +78,7 @@ def ended(process, seconds):
 @pytest.fixture
 def alone(monkeypatch):
     "Return a function that runs a command in this process, with the harness's optimiser"
-    monkeypatch.setattr("wsss_nb.run.evaluate.Trainer", partial(Trainer, optimizer=partial(torch.optim.SGD, momentum=.9)))
+    monkeypatch.setattr("wsss_nb.run.stage.Trainer", partial(Trainer, optimizer=partial(torch.optim.SGD, momentum=.9)))
     def alone(argv): assert main(["wsss-run", *argv]) == 0
     return alone
 

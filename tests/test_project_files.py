@@ -24,7 +24,7 @@ def test_the_newest_version_is_this_one():
     assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - (\d{4}-\d\d-\d\d|unreleased)", h) for h in heads), heads
 
 def test_modules_went_where_it_says():
-    assert len(MOVED) == 29 and len(NAMES) == 4
+    assert len(MOVED) == 30 and len(NAMES) == 8
     for old,new,kept in MOVED:
         assert find_spec(new), f"{new}: no such module"
         assert bool(kept) == (ROOT/f"{old.replace('.', '/')}.py").exists(), f"{old}: is it there or not?"

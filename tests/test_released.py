@@ -192,7 +192,8 @@ PUBLISHED = {("toco", "voc"): OF_VOC | {"crf": "toco"}, ("toco", "coco"): OF_COC
 def test_real_layout(family, benchmark, naming, tmp_path):
     names = {"voc": VOC_CLASSES, "coco": COCO_CLASSES}[benchmark]
     state = random_tensors(FAMILIES[family](len(names)-1))
-    method, report = load_released(saved(state, tmp_path/"w.pth", naming), None if family != "tsd-cam" else family)  # not told apart from ToCo
+    given = family if family == "tsd-cam" else None  # not told apart from ToCo
+    method, report = load_released(saved(state, tmp_path/"w.pth", naming), given)
     state = {current_name(k): v for k, v in state.items()}
     assert (report.method, report.preset, report.classes, method.classes) == (family, benchmark, names, names)
     assert set(report.unused) == {k for k in state if any(u in k for u in UNUSED[family])} and not report.missing
@@ -371,4 +372,6 @@ def test_predict_with_names(call, fails, photos, here, trained):
     assert "released.pth: has 3 classes with background, 2 names were given" in \
         fails("wsss-predict", "released.pth", "photos", "--out", "l", "--classes", "classes.txt")
     assert "did you mean toco?" in fails("wsss-predict", "released.pth", "photos", "--out", "l", "--method", "tco")
-    assert "a run knows its own" in fails("wsss-predict", trained[0], "photos", "--out", "l", "--method", "toco")
+    assert "a run knows its own" in fails("wsss-predict", trained[0], "photos", "--out", "l", "--classes", "classes.txt")
+    assert ("is a run of baseline, not of toco"
+            in fails("wsss-predict", trained[0], "photos", "--out", "l", "--method", "toco"))

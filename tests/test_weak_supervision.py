@@ -9,10 +9,9 @@ import torch
 
 from commands import SMALL, STAGED, TINY
 from wsss_nb.data.folder import FolderDataset
-from wsss_nb.use.experiment import stages_of
 from wsss_nb.ground.io import write_label
-from wsss_nb.methods.core import METHODS, get_method
 from wsss_nb.run.folder import Run, load_checkpoint
+from wsss_nb.use.names import METHODS, get_method
 
 WEAK = (*TINY, "iters=6", "seg_start=2", "val_every=2")
 FULL = ("--preset", "full", *TINY[2:], "backbone=vit_toy", "aux_layer=-2")  # the preset for comparison, small
@@ -59,7 +58,7 @@ def test_no_method_reads_a_mask_of_a_training_image(call, scenes, here, monkeypa
 @pytest.mark.parametrize("name", STAGED)
 def test_no_stage_before_the_scores_reads_a_mask(call, scenes, here, monkeypatch, name):
     "Labels that a stage made of training images are scored in the end, with their masks; nothing before that sees one"
-    *making,last = stages_of(name)
+    *making,last = get_method(name).stage_names()
     with monkeypatch.context() as m:
         guarded(m, allowed=())
         assert last == "evaluate"
@@ -96,9 +95,9 @@ def test_full_supervision_needs_masks(fails, scenes, here):
 
 def test_only_the_preset_full_opens_masks(call, scenes, here):
     for name in METHODS:
-        module = get_method(name)
-        assert module.Config().supervision == ("labels and saliency" if name in STAGED else "labels")
-        assert ({p for p,changes in module.PRESETS.items() if changes.get("supervision", "labels") != "labels"}
+        method = get_method(name)
+        assert method.config().supervision == ("labels and saliency" if name in STAGED else "labels")
+        assert ({p for p,changes in method.presets.items() if changes.get("supervision", "labels") != "labels"}
                 <= {"full"})
     assert call("wsss-run", "baseline", "--data", scenes, "--out", "out", "--stages", "train", *WEAK)[0] == 0
     assert tomllib.loads((here/"out"/"config.toml").read_text())["settings"]["supervision"] == "labels"

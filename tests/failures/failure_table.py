@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT/"tests"))
 import torch  # noqa: E402
 from commands import TINY, run, started  # noqa: E402
 
-from wsss_nb.methods.baseline import Method  # noqa: E402
+from wsss_nb.methods.baseline import Network  # noqa: E402
 from wsss_nb.run.folder import Run, read_log  # noqa: E402
 from wsss_nb.run.loop import LossStep, Trainer  # noqa: E402
 
@@ -96,11 +96,11 @@ def no_memory(t):
     return t.train()
 
 def no_number(t):
-    losses = Method.training_losses
-    def spoil(method, batch, step):
+    losses = Network.training_losses
+    def spoil(network, batch, step):
         return {k: (w, v*float("nan") if step == 5 and k == "seg" else v)
-                for k, (w, v) in losses(method, batch, step).items()}
-    t.patch.setattr(Method, "training_losses", spoil)
+                for k, (w, v) in losses(network, batch, step).items()}
+    t.patch.setattr(Network, "training_losses", spoil)
     return t.train()
 
 def loader_killed(t):

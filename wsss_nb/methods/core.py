@@ -83,7 +83,7 @@ class SingleStageConfig(TrainConfig):
     fusion:str = "sum-max"                      # how these are joined
     infer_par:int = 0                           # rounds of PAR on a prediction; 0: none
     crf:str|None = None                         # dense CRF for a second prediction, see `wsss-list crf`; none: no CRF
-    supervision:ClassVar[str] = "labels"        # what trains; a setting only of methods that can use masks as well
+    supervision = "labels"                      # what trains; a setting only of methods that can use masks as well
     renamed:ClassVar[dict] = {}                 # settings that had another name in an earlier version: old -> new
 
 # %% ../../nbs/80_methods/10_core.ipynb #ce17a006

@@ -48,15 +48,16 @@ def changed_settings(
 )->list[str]:  # "name: old -> new"
     """Return what differs between two sets of settings
 
-    How many processes load images, and where the file of a method lies, changes nothing that comes out."""
+    How many processes load images changes nothing that comes out; nor does where the file of a method lies. What is
+    in such files is for `tell_changed`."""
     def flat(c, prefix=""):
         found = {}
         for k,x in c.items(): found |= flat(x, f"{prefix}{k}.") if isinstance(x, dict) else {prefix+k:x}
         return found
     a,b = flat(without_none(old)),flat(without_none(new))
     differ = [k for k in sorted(a.keys()|b.keys()) if a.get(k) != b.get(k)]
-    free = ("workers","source","source_hash")
-    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in differ if k.split(".")[-1] not in free]
+    def free(k): return k.startswith("files.") or k.split(".")[-1] in ("workers","source","source_hash")
+    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in differ if not free(k)]
 
 # %% ../../nbs/75_run/20_folder.ipynb #0f6bfda7
 class Run:

@@ -14,8 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from ..ground.core import UserError,did_you_mean,first_process
+from ..ground.core import UserError,did_you_mean
 from ..ground.plugins import file_hash,installed,is_outside,load_module,source_of
+from ..run.engine import refuse_inside,tell_changed
 from ..run.folder import Run
 from ..run.method import Method
 
@@ -67,12 +68,6 @@ def get_method(
     return _noted(method, module, name)
 
 # %% ../../nbs/90_use/05_names.ipynb #ca1a1f89
-def _names_of_files(settings):
-    "Return the values of settings, those of parts too, that name a file or a module"
-    for value in settings.values():
-        if isinstance(value, dict): yield from _names_of_files(value)
-        elif isinstance(value, str) and is_outside(value): yield value
-
 def method_of_run(
     run:Run,        # with settings
     made_with:dict, # what its settings file says
@@ -80,13 +75,11 @@ def method_of_run(
 )->Method:
     "Return the method of a run; raise `UserError` in one line if it cannot be found any more"
     name,source = made_with["method"],str(made_with.get("source") or "")
-    for outside in filter(None, (source, *_names_of_files(made_with.get("settings", {})))):
-        if given is None and Path(outside.partition(":")[0]).resolve().is_relative_to(run.path.resolve()):
-            raise UserError(f"{run.path}: asks for {outside}, inside the run folder; what a folder brings along "
-                            "is not executed: give the method (--method FILE) if you trust it")
+    refuse_inside(run, {k:made_with.get(k) for k in ("source","data","settings") if given is None or k != "source"})
     if given is not None or not source:
         method = get_method(name if given is None else given)
         if method.name != name: raise UserError(f"{run.path}: is a run of {name}, not of {method.name}")
+        tell_changed(run, made_with, method)
         return method
     say = f"{run.path}: its method {name!r} came from {source}"
     if source == "a session":
@@ -94,6 +87,5 @@ def method_of_run(
     try: method = get_method(source)
     except UserError as e:
         raise UserError(f"{say}, which cannot be used ({e}); put it back, or give the file (--method FILE)") from e
-    if made_with.get("source_hash") != method.source_hash and first_process():
-        print(f"{source} has changed since {run.path} was made", file=sys.stderr)
+    tell_changed(run, made_with, method)
     return method
