@@ -2,10 +2,14 @@
 
     python benchmarks/crf.py --json FILE [--voc FOLDER] [--rounds 5] [--only SUBSTRING] [--plot FILE.png]
 
-A case is crf-WIDTHxHEIGHT-LABELS-SXY-SRGB: everything from unaries to probabilities, setup and 10 iterations, on photos at three quantiles of vertices per
-pixel (low, middle, high), times and ratio from the medians over photos; `build_ms` and `infer_ms` are ours apart. `-labels` returns labels, no probabilities;
-`-merged` has 16 of 21 classes at the floor of the unaries everywhere, which are then one channel. `crf-folder` is a folder of six images, one per thread.
-Both run in turn in this process. Photos, toy scenes and memory: see lattice.py. `agree` is the share of pixels with equal labels, `max_dq` the largest difference of probabilities.
+A case is crf-WIDTHxHEIGHT-LABELS-SXY-SRGB: everything from unaries to probabilities, setup and 10 iterations, on photos
+at three quantiles of vertices per
+pixel (low, middle, high), times and ratio from the medians over photos; `build_ms` and `infer_ms` are ours apart.
+`-labels` returns labels, no probabilities;
+`-merged` has 16 of 21 classes at the floor of the unaries everywhere, which are then one channel. `crf-folder` is a
+folder of six images, one per thread.
+Both run in turn in this process. Photos, toy scenes and memory: see lattice.py. `agree` is the share of pixels with
+equal labels, `max_dq` the largest difference of probabilities.
 """
 import statistics
 import time

@@ -2,11 +2,16 @@
 
     python benchmarks/lattice.py --json FILE [--voc FOLDER] [--rounds 9] [--only SUBSTRING] [--plot FILE.png]
 
-The peer of the filter is peer_filter.cpp, compiled here with -O3: one channel after the other, scalar, threads over images only. It loops over a number of
-channels it does not know, as a general filter does, and so takes as long as the published one; told that it is one, the compiler makes it 2.3 times faster
-(rows `...-tight`). The peer of the loss is PyTorch around that filter. Ours and the peer run in turn in this process; times are medians, ratio = peer/ours.
-Memory is the peak of a fresh process above what it held before the call (inputs included before, results after). Photos are those of VOC under FOLDER;
-without one, toy scenes take their place, which have fewer vertices, and `images` in the JSON says so. M/N is vertices per pixel.
+The peer of the filter is peer_filter.cpp, compiled here with -O3: one channel after the other, scalar, threads over
+images only. It loops over a number of
+channels it does not know, as a general filter does, and so takes as long as the published one; told that it is one, the
+compiler makes it 2.3 times faster
+(rows `...-tight`). The peer of the loss is PyTorch around that filter. Ours and the peer run in turn in this process;
+times are medians, ratio = peer/ours.
+Memory is the peak of a fresh process above what it held before the call (inputs included before, results after). Photos
+are those of VOC under FOLDER;
+without one, toy scenes take their place, which have fewer vertices, and `images` in the JSON says so. M/N is vertices
+per pixel.
 """
 import ctypes
 import os
@@ -33,7 +38,9 @@ SIGMA_RGB, SIGMA_XY = 15., 50.  # what the loss passes for a 512 crop at half si
 
 
 def photos(voc, count, toys=12):
-    "Return up to `count` photos of VOC as uint8 arrays, or `toys` toy scenes where no folder is given; and which they are"
+    """Return up to `count` photos of VOC as uint8 arrays, or `toys` toy scenes where no folder is given
+
+    And which they are."""
     if not voc: return [ShapesDataset(n=toys, size=512).load_image(i) for i in range(toys)], "toy scenes"
     files = sorted((Path(voc)/"JPEGImages").glob("*.jpg"))[:count]
     if not files: raise SystemExit(f"{voc}: no photos in JPEGImages/; without --voc toy scenes are used")

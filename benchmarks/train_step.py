@@ -39,7 +39,12 @@ from wsss_nb.run.folder import machine
 from wsss_nb.run.settings import resolve_config
 from wsss_nb.use.names import get_method
 
-METHODS = {"step-toco": ("toco", literal.LiteralToCo), "step-tsd-cam": ("tsd-cam", literal.LiteralTSD), "step-cpdgl": ("cpdgl", LiteralCPDGL), "step-tscd": ("tscd", LiteralTSCD)}
+METHODS = {
+    "step-toco": ("toco", literal.LiteralToCo),
+    "step-tsd-cam": ("tsd-cam", literal.LiteralTSD),
+    "step-cpdgl": ("cpdgl", LiteralCPDGL),
+    "step-tscd": ("tscd", LiteralTSCD),
+}
 SETTINGS = {"step-tscd": {"drop_path": 0.}}  # noise in the encoder would not be the same on both sides
 CASES = [f"{case}{phase}" for case in METHODS for phase in ("", "-warmup")]
 PARTS = {"encode": "the network's passes with gradient", "cam-encode": "its passes for CAMs and teachers, without",
@@ -196,4 +201,13 @@ def main(
             rows.append(measured(case, rounds, small(case), voc, filter)
                         | {f"{w}_mb": memory_of(case, w, small(case), voc) for w in ("ours", "peer")})
             for k, v in rows[-1].items(): print(f"  {k}: {v}", flush=True)
-    if json: write_json(json, {"machine": machine() | {"torch": torch.__version__, "clock": "processor time" if cpu else "wall"}, "images": "photos of VOC" if voc else "toy scenes", "parts": PARTS, "rows": rows})
+    if json:
+        write_json(
+            json,
+            {
+                "machine": machine() | {"torch": torch.__version__, "clock": "processor time" if cpu else "wall"},
+                "images": "photos of VOC" if voc else "toy scenes",
+                "parts": PARTS,
+                "rows": rows,
+            },
+        )

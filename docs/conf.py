@@ -19,4 +19,6 @@ suppress_warnings = ["mystnb.unknown_mime_type", "myst.header"]
 
 def setup(app):
     app.connect("builder-inited", lambda app: generate(Path(app.srcdir)))
-    app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True  # it only names files, and does not say that this is safe
+    app.extensions[
+        "sphinx-mathjax-offline"
+    ].parallel_read_safe = True  # it only names files, and does not say that this is safe

@@ -18,7 +18,8 @@ from nbformat import from_dict
 
 import cite
 
-# A widget's signature names `Self`, which traitlets imports for type checkers only; early releases of Python 3.11 look it up.
+# A widget's signature names `Self`, which traitlets imports for type checkers only; early releases of Python 3.11 look
+# it up.
 traitlets.traitlets.Self = typing.Self
 
 nbdev.config._load_toml = cache(nbdev.config._load_toml)  # nbdev looks its settings up for every cell
@@ -62,14 +63,19 @@ def _symbol_links(md, link):
     return re.sub(rf"\[`([^`\]]+)`\]\({re.escape(site)}/([^)]+)\)", lambda m: link(m[1], m[2]), md)
 
 def myst(md, up="", own=()):
-    "Markdown for a page of the site; `up` leads from the page to the folder of all pages, `own` names the recipes that it is about"
+    """Markdown for a page of the site
+
+    `up` leads from the page to the folder of all pages, `own` names the recipes that it is about."""
     md = _symbol_links(md, lambda name, address: f'<a class="nb-sym" href="{up}{address}"><code>{name}</code></a>')
     md = re.sub(r'\]\(([^)]+)\)\{target="_blank"[^}]*\}', r"](\1){.nb-source}", md)
     md = re.sub(r"\]\((?:\.\./)+docs/recipes/", f"]({up}recipes/", md)
     md = re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, PROJECT))})\)", rf"]({up}\1)", md)
     md = re.sub(r"\]\((?!\w+:)([^)#]+\.ipynb)(#[^)]*)?\)", lambda m: f"]({_page(m[1])}.ipynb{m[2] or ''})", md)
     md = re.sub(r"^:::+ *\{\.callout-(\w+)[^}]*\}", r":::{\1}", md, flags=re.M)
-    def anchored(m): return f'<a id="{m[2].lower()}"></a>\n\n{m[1]} ' + m[2].replace("_", r"\_")  # where nbdev's links point to
+
+    def anchored(m):
+        return f'<a id="{m[2].lower()}"></a>\n\n{m[1]} ' + m[2].replace("_", r"\_")  # where nbdev's links point to
+
     return cite.linked(re.sub(r"^(#{2,5}) (\S+)$", anchored, md, flags=re.M), up, own)
 
 def readme(md):

@@ -41,8 +41,22 @@ def runtimes(sanitizer):
 def build(folder, sanitizer):
     "Compile the extension for `sanitizer` into `folder`, assertions of the standard library on"
     import pybind11
-    flags = ["-O1", "-g1", "-std=c++17", "-fPIC", "-ffp-contract=off", "-pthread", "-fvisibility=hidden", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer",
-             "-D_GLIBCXX_ASSERTIONS", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+
+    flags = [
+        "-O1",
+        "-g1",
+        "-std=c++17",
+        "-fPIC",
+        "-ffp-contract=off",
+        "-pthread",
+        "-fvisibility=hidden",
+        f"-fsanitize={sanitizer}",
+        "-fno-sanitize-recover=all",
+        "-fno-omit-frame-pointer",
+        "-D_GLIBCXX_ASSERTIONS",
+        f"-I{pybind11.get_include()}",
+        f"-I{sysconfig.get_paths()['include']}",
+    ]
     cxx, x86 = os.environ.get("CXX", "g++"), os.uname().machine == "x86_64"
     jobs = [subprocess.Popen([cxx, *flags, *(["-mavx2", "-mfma"] if x86 and "avx2" in s.stem else []), "-c", s, "-o",
                               Path(folder)/f"{s.stem}.o"]) for s in sorted((ROOT/"ext").glob("*.cpp"))]

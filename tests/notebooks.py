@@ -16,11 +16,12 @@ import tempfile
 
 # What takes time to import.
 WARM = (
-    "accelerate", "anywidget", "cv2", "IPython.display", "ipywidgets", "matplotlib.pyplot", "matplotlib_inline.backend_inline",
-    "nbdev.showdoc", "nbdev.test", "numpy", "PIL.Image", "safetensors.torch", "scipy.io", "timm", "torch",
-    "torch.utils.data", "torch.utils.tensorboard", "torchvision.models", "torchvision.transforms")
-# Of these, what its package does not import by itself: `import torch` and torch.utils.tensorboard would work here and nowhere
-# else. `test_hidden_imports` sees to it that nobody writes that.
+    "accelerate", "anywidget", "cv2", "IPython.display", "ipywidgets", "matplotlib.pyplot",
+    "matplotlib_inline.backend_inline", "nbdev.showdoc", "nbdev.test", "numpy", "PIL.Image", "safetensors.torch",
+    "scipy.io", "timm", "torch", "torch.utils.data", "torch.utils.tensorboard", "torchvision.models",
+    "torchvision.transforms")
+# Of these, what its package does not import by itself: `import torch` and torch.utils.tensorboard would work here
+# and nowhere else. `test_hidden_imports` sees to it that nobody writes that.
 HIDDEN = ("matplotlib.pyplot", "PIL.Image", "safetensors.torch", "torch.utils.tensorboard")
 
 
@@ -39,7 +40,8 @@ def run(notebook, flags, output):
 
 def main(flags=""):
     for module in WARM: importlib.import_module(module)
-    gc.freeze()  # what is there stays: a fork that ends need not look through it, which took longer than many a notebook
+    # what is there stays: a fork that ends need not look through it, which took longer than many a notebook
+    gc.freeze()
     for line in sys.stdin:
         with tempfile.TemporaryFile() as output:
             status = run(line.strip(), flags, output)

@@ -1,4 +1,6 @@
-"Every mistake of a user, given as a command: one line that names the file or option and says what to do, status 2, and nothing lost that was written."
+"""Every mistake of a user, given as a command
+
+One line that names the file or option and says what to do, status 2, and nothing lost that was written."""
 import ctypes
 import os
 import shutil
@@ -279,10 +281,16 @@ def forbidden(here):
 
 @pytest.fixture
 def bound():
-    "Permissions bind this thread, though it be root's: the capabilities to override them (numbers 1 and 2) are laid down, and taken up again"
+    """Permissions bind this thread, though it be root's
+
+    The capabilities to override them (numbers 1 and 2) are laid down, and taken up again."""
     if os.geteuid(): return (yield)
     if sys.platform != "linux": pytest.skip("root may write everywhere, permissions do not bind it")
-    libc,header,sets = ctypes.CDLL(None, use_errno=True),(ctypes.c_uint32*2)(0x20080522, 0),(ctypes.c_uint32*6)()  # effective, permitted, inheritable; the higher 32 after the lower
+    libc, header, sets = (
+        ctypes.CDLL(None, use_errno=True),
+        (ctypes.c_uint32 * 2)(0x20080522, 0),
+        (ctypes.c_uint32 * 6)(),
+    )  # effective, permitted, inheritable; the higher 32 after the lower
     assert libc.capget(header, sets) == 0
     held = sets[0]
     def hold(effective):

@@ -1,4 +1,7 @@
-"Every file of benchmarks/ runs: the smallest case of each, smaller still where sizes can be set, once and without the memory of fresh processes. What is measured here says nothing; that both sides agree does."
+"""Every file of benchmarks/ runs
+
+The smallest case of each, smaller still where sizes can be set, once and without the memory of fresh processes. What
+is measured here says nothing; that both sides agree does."""
 import ast
 import importlib
 import json
@@ -55,12 +58,21 @@ def test_smallest_case(benchmark, monkeypatch, tmp_path, name):
     if name in ("crf", "lattice"): assert result["images"] == "toy scenes"
 
 
-@pytest.mark.parametrize("method,backbone,crop", [("toco", "vit_toy", 64), ("tsd-cam", "vit_toy", 64), ("cpdgl", "vit_toy", 64), ("tscd", "mit_b0", 224)])
+@pytest.mark.parametrize(
+    "method,backbone,crop",
+    [("toco", "vit_toy", 64), ("tsd-cam", "vit_toy", 64), ("cpdgl", "vit_toy", 64), ("tscd", "mit_b0", 224)],
+)
 def test_train_step(benchmark, monkeypatch, tmp_path, method, backbone, crop):
     "Each method beside its literal twin, before and after the warm-up, with the same losses"
     module, case = benchmark("train_step"), f"step-{method}"
-    small = {k: ast.literal_eval(v) for k, v in (s.split("=") for s in SMALL[method]) if k != "walk_start"}  # the twin knows no walk
-    monkeypatch.setitem(module.SETTINGS, case, module.SETTINGS.get(case, {}) | small | {"crop_size": crop, "batch_size": 2, "hidden": 16})
+    small = {
+        k: ast.literal_eval(v) for k, v in (s.split("=") for s in SMALL[method]) if k != "walk_start"
+    }  # the twin knows no walk
+    monkeypatch.setitem(
+        module.SETTINGS,
+        case,
+        module.SETTINGS.get(case, {}) | small | {"crop_size": crop, "batch_size": 2, "hidden": 16},
+    )
     monkeypatch.setattr(module, "memory_of", lambda *args: 1)
     module.main(json=str(tmp_path/"rows.json"), only=case, backbone=backbone, rounds=1)
     result = json.loads((tmp_path/"rows.json").read_text())
@@ -81,11 +93,20 @@ def test_a_folder_without_photos(benchmark, tmp_path, name):
 
 
 def test_evaluate(tmp_path):
-    done = subprocess.run([sys.executable, FOLDER/"evaluate.py", "--images", "12", "--repeats", "1", "--json", tmp_path/"out.json"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, FOLDER / "evaluate.py", "--images", "12", "--repeats", "1", "--json", tmp_path / "out.json"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path/"out.json").read_text())
     assert result == json.loads(done.stdout)
-    assert all(r.keys() == {"case", "threads", "ours_ms", "peer_ms", "ratio", "ours_mb", "peer_mb"} for r in result["rows"]) and "cpu" in result["machine"]
+    assert (
+        all(
+            r.keys() == {"case", "threads", "ours_ms", "peer_ms", "ratio", "ours_mb", "peer_mb"} for r in result["rows"]
+        )
+        and "cpu" in result["machine"]
+    )
 
 
 def test_explorer(benchmark):

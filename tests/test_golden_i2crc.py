@@ -35,7 +35,13 @@ def within(a, b, share):
 
 def numbered(z, prefix):
     "Return the numbers i of the cases `prefix`i/..., in order, at least one"
-    found = sorted({int(k.removeprefix(prefix).split("/")[0]) for k in z if k.startswith(prefix) and k.removeprefix(prefix).split("/")[0].isdigit()})
+    found = sorted(
+        {
+            int(k.removeprefix(prefix).split("/")[0])
+            for k in z
+            if k.startswith(prefix) and k.removeprefix(prefix).split("/")[0].isdigit()
+        }
+    )
     assert found, f"no case of {prefix}"
     return found
 
@@ -135,7 +141,8 @@ def test_cam_export(path):
         keys, size = np.flatnonzero(z[f"in/{i}/label"]), tuple(z[f"in/{i}/hw"].tolist())
         expected = {int(k.rsplit("_")[-1]): z[k] for k in z if k.startswith(f"out/{i}/cam_")}
         assert sorted(expected) == keys.tolist()
-        for k, u in zip(keys, cam_bytes(z[f"in/{i}/class_maps"][keys], size), strict=True): np.testing.assert_array_equal(u, expected[k])
+        for k, u in zip(keys, cam_bytes(z[f"in/{i}/class_maps"][keys], size), strict=True):
+            np.testing.assert_array_equal(u, expected[k])
 
 
 @pytest.mark.parametrize("path", golden("i2crc", "gen_gt"))

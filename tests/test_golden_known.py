@@ -54,7 +54,12 @@ def test_cases_and_families(monkeypatch):
     assert cases(["in/x10", "in/x2", "in/xs", "out/x0"], "in/x") == ["2", "10"]
     assert cases(["in/x_1", "in/x_0", "in/x_flat"], "in/x") == ["_0", "_1"]
     assert cases(["in/x", "in/xy"], "in/x") == [""]
-    assert of_family("par_2", "par") and of_family("par2", "par") and of_family("par", "par") and not of_family("part", "par")
+    assert (
+        of_family("par_2", "par")
+        and of_family("par2", "par")
+        and of_family("par", "par")
+        and not of_family("part", "par")
+    )
     with pytest.raises(LookupError, match="no case of in/y"): cases(["in/x", "in/xy"], "in/y")
     monkeypatch.delenv("WSSS_GOLDEN", raising=False)
     with pytest.raises(LookupError, match="no_such_area: no such folder"): golden("no_such_area", "x")

@@ -143,12 +143,14 @@ def test_checkpoint_layout(path):
     net = SegFormerNet(encoder, int(z["opt/num_classes"])-1, int(z["opt/embedding_dim"]))
     state = net.state_dict()
     assert set(state) == set(z["out/names"])
-    for name, shape in zip(z["out/names"], z["out/shapes"], strict=True): assert list(state[name].shape) == [n for n in shape if n >= 0], name
+    for name, shape in zip(z["out/names"], z["out/shapes"], strict=True):
+        assert list(state[name].shape) == [n for n in shape if n >= 0], name
     assert sum(p.numel() for p in net.parameters()) == z["out/n_params"]
     blocks = [b for s in range(1, 5) for b in getattr(encoder, f"block{s}")]
     np.testing.assert_allclose([b.drop_rate for b in blocks], z["out/drop_path"], atol=1e-7)
     modules = dict(net.named_modules())
-    for name, eps in zip(z["out/layernorm_names"], z["out/layernorm_eps"], strict=True): assert modules[str(name)].eps == pytest.approx(float(eps))
+    for name, eps in zip(z["out/layernorm_names"], z["out/layernorm_eps"], strict=True):
+        assert modules[str(name)].eps == pytest.approx(float(eps))
 
 
 @pytest.mark.parametrize("path", golden("tscd", "afa_affinity_label_path"))

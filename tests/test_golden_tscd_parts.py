@@ -136,5 +136,13 @@ def test_scores(path):
                     for i in cases(z, f"in/{kind}")), ConfusionMatrix(int(z["opt/num_classes"])))
     assert len(cases(z, "in/gt")) == z["opt/n"]
     matrix, pseudo = pooled("pred"), pooled("pseudo", drop_ignored_pred=True)
-    for value, key in ((matrix.pixel_accuracy, "pAcc"), (matrix.mean_accuracy, "mAcc"), (matrix.miou, "miou"), (matrix.iou, "iou"), (pseudo.miou, "pseudo_miou"), (pseudo.iou, "pseudo_iou")): near(value, key)
+    for value, key in (
+        (matrix.pixel_accuracy, "pAcc"),
+        (matrix.mean_accuracy, "mAcc"),
+        (matrix.miou, "miou"),
+        (matrix.iou, "iou"),
+        (pseudo.miou, "pseudo_miou"),
+        (pseudo.iou, "pseudo_iou"),
+    ):
+        near(value, key)
     near([image_f1(p, t) for p, t in zip(z["in/y_pred"], z["in/y_true"], strict=True)], "f1")

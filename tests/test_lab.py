@@ -31,7 +31,9 @@ def pixels(picture):
     return picture.evaluate("i => fetch(i.src).then(r => r.arrayBuffer()).then(b => [...new Uint8Array(b)].join())")
 
 def hurried(notebook, folder):
-    "Return a copy of a notebook whose miniature trains for a sixth of the steps: what is tried here is the panel, not the maps"
+    """Return a copy of a notebook whose miniature trains for a sixth of the steps
+
+    What is tried here is the panel, not the maps."""
     steps = r"\b(iters|save_every|seg_start)=(\d+)"
     text,count = re.subn(steps, lambda m: f"{m[1]}={int(m[2])//6}", notebook.read_text(encoding="utf-8"))
     assert count == 3, f"{notebook.name} trains with other settings than those that are made small here"

@@ -467,7 +467,8 @@ def test_plain_kernels():
                               check=True).stdout.splitlines()
     native,plain = run(),run(WSSS_LATTICE="plain")
     assert plain[0].split()[0] == "plain" and native[0].split()[1] == plain[0].split()[1]
-    for a,b in zip(native[1:], plain[1:], strict=True): np.testing.assert_allclose(np.fromstring(a, sep=" "), np.fromstring(b, sep=" "), atol=1e-5)
+    for a, b in zip(native[1:], plain[1:], strict=True):
+        np.testing.assert_allclose(np.fromstring(a, sep=" "), np.fromstring(b, sep=" "), atol=1e-5)
 
 def rss_mb():
     with open("/proc/self/statm") as f: return int(f.read().split()[1])*os.sysconf("SC_PAGE_SIZE")/2**20

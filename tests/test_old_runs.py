@@ -25,7 +25,8 @@ def assert_as_before(out, old):
     now, then = read_log(Run(out).log), read_log(Run(old).log)
     assert [r["step"] for r in now] == [r["step"] for r in then] == [1, 2, 3, 4, 5, 6]
     for a, b in zip(now, then, strict=True):
-        for k in a.keys()-{"images_per_second"}: assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-6 if not k.startswith("val") else .02), (a["step"], k)
+        for k in a.keys() - {"images_per_second"}:
+            assert a[k] == pytest.approx(b[k], rel=1e-3, abs=1e-6 if not k.startswith("val") else 0.02), (a["step"], k)
     assert {"lcl","pcl","seg","reg"} <= now[-1].keys()
 
 

@@ -1,4 +1,5 @@
-"""The built site: a page and an anchor for every exported symbol, and nothing fetched from elsewhere. `make docs` builds it, `make test` does so first.
+"""The built site: a page and an anchor for every exported symbol, and nothing fetched from elsewhere. `make docs`
+builds it, `make test` does so first.
 
 Without a build these tests are skipped, but fail where CI or SITE is set: there somebody relies on them."""
 import ast,os,re
@@ -13,7 +14,8 @@ SITE = ROOT/"_build"/"html"
 @pytest.fixture(autouse=True)
 def built():
     if (SITE/"index.html").exists(): return
-    if os.environ.get("CI") or os.environ.get("SITE"): pytest.fail(f"{SITE.relative_to(ROOT)} holds no site, and here it has to be tested: run `make docs` first")
+    if os.environ.get("CI") or os.environ.get("SITE"):
+        pytest.fail(f"{SITE.relative_to(ROOT)} holds no site, and here it has to be tested: run `make docs` first")
     pytest.skip("the site is not built: run `make docs`, then this again")
 
 def symbols():

@@ -104,7 +104,9 @@ def no_number(t):
     return t.train()
 
 def loader_killed(t):
-    "Torch hears of it at once, by a signal, or may later notice that nobody is there, and says it otherwise: the nap lets it hear"
+    """Torch hears of it at once, by a signal, or may later notice that nobody is there, and says it otherwise
+
+    The nap lets it hear."""
     t.at(5, lambda: ([os.kill(p.pid, signal.SIGKILL) for p in multiprocessing.active_children()], time.sleep(5)))
     return t.train("workers=1")
 

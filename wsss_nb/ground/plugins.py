@@ -77,7 +77,7 @@ def source_of(
     return Path(file) if file else None
 
 def _places(head):
-    "Return where a name of a file or module, and the packages above it, would be looked for, without suffix"
+    "Return where a file or module, and the packages above it, would be looked for, without suffix"
     if head.endswith(".py"): return [Path(head).resolve().with_suffix("")]
     parts = head.split(".")
     return [Path(p or ".", *parts[:n]).resolve() for n in range(len(parts), 0, -1) for p in [*sys.path, "."]]

@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/80_methods/i2crc.html.md"""
 
 # %% auto #0
 __all__ = ['SGD', 'PRESETS', 'SEGMENT_AGAIN', 'STAGES', 'METHOD', 'ClassifierConfig', 'SegmenterConfig', 'Config',
-           'Classifier', 'make_classifier', 'Network', 'check_data', 'training_images', 'make_maps', 'recipe',
+           'Classifier', 'make_classifier', 'Network', 'check_data', 'training_images', 'make_maps',
            'classify', 'seeds', 'pseudo_labels', 'segment', 'predict_train', 'refine_labels', 'describe']
 
 # %% ../../nbs/80_methods/80_i2crc.ipynb #835dcdf4
@@ -259,7 +259,7 @@ def make_maps(
     job.made += together(lambda: make_saliency(data, files, job.config.saliency, cores, rank, world))
 
 # %% ../../nbs/80_methods/80_i2crc.ipynb #eecd41df
-def recipe(
+def _recipe(
     config:SegmenterConfig, # settings
 )->dict:                    # for `Job.train`
     "Return what the three trainings share"
@@ -275,7 +275,8 @@ def classify(
         network = make_classifier(c, job.classes)
         return network,TrainingSet(training_images(job), transform, job.seed, parts=("saliency",))
     return job.train("classify", make, iters=c.cls_iters, batch_size=c.cls_batch,
-                     optimizer=partial(SGD, nesterov=True), factor=partial(drop_factor, drops=c.cls_drops), **recipe(c))
+                     optimizer=partial(SGD, nesterov=True), factor=partial(drop_factor, drops=c.cls_drops),
+                     **_recipe(c))
 
 # %% ../../nbs/80_methods/80_i2crc.ipynb #0b57282a
 def seeds(
@@ -329,7 +330,7 @@ def segment(
         transform = SegmentTransform(c.crop_size, c.crop_scales, c.norm)
         return Network(c, job.classes),TrainingSet(data, transform, job.seed)
     return job.train(stage, make, iters=steps, batch_size=c.batch_size, accumulate=c.accumulate, optimizer=SGD,
-                     factor=partial(poly_factor, max_iter=steps, every=c.lr_every), **recipe(c))
+                     factor=partial(poly_factor, max_iter=steps, every=c.lr_every), **_recipe(c))
 
 # %% ../../nbs/80_methods/80_i2crc.ipynb #1c7c8fd7
 def predict_train(

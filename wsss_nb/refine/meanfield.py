@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/50_refine/meanfield.html.md"""
 
 # %% auto #0
 __all__ = ['NORMALIZATIONS', 'to_tensor', 'unary_from_softmax', 'unary_from_labels', 'mesh_features', 'Kernel',
-           'normalization_name', 'Term', 'term_features', 'compatible', 'compiled_term', 'CRF']
+           'normalization_name', 'Term', 'term_features', 'compatible', 'CRF']
 
 # %% ../../nbs/50_refine/20_meanfield.ipynb #b2ae43d7
 import math
@@ -152,7 +152,7 @@ def compatible(
     return sum(row[:,None]*x for row,x in zip((m+m.T)/2, o))
 
 # %% ../../nbs/50_refine/20_meanfield.ipynb #b22fb368
-def compiled_term(
+def _compiled_term(
     term:Term,           # as given
     image:Tensor|None,   # (H,W,C), 0…255
 )->dict:                 # as the compiled lattice takes it
@@ -187,7 +187,7 @@ class CRF:
         self.compiled = None
         if pick_backend(backend, device) == "cpp":
             guide = None if image is None else np.ascontiguousarray(image.numpy())
-            terms = [compiled_term(t, image) for t in self.terms]
+            terms = [_compiled_term(t, image) for t in self.terms]
             self.compiled = extension().CRF(*self.size, terms, guide, pad_to or 0, self.threads)
         else:
             self.kernels = [Kernel(term_features(t, self.size, image, device), t.normalization, pad_to, "torch")

@@ -6,9 +6,8 @@ Docs: https://example.github.io/wsss_nb/75_run/folder.html.md"""
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'config_hash', 'without_none', 'changed_settings', 'Run', 'append_log', 'read_log',
-           'rewind_log', 'save_checkpoint', 'keep_previous', 'disk_errors', 'load_checkpoint',
-           'latest_checkpoint', 'save_weights', 'versions', 'source_commit', 'machine', 'read_result',
-           'update_result']
+           'rewind_log', 'save_checkpoint', 'disk_errors', 'load_checkpoint', 'latest_checkpoint',
+           'save_weights', 'versions', 'source_commit', 'machine', 'read_result', 'update_result']
 
 # %% ../../nbs/75_run/20_folder.ipynb #37207d74
 import csv,hashlib,json,os,platform,subprocess,sys,tomllib
@@ -186,10 +185,10 @@ def save_checkpoint(
             torch.save(state, f)
             f.flush()
             os.fsync(f.fileno())
-        keep_previous(run)
+        _keep_previous(run)
 
 # %% ../../nbs/75_run/20_folder.ipynb #bd7b3008
-def keep_previous(
+def _keep_previous(
     run:Run, # with a `last.pt` or none
 ):
     "Let `previous.pt` be what `last.pt` is"

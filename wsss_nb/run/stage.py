@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/75_run/stage.html.md"""
 
 # %% auto #0
 __all__ = ['AT_ONCE', 'TRAIN', 'always', 'Stage', 'Job', 'fresh', 'cores_per_thread', 'FileDataset', 'training_folder',
-           'check_needs', 'run_stage']
+           'run_stage']
 
 # %% ../../nbs/75_run/45_stage.ipynb #6b61c96a
 import time
@@ -190,7 +190,7 @@ def trained(self:Job,
     return together(load)
 
 # %% ../../nbs/75_run/45_stage.ipynb #57a9e002
-def check_needs(
+def _check_needs(
     stage:Stage,              # to be run
     stages:Sequence[Stage],   # of its method, in order
     config,                   # settings of the method
@@ -210,7 +210,7 @@ def run_stage(
     job:Job,       # what it works with
 )->dict:           # the whole of `result.json`
     "Run one stage and record its time and memory; raise `UserError` if one before it has not been finished here"
-    check_needs(stage, job.method.stages, job.config, job.run)
+    _check_needs(stage, job.method.stages, job.config, job.run)
     done = read_result(job.run.result).get("seconds", {})
     reset_peak_memory()
     config = getattr(job.config, stage.part) if stage.part else job.config

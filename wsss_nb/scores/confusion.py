@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/65_scores/confusion.html.md"""
 
 # %% auto #0
 __all__ = ['PER_CLASS', 'OVERALL', 'REASONS', 'count_pairs', 'ConfusionMatrix', 'image_f1', 'threshold_sweep',
-           'image_record', 'worst_images', 'ids_to_score', 'evaluate_folders']
+           'image_record', 'worst_images', 'evaluate_folders']
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #0709b2ec
 from collections import Counter
@@ -268,7 +268,7 @@ def worst_images(
     return sorted((r for r in records if "reason" in r), key=lambda r: (r["miou"], r["id"]))[:n]
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #e8a04d40
-def ids_to_score(
+def _ids_to_score(
     pred_dir:str|Path,               # folder of predictions, ID.png
     mask_dir:str|Path,               # folder of ground truth, ID.png
     ids:Iterable[str]|None=None,     # which images; by default all that have ground truth
@@ -323,7 +323,7 @@ def evaluate_folders(
 
     Raises `UserError` naming the file if one is missing, damaged, of another size or holds a label that is no class.
     """
-    ids = ids_to_score(pred_dir, mask_dir, ids)
+    ids = _ids_to_score(pred_dir, mask_dir, ids)
     names = [f"label {k}" for k in range(num_classes)] if classes is None else list(classes)
     if len(names) != num_classes: raise ValueError(f"{len(names)} class names for {num_classes} classes")
     chunks = [ids[i:i+8] for i in range(0, len(ids), 8)]
