@@ -244,9 +244,9 @@ def generate(dst):
         write(dst/f"{_page(rel)}.ipynb", nb)
     for room,pages in rooms.items(): write(dst/room/"index.ipynb", _room(room, pages))
     _recipes(lambda name, md: write(dst/"recipes"/name, md))
-    for name in PROJECT:
-        kept.add(dst/name)
-        shutil.copy2(root/name, dst/name)
+    for name in PROJECT:  # links to notebooks lead to their pages
+        text = (root/name).read_text(encoding="utf-8")
+        write(dst/name, re.sub(r"\]\(nbs/([^)#]+\.ipynb)", lambda m: f"]({_page(m[1])}.ipynb", text))
     for f in dst.rglob("*"):
         if f.is_file() and f not in kept: f.unlink()
 

@@ -372,8 +372,7 @@ def test_predict_with_names(call, fails, photos, here, trained):
     assert "released.pth: has 3 classes with background, 2 names were given" in \
         fails("wsss-predict", "released.pth", "photos", "--out", "l", "--classes", "classes.txt")
     assert "did you mean toco?" in fails("wsss-predict", "released.pth", "photos", "--out", "l", "--method", "tco")
-    assert "a run knows its own" in fails(
-        "wsss-predict", trained[0], "photos", "--out", "l", "--classes", "classes.txt"
-    )
+    assert "a run knows its own" in fails("wsss-predict", trained[0], "photos", "--out", "l",
+                                          "--classes", "classes.txt")
     assert ("is a run of baseline, not of toco"
             in fails("wsss-predict", trained[0], "photos", "--out", "l", "--method", "toco"))
