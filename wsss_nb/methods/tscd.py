@@ -78,7 +78,7 @@ class Config(AffinityConfig):
     mask_corr_cams:bool = False       # leave classes that the image does not have out of its target?
     w_er:float = .1                   # weight of the distance of both views' CAMs; logged, without gradient
     er_grad:bool = False              # let it teach the second view's CAM?
-    # names of version 0.1
+    # settings that had another name in an earlier version: old -> new
     renamed:ClassVar[dict] = {"view_factor":"view_scale", "corr_mask_absent":"mask_corr_cams"}
     def check(self):
         "Raise `UserError` for a setting whose value cannot work"
