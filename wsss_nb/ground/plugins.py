@@ -88,8 +88,11 @@ def lies_in(
 )->bool:
     "Could loading this execute something from a folder? Nothing is executed to find out"
     head,folder = spec.partition(":")[0],Path(folder).resolve()
-    inside = [p for p in _places(head) if p.is_relative_to(folder)]
-    return any(head.endswith(".py") or p.is_dir() or any(p.parent.glob(f"{p.name}.*")) for p in inside)
+    if head.endswith(".py"): return Path(head).resolve().is_relative_to(folder)
+    def found(place):  # a file or package there; the folder itself is one if it has an __init__
+        if place == folder: return any(folder.glob("__init__.*"))
+        return place.is_dir() or any(place.parent.glob(f"{place.name}.*"))
+    return any(found(p) for p in _places(head) if p.is_relative_to(folder))
 
 def file_of(
     spec:str,   # as for `lies_in`

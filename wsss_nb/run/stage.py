@@ -176,7 +176,7 @@ def train(self:Job,
     self.made += 1
     spent = trainer.fit()
     return {"seconds":{stage:spent["seconds"]}, "images_per_second":spent["images_per_second"],
-            "images":{samples.data.split:len(samples)}, "processes":processes()[1]}
+            "images":{"train":len(samples)}, "processes":processes()[1]}
 
 @patch
 def trained(self:Job,
