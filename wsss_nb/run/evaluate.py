@@ -114,7 +114,7 @@ def quick_validation(
                 maps["seed" if layer == "last" else "aux_seed"] = cam_to_label(cam, y, network.config.bg_thresh)
         for name,label in maps.items(): scores[name].add(label[0].cpu().numpy(), item.mask)
     together(lambda: [add(data[i]) for i in share(range(min(limit, len(data))))])
-    for k,m in scores.items(): m.counts = sum(gather_objects(m.counts))
+    for m in scores.values(): m.counts = sum(gather_objects(m.counts))
     return {k:round(m.miou, 4) for k,m in scores.items() if m.counts.any()}
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #3deeb109

@@ -231,7 +231,9 @@ def next_parts(self:Trainer,
         try: return [next(batches) for _ in range(self.accumulate)]
         except UserError as e:
             raise UserError(str(e).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()) from None
-        except Exception as e: raise _Stopped if stop.asked else e  # the signal may have ended the loader's processes
+        except Exception as e:
+            if stop.asked: raise _Stopped from e  # the signal may have ended the loader's processes
+            raise
     try: return together(fetch)
     except _Stopped: return None
 
