@@ -16,7 +16,7 @@ from typing import Annotated
 
 from fastcore.script import anno_parser
 
-from .cli_data import DATA_COMMANDS
+from .cli_data import DATA_COMMANDS,Number,Real,Text
 from ..ground.core import UserError,did_you_mean,first_process
 
 # %% ../../nbs/90_use/40_cli.ipynb #c33c4a45
@@ -69,18 +69,18 @@ def run_command(
     return status or 0
 
 # %% ../../nbs/90_use/40_cli.ipynb #5c1e95a3
-_PAIRS = Annotated[list, {"nargs":"+", "type":str, "action":"extend", "metavar":"key=value"}]
+_PAIRS = Annotated[list|None, {"nargs":"+", "type":str, "action":"extend", "metavar":"key=value"}]
 
 
 def wsss_run(
     method:str,               # one of `wsss-list methods`, or your own: my_method.py, package.module
-    data:str=None,            # shapes[:n=2000,size=112,seed=0], a folder in VOC layout, voc:ROOT or coco:ROOT
-    out:str=None,             # run folder
-    preset:str=None,          # see `wsss-list presets`; by default the one that suits the data
-    backbone:str=None,        # see `wsss-list backbones`
-    init:str=None,            # local weight file for the backbone (.safetensors, .pth)
-    stages:str=None,          # which stages to run, such as train,evaluate; by default all, see `wsss-list stages`
-    iters:int=None,           # training steps (of the network that finally segments)
+    data:Text=None,           # shapes[:n=2000,size=112,seed=0], a folder in VOC layout, voc:ROOT or coco:ROOT
+    out:Text=None,            # run folder
+    preset:Text=None,         # see `wsss-list presets`; by default the one that suits the data
+    backbone:Text=None,       # see `wsss-list backbones`
+    init:Text=None,           # local weight file for the backbone (.safetensors, .pth)
+    stages:Text=None,         # which stages to run, such as train,evaluate; by default all, see `wsss-list stages`
+    iters:Number=None,        # training steps (of the network that finally segments)
     resume:bool=False,        # go on with what is in --out
     device:str="auto",        # auto, cpu or cuda
     seed:int=0,               # of weights, data order and augmentation
@@ -130,13 +130,13 @@ def wsss_demo(
 def wsss_predict(
     run:str,               # run folder, a checkpoint in it, or a published checkpoint (.pth, .pt, .bin, .safetensors)
     images:Annotated[list, {"nargs":"+", "type":str}], # image files or folders of images
-    out:str=None,          # folder for label maps NAME.png
+    out:Text=None,         # folder for label maps NAME.png
     crf:bool=False,        # refine by a dense CRF: the one that the run's setting crf names, or else toco
     overlay:bool=False,    # write NAME_overlay.png too
     device:str="auto",     # auto, cpu or cuda
-    method:str=None,       # of a published checkpoint, where its names fit several; of a run whose own cannot be found
+    method:Text=None,      # of a published checkpoint, where its names fit several; of a run whose own cannot be found
     # names for a published checkpoint: a file, one per line, background first; by default VOC's, COCO's, or numbers
-    classes:str=None,
+    classes:Text=None,
 ):
     "Segment images of which nothing is known"
     if not out: raise UserError("--out is missing (see wsss-predict --help)")
@@ -168,9 +168,9 @@ def _load_published(
 def wsss_eval(
     predictions:str,       # folder of label PNGs
     masks:str,             # folder of ground-truth PNGs
-    classes:str=None,      # file with a class name per line, background first
-    list:str=None,         # file with an image name per line: which to score; by default all that have ground truth
-    json:str=None,         # write all scores to this file
+    classes:Text=None,     # file with a class name per line, background first
+    list:Text=None,        # file with an image name per line: which to score; by default all that have ground truth
+    json:Text=None,        # write all scores to this file
     ignore_unsure:bool=False, # leave out pixels predicted 255 (pseudo labels); their share is reported
 ):
     "Score a folder of label maps, from any project"
@@ -208,24 +208,24 @@ def wsss_crf(
     images:str,               # folder of photos ID.jpg, ID.png, ...
     # folder of ID.npy with (K,H,W), or of ID.npz with probs (K,H,W), logits (K,h,w), or cam and keys as a run's cams/
     probabilities:str,
-    out:str=None,             # folder for label maps ID.png; called again, what is there and up to date is kept
+    out:Text=None,            # folder for label maps ID.png; called again, what is there and up to date is kept
     preset:str="deeplab",     # parameters by name, see `wsss-list crf`
-    iters:int=None,           # rounds of mean field
-    pos_xy_std:float=None,    # spatial kernel: standard deviation in pixels
-    pos_w:float=None,         # its weight; 0: no such kernel
-    bi_xy_std:float=None,     # colour kernel: standard deviation in pixels
-    bi_rgb_std:float=None,    # and in grey levels
-    bi_w:float=None,          # its weight; 0: no such kernel
-    crf_image:str=None,       # raw, or mean_wrapped as some published numbers were made
-    channels:str=None,        # rgb or bgr, the order that the CRF sees
+    iters:Number=None,        # rounds of mean field
+    pos_xy_std:Real=None,     # spatial kernel: standard deviation in pixels
+    pos_w:Real=None,          # its weight; 0: no such kernel
+    bi_xy_std:Real=None,      # colour kernel: standard deviation in pixels
+    bi_rgb_std:Real=None,     # and in grey levels
+    bi_w:Real=None,           # its weight; 0: no such kernel
+    crf_image:Text=None,      # raw, or mean_wrapped as some published numbers were made
+    channels:Text=None,       # rgb or bgr, the order that the CRF sees
     scale_factor:float=1.,    # divide the standard deviations in pixels by this
     alpha:float=10.,          # for CAMs: background is (1-max)^alpha
     min_prob:float=0.,        # leave out classes that exceed this nowhere: faster, not quite the same
     save_probs:bool=False,    # write ID.npz with the refined probabilities too
     backend:str="lattice",    # lattice (compiled where it was built), torch or pydensecrf
     device:str="cpu",         # auto, cpu or cuda
-    jobs:int=None,            # images at a time; by default one per core
-    threads:int=None,         # threads of one image; by default what is left of the cores
+    jobs:Number=None,         # images at a time; by default one per core
+    threads:Number=None,      # threads of one image; by default what is left of the cores
 ):
     "Refine probabilities by the colours of their images; status 1 if some files could not be used"
     if not out: raise UserError("--out is missing (see wsss-crf --help)")
@@ -266,7 +266,7 @@ def _crf_line(name, s):
 def wsss_list(
     # methods, stages, backbones, datasets, presets, settings, artefacts, crf or all
     what:Annotated[str, {"nargs":"?", "opt":False}]="all",
-    method:str=None, # of which method, also of your own (my_method.py); by default all
+    method:Text=None, # of which method, also of your own (my_method.py); by default all
 ):
     "List what can be named on a command line"
     from wsss_nb.backbones.core import list_backbones
