@@ -15,6 +15,7 @@ from typing import Annotated
 
 from ..ground.core import UserError,did_you_mean
 
+# %% ../../nbs/90_use/30_cli_data.ipynb #024c1809
 Number = Annotated[int|None, {"type":int}]  # of an option; None: it was not given
 Real = Annotated[float|None, {"type":float}]
 Text = Annotated[str|None, {"type":str}]
