@@ -73,7 +73,6 @@ class ClassifierConfig:
 @dataclass(frozen=True)
 class SegmenterConfig:
     "Settings of the segmenter and of its training; the defaults are I2CRC's on VOC 2012"
-    train_split:str = "train"                   # images to learn from
     backbone:str = "resnet101"                  # of the segmenter, a name of `list_backbones()`
     pretrained:bool = False                     # fetch the weights that are known for the backbones? (needs a network)
     init:str|None = None                        # or a local weight file for the segmenter's
@@ -326,7 +325,7 @@ def segment(
     c = job.config
     steps = max(round(c.iters*c.again), 1) if again else c.iters
     def make():
-        data = FileDataset(job.open(c.train_split), label=lambda i: job.run.file(labels, i))
+        data = FileDataset(job.open(job.settings.train_split), label=lambda i: job.run.file(labels, i))
         transform = SegmentTransform(c.crop_size, c.crop_scales, c.norm)
         return Network(c, job.classes),TrainingSet(data, transform, job.seed)
     return job.train(stage, make, iters=steps, batch_size=c.batch_size, accumulate=c.accumulate, optimizer=SGD,
@@ -337,7 +336,7 @@ def predict_train(
     job:Job, # of the stage; its settings are a `SegmenterConfig`
 ):
     "Write the first segmenter's predictions of the training images, refined by the CRF (I2CRC 6.5)"
-    c,data,run = job.config,job.open(job.config.train_split),job.run
+    c,data,run = job.config,job.open(job.settings.train_split),job.run
     net = job.trained("segment", partial(Network, c, job.classes))
     def load(n):
         image = data.load_image(n)
@@ -358,7 +357,7 @@ def refine_labels(
     job:Job, # of the stage
 ):
     "Write the refined label of every image that has a pseudo label (I2CRC 5)"
-    data,run = job.open(job.config.train_split),job.run
+    data,run = job.open(job.settings.train_split),job.run
     def made_from(i): return [run.file("predictions_train", i), run.file("labels", i)]
     def write(i, n):
         if not run.file("labels", i).exists(): return

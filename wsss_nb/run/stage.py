@@ -59,6 +59,9 @@ class Job:
     begin:Callable = lambda: None # begins the run folder, unless that is done: called before anything is written
     made:int = 0                 # how many files and trainings the stage had to make
     opened:dict = field(default_factory=dict) # datasets, by split and with or without masks
+    settings:object = None       # of the whole method, also while a part works: `train_split`, `val_split`
+    def __post_init__(self):
+        if self.settings is None: self.settings = self.config
     def open(self,
         split:str,        # of the data
         masks:bool=False, # with ground truth?
