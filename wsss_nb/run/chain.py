@@ -152,10 +152,11 @@ def _links(name, methods):
         lacking = [a for a in asks_for(method) if not take(n, a)]
         optional = [a for s in chain_stages(method) for a in s.uses if a in HANDED_ON]
         missing += lacking + [a for a in optional if not take(n, a) and lacking]
-    for method,artefacts in zip(methods[:-1], taken):
-        if not artefacts:
-            made = ", ".join(offers(method)) or "nothing that a chain hands on"
-            raise UserError(f"{name}: nothing after {method.name} reads what it makes ({made}); see wsss-list chains")
+    for method,after,artefacts in zip(methods, methods[1:], taken):
+        if artefacts: continue
+        made,asked = ", ".join(offers(method)) or "nothing to hand on",", ".join(asks_for(after)) or "nothing"
+        raise UserError(f"{name}: {method.name} makes {made}, and nothing after it reads that; {after.name} asks for "
+                        f"{asked} (see wsss-list chains)")
     return taken,missing
 
 def _config_of(parts):
@@ -198,7 +199,8 @@ def join_methods(
     answers = tuple(replace(p, part=part_name(last)) for p in last.products if p.stage == "evaluate")
     method = Method(name, _config_of(parts), _presets_of(parts), network if segments(last) else None, (*stages,EVALUATE),
                     _products_of(stages)+answers, answers=last.answers if segments(last) else "",
-                    describe=lambda job: _describe(job, parts), check=check, options=_options_of(parts))
+                    describe=lambda job: _describe(job, parts), check=check, options=_options_of(parts),
+                    parts=tuple(methods))
     if not any(m.source for m in methods): return method
     named = [m for m in methods if m.config is not GivenConfig]
     hashes = "+".join(m.source_hash for m in named if m.source_hash)

@@ -107,8 +107,12 @@ def outside_names(
     made_with:dict, # of a run
 )->list[str]:
     "Return what a run takes from files and modules: its method, its data, values of settings, those of parts too"
+    def spelt(value):  # a chain is several names with plus signs between
+        words = value.split("+")
+        return ["+".join(words[a:b]) for a in range(len(words)) for b in range(a+1, len(words)+1)]
     def found(key, value):
         if isinstance(value, Mapping): return [n for k,v in value.items() for n in found(k, v)]
+        if key == "source" and isinstance(value, str): return [n for n in spelt(value) if is_outside(n)]
         return [value] if isinstance(value, str) and key != "init" and is_outside(value) else []
     return [n for key in ("source","data","settings") for n in found(key, made_with.get(key))]
 

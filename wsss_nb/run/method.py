@@ -94,6 +94,7 @@ class Method:
     describe_labels:Callable|None = None
     # options of a command line that stand for a setting of a part: "iters" -> "beco.iters"
     options:Mapping[str,str] = field(default_factory=dict)
+    parts:tuple = ()               # of a chain: its methods, in order
     source:str = ""                # where it came from, if not from the kit: a file, a module; `get_method` notes it
     source_hash:str = ""           # of that file
     def stage_names(self)->tuple[str,...]: # in order
@@ -121,9 +122,9 @@ def makers_and_readers(
     methods:Iterable[Method], # whose stages are looked at
 )->dict[str,tuple[list,list]]:# artefact -> "method stage" that make it, that read it
     "Return who makes and who reads each artefact; what no table knows is a method's own"
-    stages = [(f"{m.name} {s.name}", s) for m in methods for s in m.stages]
+    stages = [(f"{m.name} {s.name}", s) for m in methods for s in dict.fromkeys((*m.stages, *m.chain_stages))]
     def plain(names): return {n.partition("/")[0] for n in names}  # checkpoints/classify -> checkpoints
-    found = dict.fromkeys([*ARTEFACTS, *(a for _,s in stages for a in (*s.makes,*s.needs) if "/" not in a)])
-    def those(which): return {a:[n for n,s in stages if a in plain(getattr(s, which))] for a in found}
-    makers,readers = those("makes"),those("needs")
+    found = dict.fromkeys([*ARTEFACTS, *(a for _,s in stages for a in (*s.makes,*s.needs,*s.uses) if "/" not in a)])
+    def those(*which): return {a:[n for n,s in stages if any(a in plain(getattr(s, w)) for w in which)] for a in found}
+    makers,readers = those("makes"),those("needs", "uses")
     return {a:(makers[a],readers[a]) for a in found}
