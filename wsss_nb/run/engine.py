@@ -257,9 +257,10 @@ def continue_run(
     "Return a job of a run that has begun"
     if run.config_file.exists(): first_only(run.lock)
     def prepare():
-        made_with,changed = read_made_with(run),settings_of(run, method, overrides)
-        refuse_inside(run, {"settings":asdict(changed)})
+        made_with = read_made_with(run)
         _check_asked(run, made_with, (asked or {}) | ({} if evaluates_only else {"data":data}))
+        changed = settings_of(run, method, overrides)
+        refuse_inside(run, {"settings":asdict(changed)})
         differ = changed_settings(asdict(settings_of(run, method)), asdict(changed))
         if differ and not evaluates_only:
             raise UserError(f"{run.path}: was begun with other settings ({differ[0]}); "
