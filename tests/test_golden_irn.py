@@ -1,12 +1,23 @@
 """Golden vectors of IRN (area `irn`): sizes, options and case counts come from the files.
 
 Its CRF on hard labels is in test_golden_crf_of_methods."""
+import re
+
 import numpy as np
 import pytest
 import torch
 from golden_files import cases, golden
 
 from wsss_nb.cam.strided import image_pairs, merge_strided, padded_size, scaled_size, strided_size
+from wsss_nb.refine.paths import (
+    boundary_walk,
+    dense_affinity,
+    dense_transition,
+    path_affinity,
+    path_ends,
+    path_index,
+    search_paths,
+)
 
 
 def load(path): return {k: torch.as_tensor(v) if v.dtype.kind != "U" else v for k, v in np.load(path).items()}
@@ -45,3 +56,59 @@ def test_views(path):
     (half,) = [p for p, s in zip(pairs, scales) if s == .5]
     close(half, z["out/half_scale"], 1/255/.224+1e-6)  # a grey level
     close(half, z["out/half_scale"], 1e-6)             # the same Pillow: no level at all
+
+
+# %% Paths and the walk
+@pytest.mark.parametrize("path", golden("irn", "search_paths"))
+def test_search_paths(path):
+    z = np.load(path)
+    radii = sorted({int(m[1]) for k in z if (m := re.fullmatch(r"out/r(\d+)/dst", k))})
+    assert radii
+    for r in radii:
+        np.testing.assert_array_equal(path_ends(r), z[f"out/r{r}/dst"])
+        groups = search_paths(r)
+        assert [g.shape[1] for g in groups] == z[f"out/r{r}/path_lengths"].tolist()
+        assert [len(g) for g in groups] == z[f"out/r{r}/paths_per_length"].tolist()
+        for g in groups: np.testing.assert_array_equal(g, z[f"out/r{r}/paths_len{g.shape[1]}"])
+
+
+@pytest.mark.parametrize("path", golden("irn", "path_index"))
+def test_path_index(path):
+    z = load(path)
+    source, ends, paths = path_index(z["opt/size"].tolist(), int(z["opt/radius"]))
+    assert torch.equal(source, z["out/src"]) and torch.equal(ends, z["out/dst"])
+    for i in cases(z, "out/path"): assert torch.equal(paths[int(i)], z[f"out/path{i}"])
+    assert len(paths) == len(cases(z, "out/path"))
+
+
+@pytest.mark.parametrize("path", [p for p in golden("irn", "affinity") if "label" not in p.id])
+def test_affinity(path):
+    z = load(path)
+    radius, edge = int(z["opt/radius"]), z["in/edge"].clone().requires_grad_()
+    sparse = path_affinity(edge, radius)
+    close(sparse.flatten(2), z["out/sparse"], 1e-6)
+    (sparse.flatten(2)*z["in/w"]).sum().backward()
+    within(edge.grad, z["grad/edge"], 1e-6)
+    dense = dense_affinity(sparse[0].detach(), tuple(edge.shape[1:]), radius)
+    assert torch.equal(dense, dense.T)
+    within(dense.sum(1), z["out/dense_rows_sum"], 1e-6)
+    n = len(z["out/dense_block"])
+    close(dense[:n, :n], z["out/dense_block"], 1e-6)
+
+
+@pytest.mark.parametrize("path", golden("irn", "transition"))
+def test_transition(path):
+    z = load(path)
+    found = dense_transition(z["in/affinity"], float(z["opt/beta"]), int(z["opt/exp_times"]))
+    close(found, z["out/transition"], 2e-4)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("path", golden("irn", "propagate"))
+def test_propagate(path, dense):
+    z = load(path)
+    options = {"out/rw": [int(z[f"opt/{k}"]) for k in ("radius", "beta", "exp_times")]}
+    options |= {k: list(map(int, m.groups())) for k in z if (m := re.fullmatch(r"out/rw_radius(\d+)_beta(\d+)_exp(\d+)", k))}
+    assert options.keys() == {k for k in z if k.startswith("out/")}
+    for k, (radius, beta, times) in options.items():
+        within(boundary_walk(z["in/x"], z["in/edge"], radius, beta, times, dense=dense)[:, None], z[k], 5e-4)
