@@ -8,7 +8,9 @@ import pytest
 import torch
 from golden_files import cases, golden
 
+from wsss_nb.backbones.resnet import ResNet
 from wsss_nb.cam.strided import image_pairs, merge_strided, padded_size, scaled_size, strided_size
+from wsss_nb.networks.irnet import IRNet, irnet_state, load_irnet, pair_boundary
 from wsss_nb.refine.paths import (
     boundary_walk,
     dense_affinity,
@@ -112,3 +114,36 @@ def test_propagate(path, dense):
     assert options.keys() == {k for k in z if k.startswith("out/")}
     for k, (radius, beta, times) in options.items():
         within(boundary_walk(z["in/x"], z["in/edge"], radius, beta, times, dense=dense)[:, None], z[k], 5e-4)
+
+
+# %% Network
+def tiny_resnet(p):
+    "ResNet with the sizes of published tensors"
+    name = "resnet50.layer{}.0.conv1.weight"
+    blocks = tuple(len({k.split(".")[2] for k in p if k.startswith(f"resnet50.layer{i}.")}) for i in (1, 2, 3, 4))
+    widths = tuple(p[name.format(i)].shape[0] for i in (1, 2, 3, 4))
+    return ResNet(blocks, widths, p["resnet50.conv1.weight"].shape[0], 16, "none")
+
+def tiny_irnet(p):
+    "IRNet with the sizes of published tensors, and their values"
+    net = IRNet(tiny_resnet(p), p["fc_dp7.0.weight"].shape[0])
+    assert not load_irnet(net, p)
+    return net
+
+
+@pytest.mark.parametrize("path", golden("irn", "irnet_tiny"))
+def test_irnet(path):
+    z = load(path)
+    p, pair, side = tensors(z, "param"), z["in/pair"], int(z["opt/crop_size"])
+    net = tiny_irnet(p).eval()
+    assert irnet_state(net).keys() >= p.keys()
+    boundary, field = pair_boundary(net, pair, side)
+    close(boundary[None], z["out/edge"], 1e-4)
+    close(field, z["out/displacement"], 1e-4)
+    padded = torch.nn.functional.pad(pair, (0, side-pair.shape[3], 0, side-pair.shape[2]))
+    with torch.no_grad():
+        edge, field = net(padded)
+        features = net.encoder(padded)
+    close(edge, z["out/edge_logits_padded"], 1e-4)
+    close(field, z["out/displacement_padded"], 1e-4)
+    for i in cases(z, "out/stage"): close(features[net.features[int(i)-1]], z[f"out/stage{i}"], 1e-4)
