@@ -10,6 +10,13 @@ from golden_files import cases, golden
 
 from wsss_nb.backbones.resnet import ResNet
 from wsss_nb.cam.strided import image_pairs, merge_strided, padded_size, scaled_size, strided_size
+from wsss_nb.losses.inter_pixel import (
+    inter_pixel_losses,
+    pair_displacement,
+    pair_labels,
+    plain_inter_pixel_losses,
+    reduce_label,
+)
 from wsss_nb.networks.irnet import IRNet, irnet_state, load_irnet, pair_boundary
 from wsss_nb.refine.paths import (
     boundary_walk,
@@ -147,3 +154,46 @@ def test_irnet(path):
     close(edge, z["out/edge_logits_padded"], 1e-4)
     close(field, z["out/displacement_padded"], 1e-4)
     for i in cases(z, "out/stage"): close(features[net.features[int(i)-1]], z[f"out/stage{i}"], 1e-4)
+
+
+# %% Losses
+@pytest.mark.parametrize("path", golden("irn", "affinity_labels"))
+def test_pair_labels(path):
+    z = load(path)
+    reduced = reduce_label(z["in/label"], z["out/reduced"].shape[1:])
+    assert torch.equal(reduced, z["out/reduced"])
+    for kind, name in zip(pair_labels(reduced, int(z["opt/radius"])), ("bg_pos", "fg_pos", "neg")):
+        assert torch.equal(kind.flatten(2).float(), z[f"out/{name}"])
+
+
+@pytest.mark.parametrize("path", golden("irn", "pair_displacement"))
+def test_pair_displacement(path):
+    z = load(path)
+    field = z["in/disp"].clone().requires_grad_()
+    pair = pair_displacement(field, int(z["opt/radius"]))
+    close(pair.flatten(3), z["out/pair"], 1e-6)
+    pair.abs().mean().backward()
+    close(field.grad, z["grad/disp"], 1e-6)
+
+
+@pytest.mark.parametrize("losses", [inter_pixel_losses, plain_inter_pixel_losses])
+@pytest.mark.parametrize("path", golden("irn", "irn_loss"))
+def test_losses(path, losses):
+    z = load(path)
+    p, radius = tensors(z, "param"), int(z["opt/radius"])
+    np.testing.assert_array_equal(path_ends(radius).T, z["out/disp_target"])
+    net = tiny_irnet(p)
+    edge, field = net.train()(z["in/img"])
+    boundary, labels = edge[:, 0].sigmoid(), reduce_label(z["in/label"], edge.shape[2:])
+    terms = losses(boundary, field, labels, radius)
+    names = {"pos": "pos_aff", "neg": "neg_aff", "dp_fg": "dp_fg", "dp_bg": "dp_bg"}
+    for k, v in terms.items(): close(v, z[f"out/{names[k]}"], rtol=1e-5)
+    total = sum(terms.values())/2
+    close(total, z["out/total"], rtol=1e-5)
+    first = -(path_affinity(boundary, radius)[0, :len(z["out/pos_map_first"])]+1e-5).log().flatten(1)
+    within(first, z["out/pos_map_first"], 1e-5)
+    total.backward()
+    grads, named = tensors(z, "grad/param"), dict(net.named_parameters())
+    assert grads.keys() == {k for k in named if not k.startswith("encoder")}
+    for k, g in grads.items(): within(named[k].grad, g, 1e-3)
+    assert all(v.grad is None for k, v in named.items() if k not in grads)

@@ -6,8 +6,8 @@ Docs: https://example.github.io/wsss_nb/50_refine/paths.html.md"""
 
 # %% auto #0
 __all__ = ['displacements', 'straight_path', 'search_paths', 'path_ends', 'check_grid', 'path_index', 'window',
-           'path_affinity', 'dense_affinity', 'dense_transition', 'near_transition', 'walk_steps',
-           'boundary_walk', 'colour_boundary']
+           'each_path', 'path_affinity', 'dense_affinity', 'dense_transition', 'near_transition',
+           'walk_steps', 'boundary_walk', 'colour_boundary']
 
 # %% ../../nbs/50_refine/70_paths.ipynb #d89f281e
 from functools import lru_cache
@@ -91,7 +91,7 @@ class _PathMax(torch.autograd.Function):
     def forward(ctx, x, radius):
         start = window(x, 0, 0, radius)
         out = x.new_empty(len(x), len(path_ends(radius)), *start.shape[1:])
-        for largest,path in zip(out.unbind(1), _each_path(radius), strict=True):
+        for largest,path in zip(out.unbind(1), each_path(radius), strict=True):
             largest.copy_(start)
             for d in path[:-1]: torch.maximum(largest, window(x, *d, radius), out=largest)
         ctx.save_for_backward(x, out)
@@ -101,15 +101,17 @@ class _PathMax(torch.autograd.Function):
     def backward(ctx, grad):
         x,out = ctx.saved_tensors
         found = torch.zeros_like(x)
-        for left,largest,path in zip(grad.unbind(1), out.unbind(1), _each_path(ctx.radius)):
+        for left,largest,path in zip(grad.unbind(1), out.unbind(1), each_path(ctx.radius)):
             for d in path:  # the first that holds the maximum takes the gradient
                 hit = window(x, *d, ctx.radius) == largest
                 window(found, *d, ctx.radius).add_(left*hit)
                 left = left.masked_fill(hit, 0)
         return found,None
 
-def _each_path(radius):
-    "Return every path as a list of (dy,dx), in the order of `path_ends`"
+def each_path(
+    radius:int, # r ≥ 2
+)->list[list]:  # of [dy,dx], far end first
+    "Return every path, in the order of `path_ends`"
     return [path.tolist() for group in search_paths(radius) for path in group]
 
 # %% ../../nbs/50_refine/70_paths.ipynb #0e9be679
@@ -165,7 +167,7 @@ def near_transition(
 )->tuple[list[tuple[int,int]],Tensor]: # displacements (dy,dx) of givers, (0,0) among them; how much they give, (O,h,w)
     "Return one step of the walk, which sums to 1 over the givers of each pixel (IRN 6)"
     (h,w),places,weights = boundary.shape,[(0,0)],[torch.ones_like(boundary)]
-    for path in _each_path(radius):
+    for path in each_path(radius):
         dy,dx = path[0]
         if dy >= h or abs(dx) >= w: continue
         left,right = max(-dx, 0),w-max(dx, 0)                             # columns of pixels that have such a neighbour
