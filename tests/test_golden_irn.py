@@ -10,6 +10,8 @@ from golden_files import cases, golden
 
 from wsss_nb.backbones.resnet import ResNet
 from wsss_nb.cam.strided import image_pairs, merge_strided, padded_size, scaled_size, strided_size
+from wsss_nb.data.pieces import centre_box, cut_box, rescale_rounded, top_left_box
+from wsss_nb.labels.confidence import confidence_image, confident, label_of_scores, walk_scores
 from wsss_nb.losses.inter_pixel import (
     inter_pixel_losses,
     pair_displacement,
@@ -27,6 +29,7 @@ from wsss_nb.refine.paths import (
     path_index,
     search_paths,
 )
+from wsss_nb.scores.confusion import ConfusionMatrix
 
 
 def load(path): return {k: torch.as_tensor(v) if v.dtype.kind != "U" else v for k, v in np.load(path).items()}
@@ -197,3 +200,65 @@ def test_losses(path, losses):
     assert grads.keys() == {k for k in named if not k.startswith("encoder")}
     for k, g in grads.items(): within(named[k].grad, g, 1e-3)
     assert all(v.grad is None for k, v in named.items() if k not in grads)
+
+
+# %% Labels, masks, pieces, scores
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("path", golden("irn", "sem_seg_label"))
+def test_walk_labels(path, dense):
+    z = load(path)
+    beta, times, radius = (int(z[f"opt/{k}"]) for k in ("beta", "exp_times", "radius"))
+    for i in cases(z, "in/size"):
+        walked = boundary_walk(z[f"in/cam{i}"], z[f"in/edge{i}"], radius, beta, times, dense)
+        scores = walk_scores(walked, z[f"in/size{i}"].tolist(), float(z["opt/bg_thres"]))
+        close(scores, z[f"out/score{i}"], 1e-4)
+        assert z[f"out/score_keys{i}"].tolist() == [0, *(z[f"in/keys{i}"]+1).tolist()]
+        label = label_of_scores(scores, z[f"in/keys{i}"].tolist())
+        assert (label == z[f"out/label{i}"].numpy()).mean() >= .995
+
+
+@pytest.mark.parametrize("path", golden("irn", "gen_mask"))
+def test_masks(path):
+    z = load(path)
+    fraction = float(z["opt/fraction"])
+    for i in cases(z, "out/png"):
+        found = confidence_image(confident(z[f"in/score{i}"], z[f"in/pred{i}"].numpy(), fraction), rgb=True)
+        np.testing.assert_array_equal(found, z[f"out/png{i}"].numpy())
+    flat = confident(z["in/score_flat"], z["in/pred_flat"].numpy(), fraction)
+    assert flat.sum() == z["out/count_flat"] and flat.ravel()[:int(z["out/count_flat"])].all()
+
+
+@pytest.mark.parametrize("path", golden("irn", "geometry"))
+def test_geometry(path):
+    z = np.load(path)
+    image, sizes = z["in/rgb"], z["in/sizes"].tolist()
+    label = np.ascontiguousarray(image[..., 0])
+    assert [list(strided_size(s)) for s in sizes] == z["out/strided4"].tolist()
+    assert [list(padded_size(s)) for s in sizes] == z["out/strided_up16"].tolist()
+    seen = 0
+    for k in z:
+        if m := re.fullmatch(r"out/rescale_([\d.]+)(_nearest)?", k):
+            found = rescale_rounded(label if m[2] else image, float(m[1]))
+        elif m := re.fullmatch(r"out/(top_left|center)_(\d+)", k):
+            side, box = int(m[2]), {"top_left": top_left_box, "center": centre_box}[m[1]]
+            found = cut_box(image, box(image.shape, side), side)
+        else: continue
+        np.testing.assert_array_equal(found, z[k])
+        seen += 1
+    assert seen >= 4
+    side, box = int(z["opt/random_crop_size"]), z["opt/box"].tolist()
+    np.testing.assert_array_equal(cut_box(image, box, side), z["out/random_crop_img"])
+    np.testing.assert_array_equal(cut_box(label, box, side, 255), z["out/random_crop_label"])
+
+
+@pytest.mark.parametrize("path", golden("irn", "miou"))
+def test_miou(path):
+    """Truth -1 or 255 does not count. The mean here is over classes that occur or were predicted
+
+    The kit's `miou` is over those that occur; on a whole split the two are the same."""
+    z = np.load(path)
+    matrix = ConfusionMatrix(len(z["out/confusion"]))
+    for pred, truth in zip(z["in/pred"], z["in/gt"]): matrix.add(pred, np.where(truth < 0, 255, truth))
+    np.testing.assert_array_equal(matrix.counts, z["out/confusion"])
+    np.testing.assert_allclose(matrix.iou, z["out/iou"], atol=1e-6)
+    np.testing.assert_allclose(np.nanmean(matrix.iou), z["out/miou"], atol=1e-6)
