@@ -282,7 +282,9 @@ def _ids_to_score(
     for folder in map(Path, (pred_dir, mask_dir)):
         if not folder.is_dir(): raise UserError(f"{folder}: no such folder")
         found[folder] = {p.stem for p in folder.glob("*.png")}
-        if not found[folder]: raise UserError(f"{folder}: holds no PNG label maps")
+        if found[folder]: continue
+        maps = "; its .npy files are no label maps, `wsss-crf` makes some of them" if any(folder.glob("*.npy")) else ""
+        raise UserError(f"{folder}: holds no PNG label maps{maps}")
     ids = sorted(found[Path(mask_dir)]) if ids is None else list(ids)
     if not ids: raise UserError("the list of images to score is empty")
     odd = next((i for i in ids if not i or Path(i).name != i), None)
