@@ -66,8 +66,9 @@ class ResNet(Backbone):
         for i,(n,width,(step,first,rate)) in enumerate(zip(blocks, widths, plans, strict=True), 1):
             grid = multi_grid if i == 4 and multi_grid else (1,)
             rates = [r*g for r,g in zip([first]+[rate]*(n-1), cycle(grid))]
-            # layer1 of ResNet-D has no place for a pool, layer4 has one also where it does not stride
-            pool = None if not deep or i == 1 else nn.AvgPool2d(2, 2) if step > 1 else nn.Identity()
+            # layer1 of ResNet-D has no place for a pool, layer4 has one also where it does not stride; of an odd
+            # number of pixels the last stays alone, where the published pool drops it and fails
+            pool = None if not deep or i == 1 else nn.AvgPool2d(2, 2, 0, True, False) if step > 1 else nn.Identity()
             self.add_module(f"layer{i}", _residual_layer(channels, width, step, rates, pool))
             channels,stride = 4*width,stride*step
             self.channels[f"layer{i}"],self.strides[f"layer{i}"] = channels,stride
