@@ -167,9 +167,10 @@ def colour_batch(
     swapped:bool=True, # take red for blue and blue for red?
 )->Tensor:             # normalised, (B,3,H,W)
     "Return a batch in which each image has other colours (BECO 4.5)"
-    bytes,rows = denormalise(images),draws.tolist()
-    if images.device.type != "cpu":
-        return _normalised(torch.stack([change_tensor_colours(x, d, swapped) for x,d in zip(bytes, rows)]))
+    bytes,rows,kind = denormalise(images),draws.tolist(),images.device.type
+    if kind != "cpu":
+        with torch.autocast(kind, enabled=False):  # sums of a blur need all their digits
+            return _normalised(torch.stack([change_tensor_colours(x, d, swapped) for x,d in zip(bytes, rows)]))
     def changed(x, d): return normalise(change_colours(x.permute(1,2,0).contiguous().numpy(), d, swapped))
     return torch.stack([changed(x, d) for x,d in zip(bytes, rows)])
 
