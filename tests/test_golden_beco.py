@@ -1,8 +1,6 @@
 """Golden vectors of BECO (area `beco`): sizes, options and case counts come from the files.
 
 Its CRF is in test_golden_crf_of_methods."""
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -14,8 +12,12 @@ from wsss_nb.data.mixing import (COLOUR, _tables, boundary_band, change_colours,
                                  colour_batch, cut_area, mix_pairs, pair_order)
 from wsss_nb.data.transforms import IMAGENET_STD, draw_area, normalise, resize_to
 from wsss_nb.ground.tensors import resize
+from wsss_nb.losses.cotraining import cotraining_loss
+from wsss_nb.methods.beco import Config, Network, online_label
 from wsss_nb.networks.deeplab import DeepLab
 from wsss_nb.networks.deeplab_plus import DeepLabPlus, name_from_beco, name_in_beco
+from wsss_nb.run.schedules import poly_factor
+from wsss_nb.scores.confusion import ConfusionMatrix, watched_scores
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 GREY = 1/255/min(IMAGENET_STD)  # one grey level of a normalised image, at most
@@ -248,3 +250,108 @@ def test_round_trip(path):
     z = load(path)
     x = z["in/normalised"][None]
     near(colour_batch(x, torch.ones(1, 9))[0], z["out/round_trip"], 1.01*GREY)
+
+
+# %% Losses and online labels
+def weights_of(z): return [tuple(float(z[f"opt/w_{kind}{k}"]) for k in (1, 2)) for kind in ("boundary", "cot")]
+
+@pytest.mark.parametrize("path", golden("beco", "loss"))
+def test_loss(path):
+    z = load(path)
+    logits = [z[f"in/logits{k}"].clone().requires_grad_() for k in (1, 2)]
+    loss, parts, _ = cotraining_loss(logits, z["in/label"], z["in/mask"], z["in/boundary"], *weights_of(z))
+    loss.backward()
+    near(loss, z["out/loss"], 1e-5*z["out/loss"].abs())
+    for name, column in (("ce1", 0), ("cot1", 1)):
+        if f"out/{name}" in z: near(parts[0, column], z[f"out/{name}"], 1e-5*z[f"out/{name}"].abs())
+    for k, leaf in zip((1, 2), logits):
+        expected = z[f"grad/logits{k}"]
+        near(leaf.grad, expected, 1e-5*expected.abs().max())
+
+
+@pytest.mark.parametrize("path", golden("beco", "online_label"))
+def test_online_label(path):
+    z = load(path)
+    logits, threshold = [z["in/logits1"], z["in/logits2"]], float(z["opt/threshold"])
+    label, sure = online_label(logits, logits[0].shape[-2:])
+    near(sure, z["out/conf"], 1e-5)
+    top = torch.stack(logits).mean(0).softmax(1).topk(2, dim=1).values
+    clear = top[:, 0]-top[:, 1] > 1e-5
+    assert torch.equal(label.long()[clear], z["out/label"][clear]) and clear.float().mean() > .99
+    away = (sure-threshold).abs() > 1e-5
+    assert torch.equal((sure > threshold).long()[away], z["out/mask"][:, 0][away]) and away.float().mean() > .99
+
+
+# %% A whole step, and the answer
+class Two(Network):
+    "Two networks with the sizes of a file"
+    def __init__(self, z, config):
+        torch.nn.Module.__init__(self)
+        self.config, self.classes = config, tuple(range(20+1))
+        for k in (1, 2): self.add_module(f"network{k}", tiny_v2(z))
+
+def filled_pair(z, config): return filled(Two(z, config), tensors(z, "param"))
+
+@pytest.mark.parametrize("path", golden("beco", "train_step"))
+def test_train_step(path, monkeypatch):
+    "Gradients of the backbone are ill-conditioned: see the README beside the file"
+    z = load(path)
+    config = Config(mix_prob=float(z["opt/p"]), threshold=float(z["opt/threshold"]), warmup=0, colour=False)
+    net = filled_pair(z, config).train()
+    order = pair_order(len(z["in/img"]))
+    mix = torch.empty(len(order), dtype=torch.float64)
+    mix[order] = z["in/draws"]    # recorded in the order of what comes out; a sample brings its own
+    monkeypatch.setattr("wsss_nb.methods.beco.choose_classes", lambda searched, keys: recorded(z)(searched))
+    batch = {"input": z["in/img"], "label": z["in/label"], "trust": z["in/mask"][:, 0], "mix": mix, "epoch": 0,
+             "keys": torch.zeros(len(order), 20+1)}
+    label, trust = net.online(z["in/img"], torch.ones(len(order), dtype=torch.bool))
+    assert torch.equal(label.long(), z["out/label_online"]) and torch.equal(trust.long(), z["out/mask_online"][:, 0])
+    made = net.mixed(batch)
+    for k, name in (("label", "mixed_label"), ("mask", "mixed_mask"), ("boundary", "boundary")):
+        assert torch.equal(made[k].long(), z[f"out/{name}"]), k
+    terms = net.training_losses(batch, 0)
+    loss = sum(w*v for w, v in terms.values())
+    near(loss, z["out/loss"], 1e-4*z["out/loss"].abs())
+    loss.backward()
+    near(net.network1.encoder.layer1[0].bn1.running_mean, z["out/running_mean1_after"], 1e-5)
+    named = dict(net.named_parameters())
+    grads = tensors(z, "grad/param")
+    assert grads
+    for k, expected in grads.items():
+        ours = named[name_from_beco(k)].grad
+        if "backbone" not in k: near(ours, expected, 5e-3*expected.abs().max())
+        else:
+            near(ours, expected, .1*expected.abs().max())
+            assert torch.cosine_similarity(ours.flatten(), expected.flatten(), dim=0) >= .998
+
+
+@pytest.mark.parametrize("path", golden("beco", "test_msc"))
+def test_multi_scale(path):
+    z = load(path)
+    net = filled_pair(z, Config(infer_scales=tuple(z["opt/scales"].tolist()), infer_size=0))
+    with torch.no_grad():
+        near(net.seg_logits(z["in/x"]), z["out/pre_logits_single"], 1e-4)
+        near(net.multi_scale(z["in/x"])[0], z["out/pre_logits_msc"], 1e-4)
+
+
+# %% Scores and rates
+@pytest.mark.parametrize("path", golden("beco", "metrics"))
+def test_metrics(path):
+    z = np.load(path)
+    matrix = ConfusionMatrix(len(z["out/hist"])).add(z["in/pred"], z["in/gt"])
+    np.testing.assert_array_equal(matrix.counts, z["out/hist"])
+    watched = watched_scores(matrix)
+    for ours, theirs in {"iou": "train_iou", "miou": "train_miou", "pixel_accuracy": "overall_acc",
+                         "mean_accuracy": "mean_class_acc", "mean_precision": "mean_pred_acc"}.items():
+        np.testing.assert_allclose(watched[ours], z[f"out/{theirs}"], atol=1e-6)
+    for ours, theirs in {"iou": "final_iou", "miou": "final_miou", "weighted_iou": "final_fwiou"}.items():
+        np.testing.assert_allclose(getattr(matrix, ours), z[f"out/{theirs}"], atol=1e-6)
+
+
+@pytest.mark.parametrize("path", golden("beco", "poly_lr"))
+def test_rate(path):
+    z = np.load(path)
+    lr, steps = float(z["opt/lr"]), int(z["opt/max_iters"])
+    factors = [poly_factor(t, steps, power=float(z["opt/power"]), floor=float(z["opt/min_lr"])/lr)
+               for t in range(steps)]
+    np.testing.assert_allclose(lr*np.array(factors), z["out/lr"], atol=1e-9)
