@@ -36,7 +36,8 @@ def foreground(
     maps = cam[image,channel].float()
     if size is not None and len(maps): maps = enlarge(maps.relu(), size)
     out = maps.new_zeros(len(cam), *(size or cam.shape[-2:]))
-    return out.index_reduce_(0, image, peak_normalised(maps), "amax").unsqueeze(1)
+    whose = image[:,None,None].expand_as(maps)
+    return out.scatter_reduce_(0, whose, peak_normalised(maps), "amax").unsqueeze(1)
 
 # %% ../../nbs/70_losses/80_erasing.ipynb #766bc9e3
 def erased(
