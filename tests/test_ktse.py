@@ -1,5 +1,5 @@
-"""What the recorded vectors of KTSE's classifier leave open: what is frozen, the optimiser over two steps, dropout, which
-passes a term looks at, and sizes that nobody planned."""
+"""What the recorded vectors of KTSE's classifier leave open: what is frozen, the optimiser over two steps, dropout,
+which passes a term looks at, and sizes that nobody planned."""
 from dataclasses import replace
 
 import numpy as np
@@ -50,7 +50,7 @@ def test_what_is_frozen():
     assert all(p.requires_grad for p in loose.parameters())
 
 def test_optimiser_by_hand():
-    "Every tensor that trains follows w -= lr·v, v = momentum·v + gradient + decay·w, over two steps; the others stay"
+    "What trains follows w -= lr·v, v = momentum·v + gradient + decay·w, over two steps; the rest stays"
     net = network()
     optimizer = sgd(net.config)(net.param_groups(), weight_decay=net.config.weight_decay)
     schedule, velocity = Schedule(optimizer, factor=rate_factor(net.config)), {}
@@ -127,7 +127,7 @@ def test_dropout():
     seen = []
     for name in ("b6", "b7"):
         for conv in ("conv_branch2b1", "conv_branch2b2"):
-            nn.init.ones_(getattr(net.encoder.get_submodule(name), conv.replace("conv", "bn")).bias)
+            nn.init.constant_(getattr(net.encoder.get_submodule(name), conv.replace("conv", "bn")).bias, 99.)
             net.encoder.get_submodule(f"{name}.{conv}").register_forward_hook(
                 lambda m, given, out: seen.append((given[0].abs().amax((-1, -2)) == 0).float().mean().item()))
     with torch.no_grad():

@@ -278,7 +278,8 @@ class Step(TrainingStep):
     def global_align(self): return global_align_loss(self.cam, self.cam_erased, self.image_labels)
     def transfer(self):
         single = stacked(self.cam[:self.pairs], self.cam2)
-        return transfer_loss(single, self.maps_stack[:,1:], self.union, self.config.margin)
+        together = resize(self.maps_stack[:,1:], single.shape[-2:])  # of another size only if an image's is no multiple
+        return transfer_loss(single, together, self.union, self.config.margin)
     def seg(self):
         background,objects,gap = self.own_terms
         return background+self.config.fg_weight*objects+self.config.gap_weight*gap
