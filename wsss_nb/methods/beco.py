@@ -356,6 +356,6 @@ def describe(
                             f"The prediction was given no image-level label; {crf}.",
                             "It is that of the last weights."]}
 
-STAGE = Stage("beco", train, ("labels",), ("checkpoints/beco",), part="beco")
+STAGE = Stage("beco", train, ("labels",), ("checkpoints/beco",), uses=("confidence",))
 METHOD = Method("beco", Config, PRESETS, Network, (STAGE,), (PREDICTION,PREDICTION_CRF), answers="beco", describe=describe,
                 check=check_data)

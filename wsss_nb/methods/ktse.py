@@ -324,7 +324,7 @@ def make_cams(
 ):
     "Write the class maps of every training image, at image size and a quarter of it (KTSE 8.1; IRN 2.2)"
     c,data = job.config,job.open(job.settings.train_split)
-    net = job.trained(TRAIN, partial(job.method.blank_network, job.settings, job.classes))
+    net = job.trained(TRAIN, partial(job.method.blank_network, job.config, job.classes))
     def load(n): return data.load_image(n),np.flatnonzero(data.image_labels(n))
     def look(x):
         image,keys = x

@@ -24,7 +24,7 @@ from ..data.datasets import open_dataset
 from .folder import Run,changed_settings,machine,read_result,source_commit,update_result
 from .method import Method
 from .settings import read_settings,resolve_config
-from .stage import Job,run_stage
+from .stage import TRAIN,Job,run_stage,training_folder
 
 # %% ../../nbs/75_run/70_engine.ipynb #da2679ad
 def preset_for(
@@ -173,7 +173,7 @@ def _files_of(run, artefact, ids):
     "Return the files of an artefact: those of some images, or the checkpoints of a training with its log"
     kind,_,stage = artefact.partition("/")
     if kind != "checkpoints": return [f for i in ids if (f := run.file(kind, i)).exists()]
-    training = Run(run.path, stage or None)
+    training = training_folder(run, stage or TRAIN)
     return [f for f in (training.last,training.best,training.log) if f.exists()]
 
 def take_over(

@@ -85,7 +85,8 @@ def _pieces(what):
         head = piece.partition(":")[0]
         if piece in known or is_outside(piece) and (Path(head).is_file() or not head.endswith(".py")):
             pieces,piece = [*pieces,piece],""
-    return pieces + [piece]*bool(piece or not pieces)
+    rest = piece if is_outside(piece) else piece.partition("+")[0]  # what is unknown: its first word
+    return pieces + [rest]*bool(rest or not pieces)
 
 def parts_of(
     what:str|Path|Method, # as for `get_method`
