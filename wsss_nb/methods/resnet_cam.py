@@ -115,6 +115,7 @@ class Config:
     workers:int = 2                             # loader processes
     save_every:int = 500                        # steps between checkpoints
     log_every:int = 20                          # steps between lines of a log
+    supervision = "labels"                      # what trains
 
 @patch
 def check(self:Config):
