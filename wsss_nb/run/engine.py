@@ -64,7 +64,7 @@ def read_made_with(
 )->dict:       # `method`, `settings`, `classes`, `data`, `preset`, `seed`
     "Return what a run was made with; raise `UserError` if its settings file cannot be that of a run"
     config = run.load_config()
-    for key,kind in {"method":str, "settings":dict, "classes":list}.items():
+    for key,kind in {"method":str, "settings":dict, "classes":list, "preset":str, "seed":int}.items():
         if not isinstance(config.get(key), kind):
             raise UserError(f"{run.config_file}: {key!r} is missing or no {kind.__name__}; "
                             "this is not the settings file of a run")
