@@ -235,7 +235,7 @@ def test_listed_when_installed(call, fails, world, monkeypatch):
     assert "mine" in call("wsss-list", "methods")[1].split()
     assert "mine  train,evaluate" in call("wsss-list", "stages")[1]
     assert "mine w_even=0.1  weight of the new loss" in call("wsss-list", "settings", "--method", "mine")[1]
-    assert "did you mean mine?" in fails("wsss-run", "mien", "--data", "scenes", "--out", "run")
+    assert "did you mean mine" in fails("wsss-run", "mien", "--data", "scenes", "--out", "run")
 
 def test_listed_from_a_file(call, world):
     (world/"my_method.py").write_text(METHOD)
@@ -497,3 +497,15 @@ def test_a_damaged_record(fails, mine, file, text, words):
     path = mine/file
     path.write_text(path.read_text().replace(text, "") if file == "config.toml" else text)
     assert words in fails("wsss-run", "my_method.py", "--data", "scenes", "--out", "run", "--stages", "evaluate")
+
+
+def test_a_file_of_the_name_of_a_kits_method_is_not_taken_for_it(call, fails, scenes, here):
+    (here/"mine.py").write_text("from dataclasses import replace\nfrom wsss_nb.methods import baseline\n"
+                                "METHOD = replace(baseline.METHOD)\n")
+    assert call("wsss-run", "mine.py", "--data", scenes, "--out", "out", *TINY)[::2] == (0, "")
+    for more in (("--stages", "evaluate"), ("--resume", *TINY)):
+        line = fails("wsss-run", "baseline", "--data", scenes, "--out", "out", *more)
+        assert "is not that of the kit; give the file" in line
+    (here/"out"/"config.toml").unlink()
+    line = fails("wsss-run", "mine.py", "--data", scenes, "--out", "out", "--resume", *TINY)
+    assert "holds checkpoints but no config.toml" in line

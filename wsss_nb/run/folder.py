@@ -100,6 +100,9 @@ def start(self:Run,
                             "choose another --out, or repeat its settings to resume it")
         self.lock()
         for half in [*self.path.glob("*/.*"), *self.path.glob("*/*/.*")]: half.is_file() and half.unlink()
+    elif next(self.path.glob("checkpoints/**/*.pt"), None):
+        raise UserError(f"{self.path}: holds checkpoints but no {self.config_file.name}, so nobody knows what they "
+                        "were trained with; put that file back, or choose another --out")
     self.lock()
     with atomic_path(self.config_file) as tmp: tmp.write_text(tomli_w.dumps(without_none(config)), encoding="utf-8")
     return self
