@@ -26,7 +26,7 @@ from wsss_nb.ground.core import IGNORE_INDEX, seed_everything, write_json
 from wsss_nb.methods.irn import Config, Network
 from wsss_nb.run.folder import machine
 
-CASES = ("step-irn-resnet50", "step-irn-mobilenetv2_100", "step-irn-resnet_toy")
+CASES = ("step-irn-resnet50", "step-irn-resnet_toy")
 CROP, BATCH = 512, 2
 
 

@@ -2,8 +2,8 @@
 sections.
 
 Paths are tables of flat indices, every pixel of every path is gathered, all pairs of all displacements stand in
-memory, and the backbone records what a gradient would need although its outputs are detached. Only the network's own
-layers come from the package.
+memory, the backbone records what a gradient would need although its outputs are detached, and tensors lie channel by
+channel, as PyTorch has them unless one asks. Only the network's own layers come from the package.
 """
 import copy
 
@@ -18,7 +18,7 @@ CLASSES = 21
 class LiteralIRN:
     "One iteration of [7]"
     def __init__(self, net, size, radius):
-        self.net = copy.deepcopy(net)
+        self.net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
         self.net.encoder.requires_grad_(True)
         self.size, self.radius = size, radius
         self.source, self.ends, self.paths = path_index(size, radius)
