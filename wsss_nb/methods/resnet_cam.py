@@ -27,7 +27,7 @@ from ..ground.io import write_cam
 from ..ground.parallel import processes
 from ..run.evaluate import EVALUATE
 from ..run.loop import check_divisible
-from ..run.method import SEED,Method
+from ..run.method import SEED,Method,without_initial
 from ..run.schedules import poly_factor
 from ..run.settings import must
 from ..run.stage import TRAIN,Job,Stage,training_folder
@@ -158,7 +158,7 @@ def write_cams(
 ):
     "Write the class maps of every training image, at full size and at stride 4 (IRN 2.2, 12)"
     c,data = job.config,job.open(job.config.train_split)
-    net = job.trained(TRAIN, partial(make_network, c, job.classes))
+    net = job.trained(TRAIN, partial(make_network, without_initial(c), job.classes))
     def load(n): return np.flatnonzero(data.image_labels(n)),data.load_image(n)
     def look(x):
         keys,image = x
