@@ -67,7 +67,8 @@ def plain_inter_pixel_losses(
     terms = {"pos":((bg*alike).sum()/(bg.sum()+EPS)+(fg*alike).sum()/(fg.sum()+EPS))/2,
              "neg":(neg*apart).sum()/(neg.sum()+EPS)}
     if displacement is None: return terms
-    p,way = pair_displacement(displacement, radius),torch.from_numpy(path_ends(radius)).to(displacement).T[...,None,None]
+    p = pair_displacement(displacement, radius)
+    way = torch.from_numpy(path_ends(radius)).to(p).T[...,None,None]
     def mean(kind, values): return (kind[:,None]*values).sum()/(2*kind.sum()+EPS)
     return terms | {"dp_fg":mean(fg, (p-way).abs()), "dp_bg":mean(bg, p.abs())}
 

@@ -132,7 +132,7 @@ def make_labels(
     job.make_files(data.ids, lambda i: [run.file("irn_labels", i)], lambda i: [run.file("cams", i)], write,
                    desc="IRN labels")
 
-# %% ../../nbs/80_methods/92_irn.ipynb #bd076ad5
+# %% ../../nbs/80_methods/92_irn.ipynb #4be9e4c8
 class Network(IRNet):
     "IRNet with its settings and losses (IRN 7)"
     def __init__(self,
@@ -149,7 +149,7 @@ class Network(IRNet):
     def loss_names(self)->tuple[str,...]: # for the log
         return ("pos","neg","dp_fg","dp_bg")[:4 if self.displacement else 2]
     def param_groups(self)->list[dict]: # for the optimiser
-        "Return the boundary branch, the displacement branch at ten times its rate, and a backbone that learns (IRN 7.3)"
+        "Return boundary branch, displacement branch at ten times its rate, a backbone that learns (IRN 7.3)"
         c,groups = self.config,{"edge":[], "dp":[], "encoder":[]}
         for name,p in self.named_parameters():
             kind = "edge" if name.startswith("fc_edge") else "dp" if name.startswith("fc_dp") else "encoder"

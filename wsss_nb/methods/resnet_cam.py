@@ -111,6 +111,7 @@ class Config:
     weight_decay:float = 1e-4                   # of all weights
     cam_scales:tuple[float,...] = (1.,.5,1.5,2.)# image sizes of a CAM
     bg_thresh:float = .15                       # score of the background in a seed
+    supervision = "labels"                      # what trains
     precision:str = "no"                        # "no", "bf16" or "fp16" (of Accelerate)
     workers:int = 2                             # loader processes
     save_every:int = 500                        # steps between checkpoints
@@ -149,9 +150,9 @@ def train_classifier(
     def make():
         transform = LongSideTransform(c.crop_size, c.long_side)
         return make_network(c, job.classes),TrainingSet(job.open(c.train_split), transform, job.seed, parts=())
-    recipe = {k:getattr(c, k) for k in ("iters","batch_size","weight_decay","precision","workers","save_every","log_every")}
+    recipe = ("iters","batch_size","weight_decay","precision","workers","save_every","log_every")
     return job.train(TRAIN, make, optimizer=partial(torch.optim.SGD, momentum=c.momentum),
-                     factor=partial(poly_factor, max_iter=c.iters), **recipe)
+                     factor=partial(poly_factor, max_iter=c.iters), **{k:getattr(c, k) for k in recipe})
 
 def write_cams(
     job:Job, # of the stage

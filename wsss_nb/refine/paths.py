@@ -59,7 +59,7 @@ def check_grid(
     size:tuple[int,int], # (h,w)
     radius:int,          # r ≥ 2
 ):
-    "Raise `UserError` if a grid is too small for the radius: it must have more than r-1 rows and 2(r-1) columns (IRN 4)"
+    "Raise `UserError` if a grid is too small: it must have more than r-1 rows and 2(r-1) columns (IRN 4)"
     if size[0] < radius or size[1] <= 2*(radius-1):
         raise UserError(f"a grid of {size[0]}×{size[1]} is too small for radius {radius}: "
                         f"it must have {radius} rows and {2*radius-1} columns at least")

@@ -24,7 +24,7 @@ from ..data.datasets import open_dataset
 from .folder import Run,changed_settings,machine,read_result,source_commit,update_result
 from .method import Method
 from .settings import read_settings,resolve_config
-from .stage import Job,run_stage
+from .stage import TRAIN,Job,run_stage,training_folder
 
 # %% ../../nbs/75_run/70_engine.ipynb #da2679ad
 def preset_for(
@@ -64,7 +64,7 @@ def read_made_with(
 )->dict:       # `method`, `settings`, `classes`, `data`, `preset`, `seed`
     "Return what a run was made with; raise `UserError` if its settings file cannot be that of a run"
     config = run.load_config()
-    for key,kind in {"method":str, "settings":dict, "classes":list}.items():
+    for key,kind in {"method":str, "settings":dict, "classes":list, "preset":str, "seed":int}.items():
         if not isinstance(config.get(key), kind):
             raise UserError(f"{run.config_file}: {key!r} is missing or no {kind.__name__}; "
                             "this is not the settings file of a run")
@@ -173,7 +173,7 @@ def _files_of(run, artefact, ids):
     "Return the files of an artefact: those of some images, or the checkpoints of a training with its log"
     kind,_,stage = artefact.partition("/")
     if kind != "checkpoints": return [f for i in ids if (f := run.file(kind, i)).exists()]
-    training = Run(run.path, stage or None)
+    training = training_folder(run, stage or TRAIN)
     return [f for f in (training.last,training.best,training.log) if f.exists()]
 
 def take_over(
@@ -257,9 +257,10 @@ def continue_run(
     "Return a job of a run that has begun"
     if run.config_file.exists(): first_only(run.lock)
     def prepare():
-        made_with,changed = read_made_with(run),settings_of(run, method, overrides)
-        refuse_inside(run, {"settings":asdict(changed)})
+        made_with = read_made_with(run)
         _check_asked(run, made_with, (asked or {}) | ({} if evaluates_only else {"data":data}))
+        changed = settings_of(run, method, overrides)
+        refuse_inside(run, {"settings":asdict(changed)})
         differ = changed_settings(asdict(settings_of(run, method)), asdict(changed))
         if differ and not evaluates_only:
             raise UserError(f"{run.path}: was begun with other settings ({differ[0]}); "

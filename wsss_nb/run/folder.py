@@ -287,9 +287,11 @@ def read_result(
     path:Path, # result.json
 )->dict:       # empty if there is none
     "Return what a result file holds; raise `UserError` if it is damaged"
-    try: return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try: found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as e:
         raise UserError(f"{path}: not readable as JSON ({e}); remove it and run --stages evaluate again") from e
+    if isinstance(found, dict): return found
+    raise UserError(f"{path}: not the file of a run (it holds no table); remove it and run --stages evaluate again")
 
 def update_result(
     path:Path,   # result.json

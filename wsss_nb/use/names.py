@@ -23,12 +23,13 @@ from ..run.method import Method
 
 # %% ../../nbs/90_use/05_names.ipynb #fc4a7007
 METHODS = {"baseline":"wsss_nb.methods.baseline", "toco":"wsss_nb.methods.toco", "tsd-cam":"wsss_nb.methods.tsd_cam",
-           "cpdgl":"wsss_nb.methods.cpdgl", "tscd":"wsss_nb.methods.tscd", "i2crc":"wsss_nb.methods.i2crc"}
+           "cpdgl":"wsss_nb.methods.cpdgl", "tscd":"wsss_nb.methods.tscd", "i2crc":"wsss_nb.methods.i2crc", "ktse":"wsss_nb.methods.ktse", "resnet-cam":"wsss_nb.methods.resnet_cam"}
 PARTS = {"none":"wsss_nb.methods.refinements:NONE", "par":"wsss_nb.methods.refinements:PAR",
-         "crf":"wsss_nb.methods.refinements:CRF",
+         "crf":"wsss_nb.methods.refinements:CRF", "walk":"wsss_nb.methods.refinements:WALK",
+         "irn":"wsss_nb.methods.irn:METHOD", "beco":"wsss_nb.methods.beco:METHOD",
          "deeplab":"wsss_nb.methods.segmenters:DEEPLAB", "largefov":"wsss_nb.methods.segmenters:LARGEFOV",
          "segformer":"wsss_nb.methods.segmenters:SEGFORMER"}  # what only makes sense behind something else
-CHAINS = {}  # names of published chains
+CHAINS = {"ktse":"ktse+irn+beco"}  # published systems: alone, the name of the first part means all of it
 
 def list_methods()->list[str]: # names for `get_method`
     "Return the names of all methods: the kit's own, and those of installed packages"
@@ -84,7 +85,8 @@ def _pieces(what):
         head = piece.partition(":")[0]
         if piece in known or is_outside(piece) and (Path(head).is_file() or not head.endswith(".py")):
             pieces,piece = [*pieces,piece],""
-    return pieces + [piece]*bool(piece or not pieces)
+    rest = piece if is_outside(piece) else piece.partition("+")[0]  # what is unknown: its first word
+    return pieces + [rest]*bool(rest or not pieces)
 
 def parts_of(
     what:str|Path|Method, # as for `get_method`
