@@ -27,7 +27,7 @@ from ..ground.io import write_cam
 from ..ground.parallel import processes
 from ..run.evaluate import EVALUATE
 from ..run.loop import check_divisible
-from ..run.method import SEED,Method
+from ..run.method import SEED,Method,without_initial
 from ..run.schedules import poly_factor
 from ..run.settings import must
 from ..run.stage import TRAIN,Job,Stage,training_folder
@@ -111,11 +111,11 @@ class Config:
     weight_decay:float = 1e-4                   # of all weights
     cam_scales:tuple[float,...] = (1.,.5,1.5,2.)# image sizes of a CAM
     bg_thresh:float = .15                       # score of the background in a seed
+    supervision = "labels"                      # what trains
     precision:str = "no"                        # "no", "bf16" or "fp16" (of Accelerate)
     workers:int = 2                             # loader processes
     save_every:int = 500                        # steps between checkpoints
     log_every:int = 20                          # steps between lines of a log
-    supervision = "labels"                      # what trains
 
 @patch
 def check(self:Config):
@@ -150,16 +150,16 @@ def train_classifier(
     def make():
         transform = LongSideTransform(c.crop_size, c.long_side)
         return make_network(c, job.classes),TrainingSet(job.open(c.train_split), transform, job.seed, parts=())
-    recipe = {k:getattr(c, k) for k in ("iters","batch_size","weight_decay","precision","workers","save_every","log_every")}
+    recipe = ("iters","batch_size","weight_decay","precision","workers","save_every","log_every")
     return job.train(TRAIN, make, optimizer=partial(torch.optim.SGD, momentum=c.momentum),
-                     factor=partial(poly_factor, max_iter=c.iters), **recipe)
+                     factor=partial(poly_factor, max_iter=c.iters), **{k:getattr(c, k) for k in recipe})
 
 def write_cams(
     job:Job, # of the stage
 ):
     "Write the class maps of every training image, at full size and at stride 4 (IRN 2.2, 12)"
     c,data = job.config,job.open(job.config.train_split)
-    net = job.trained(TRAIN, partial(make_network, c, job.classes))
+    net = job.trained(TRAIN, partial(make_network, without_initial(c), job.classes))
     def load(n): return np.flatnonzero(data.image_labels(n)),data.load_image(n)
     def look(x):
         keys,image = x
