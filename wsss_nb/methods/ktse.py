@@ -415,8 +415,8 @@ _SMALL = {"late_batch":8, "momentum":.9, "total_steps":"actual", "save_every":50
 PRESETS = {
     "voc": {"train_split":"train_aug"},
     "shapes": _SMALL | {"backbone":"wrn_toy", "pretrained":True, "width":64, "crop_size":112, "long_side":(90,150),
-                        "pair_images":4, "iters":400, "start":150, "lr":.01, "head_mult":5.,
-                        "cam_scales":(1.,.5,1.5), "workers":0},
+                        "iters":300, "start":120, "lr":.003, "head_mult":5., "w_seg":.2, "w_seg_pair":.2,
+                        "fg_weight":.5, "cam_scales":(1.,.5,1.5), "bg_thresh":.22, "workers":0},
     "photos": _SMALL | {"backbone":"mobilenetv2_100", "width":128, "crop_size":224, "long_side":(192,320),
                         "pair_images":2, "iters":400, "start":200, "lr":.003, "head_mult":10., "workers":1},
 }
