@@ -10,7 +10,7 @@ DECLARED = pyproject.toml settings.ini setup.py $(wildcard ext/*)
 timed = begin=$$(date +%s); $(2) || exit; echo "$(1): $$(($$(date +%s) - begin)) s"
 
 .NOTPARALLEL:
-.PHONY: help demo test lint docs sync release-check vit_toy mit_toy clean
+.PHONY: help demo test lint docs sync release-check vit_toy mit_toy wrn_toy clean
 
 help:
 	@echo 'make demo   train and score the baseline on toy scenes (installs into $(VENV) first if needed)'
@@ -19,7 +19,7 @@ help:
 	@echo 'make docs   build the site into _build/html'
 	@echo 'make sync   bring the package and README.md up to date with the notebooks; fails if they lagged'
 	@echo 'make release-check  sdist and wheel in fresh environments, with and without a compiler (some minutes)'
-	@echo 'make vit_toy train the weights of vit_toy that come with the package anew (some 10 minutes); make mit_toy those of mit_toy'
+	@echo 'make vit_toy train the weights of vit_toy that come with the package anew (some 10 minutes); make mit_toy, make wrn_toy those of the others'
 	@echo 'make clean  remove what was built, $(VENV) excepted'
 
 demo: $(VENV)/.installed-run
@@ -42,7 +42,7 @@ docs: $(VENV)/.installed-dev
 sync: $(VENV)/.installed-dev
 	@$(call timed,sync,$(RUN) sh docs/sync.sh)
 
-vit_toy mit_toy: $(VENV)/.installed-run
+vit_toy mit_toy wrn_toy: $(VENV)/.installed-run
 	$(RUN) wsss-run baseline --data shapes:n=8000,seed=7 --preset vit_toy --backbone $@ --out runs/$@ --stages train --resume
 	$(RUN) python -c "from wsss_nb.use.experiment import save_encoder; print(save_encoder('runs/$@', 'wsss_nb/assets/$@.safetensors'))"
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor,nn
 
 import wsss_nb
+from .mxnet import read_params
 from ..ground.core import UserError,did_you_mean
 from ..ground.plugins import is_outside,load_object
 
@@ -45,11 +46,12 @@ def why_unreadable(
     return (text.splitlines() or [type(error).__name__])[0].split(". ")[0][:120]
 
 def read_weights(
-    path:str|Path, # .safetensors, .pth, .pt or .bin
+    path:str|Path, # .safetensors, .pth, .pt, .bin, or .params of MXNet
 )->dict[str,Tensor]: # tensors by name, without wrapping and without "module."
     "Return the tensors of a weight file without executing anything in it; raise `UserError` if it cannot be read"
     path = Path(path)
     if not path.is_file(): raise UserError(f"{path}: no such weight file")
+    if path.suffix == ".params": return read_params(path)
     try:
         with warnings.catch_warnings(action="ignore"):
             if path.suffix == ".safetensors":
@@ -95,7 +97,7 @@ def shipped_weights(
 # %% ../../nbs/30_backbones/10_core.ipynb #788f169d
 # modules of backbones, each with `backbone_names` and `build_backbone`
 FAMILIES = ("wsss_nb.backbones.vit", "wsss_nb.backbones.mit", "wsss_nb.backbones.resnet", "wsss_nb.backbones.vgg",
-            "wsss_nb.backbones.mobilenet", "wsss_nb.backbones.unet")
+            "wsss_nb.backbones.mobilenet", "wsss_nb.backbones.unet", "wsss_nb.backbones.wide_resnet")
 
 # %% ../../nbs/30_backbones/10_core.ipynb #575dce61
 def list_backbones()->list[str]: # names for `create_backbone`

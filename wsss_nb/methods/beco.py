@@ -9,7 +9,7 @@ __all__ = ['ORIGINAL', 'SEGMENTERS', 'PRESETS', 'STAGE', 'REFINED', 'METHOD', 'C
            'SegFormer', 'make_segmenter', 'online_label', 'Network', 'watch', 'check_data', 'train',
            'describe']
 
-# %% ../../nbs/80_methods/94_beco.ipynb #04983c9b
+# %% ../../nbs/80_methods/94_beco.ipynb #58fcf746
 import re
 from collections.abc import Callable,Sequence
 from dataclasses import dataclass,replace
@@ -45,7 +45,7 @@ from ..run.schedules import poly_factor
 from ..run.settings import must
 from ..run.stage import FileDataset,Job,Stage
 
-# %% ../../nbs/80_methods/94_beco.ipynb #f03066c9
+# %% ../../nbs/80_methods/94_beco.ipynb #7d58b26b
 @dataclass(frozen=True)
 class Config:
     "Settings of BECO; the defaults are KTSE's on VOC 2012"
@@ -86,7 +86,7 @@ class Config:
 
 ORIGINAL = {"segmenter":"deeplab_plus", "backbone":"resnet101d", "iters":52_880, "warmup":1, "infer_scales":None}
 
-# %% ../../nbs/80_methods/94_beco.ipynb #ae58e863
+# %% ../../nbs/80_methods/94_beco.ipynb #6b1c1eff
 @patch
 def check(self:Config):
     "Raise `UserError` for a setting whose value cannot work"
@@ -106,7 +106,7 @@ def check(self:Config):
     did_you_mean(self.segmenter, SEGMENTERS, "segmenter")
     if self.crf is not None: did_you_mean(self.crf, CRF_PRESETS, "CRF preset")
 
-# %% ../../nbs/80_methods/94_beco.ipynb #5aac813b
+# %% ../../nbs/80_methods/94_beco.ipynb #afd4d0b7
 class TrustedLabels(FileDataset):
     "The images of a dataset with label maps as `mask` and masks of trust as `saliency`, 0.0 or 1.0; None without a file"
     def __init__(self,
@@ -139,7 +139,7 @@ def read_trust(
     raise UserError(f"{path}: value {strange} in a mask of trust, which holds 0 (in doubt) and 255 (to be trusted) alone; "
                     "write it so")
 
-# %% ../../nbs/80_methods/94_beco.ipynb #e9ad17b8
+# %% ../../nbs/80_methods/94_beco.ipynb #dca1e6b0
 class SegFormer(nn.Module):
     "A Mix Transformer and SegFormer's decoder: normalised images (B,3,H,W) -> `seg_logits` (B,C+1,h,w) at stride 4"
     def __init__(self,
@@ -171,7 +171,7 @@ def make_segmenter(
     if fetch and resnet: options = options | {"weights":"V2"}
     return SEGMENTERS[config.segmenter](create_backbone(config.backbone, fetch, config.init, **options), num_classes)
 
-# %% ../../nbs/80_methods/94_beco.ipynb #91540c55
+# %% ../../nbs/80_methods/94_beco.ipynb #6f0292a1
 @torch.no_grad()
 def online_label(
     logits:Sequence[Tensor], # of the networks, (B,C+1,h,w) each, on their own grid
@@ -187,7 +187,7 @@ def online_label(
         sure.append(1/z.sub_(top[:,None]).exp_().sum(1))
     return torch.cat(labels),torch.cat(sure)
 
-# %% ../../nbs/80_methods/94_beco.ipynb #acb76396
+# %% ../../nbs/80_methods/94_beco.ipynb #c68176c6
 class Network(nn.Module):
     "Two segmenters that are trained together; their mean is what answers (BECO 3)"
     loss_names = ("seg","cot","differ")
@@ -206,7 +206,7 @@ class Network(nn.Module):
         return torch.stack(self.logits(images)).mean(0)
     def forward(self, images): return self.seg_logits(images)
 
-# %% ../../nbs/80_methods/94_beco.ipynb #b8845547
+# %% ../../nbs/80_methods/94_beco.ipynb #8f7054b7
 @patch
 def param_groups(self:Network)->list[dict]: # for the optimiser
     "Return one group per network as published (BECO 6.1), two if new layers have a rate of their own"
@@ -265,7 +265,7 @@ def training_losses(self:Network,
     cot = parts[:,1].sum()
     return {"seg":(1., loss-cot), "cot":(1., cot), "differ":(0., differ)}
 
-# %% ../../nbs/80_methods/94_beco.ipynb #940562e6
+# %% ../../nbs/80_methods/94_beco.ipynb #b2cd18ca
 @patch
 def multi_scale(self:Network,
     images:Tensor, # normalised, (B,3,H,W)
@@ -286,7 +286,7 @@ def segmentation(self:Network,
     if side: x = F.interpolate(x, (side,side), mode="bilinear", align_corners=False, antialias=True)
     return resize(self.multi_scale(x), images.shape[-2:])
 
-# %% ../../nbs/80_methods/94_beco.ipynb #4d3d5679
+# %% ../../nbs/80_methods/94_beco.ipynb #fc730b61
 @torch.no_grad()
 def watch(
     network:Network, # in evaluation mode, on its device
@@ -307,7 +307,7 @@ def watch(
     matrix.counts = sum(gather_objects(matrix.counts))
     return {"prediction":round(watched_scores(matrix)["miou"], 4)} if matrix.counts.any() else {}
 
-# %% ../../nbs/80_methods/94_beco.ipynb #2e4ab620
+# %% ../../nbs/80_methods/94_beco.ipynb #ee2c5b85
 def check_data(
     config,       # settings, BECO's or of a method that has it as part `beco`
     data:Dataset, # training images
@@ -332,7 +332,7 @@ def train(
                      factor=partial(poly_factor, max_iter=c.iters, floor=c.min_lr/c.lr if c.lr else 0.),
                      **{k:getattr(c, k) for k in recipe})
 
-# %% ../../nbs/80_methods/94_beco.ipynb #7e659fab
+# %% ../../nbs/80_methods/94_beco.ipynb #5d95cc7b
 _SMALL = {"pretrained":True, "infer_size":0, "workers":0, "save_every":50, "log_every":10, "val_images":0, "batch_size":8}
 PRESETS = {
     "voc": {},
@@ -343,7 +343,7 @@ PRESETS = {
                         "min_lr":1e-6, "decoder_mult":4., "infer_scales":None, "workers":1},
 }
 
-# %% ../../nbs/80_methods/94_beco.ipynb #d737c252
+# %% ../../nbs/80_methods/94_beco.ipynb #4140c77d
 def describe(
     job:Job, # of the evaluation
 )->dict:     # `thresholds`, `ground_truth` of `result.json`
@@ -357,7 +357,7 @@ def describe(
                             f"The prediction was given no image-level label; {crf}.",
                             "It is that of the last weights."]}
 
-STAGE = Stage("beco", train, ("labels",), ("checkpoints/beco",), part="beco")
+STAGE = Stage("beco", train, ("labels",), ("checkpoints/beco",), uses=("confidence",))
 REFINED = replace(PREDICTION_CRF, applies=lambda config: getattr(config, "beco", config).crf is not None)
 METHOD = Method("beco", Config, PRESETS, Network, (STAGE,), (PREDICTION,REFINED), answers="beco", describe=describe,
                 check=check_data)

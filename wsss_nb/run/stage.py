@@ -28,6 +28,7 @@ from ..data.datasets import open_dataset
 from ..backbones.core import load_matching
 from .folder import Run,load_checkpoint,read_result,update_result
 from .loop import Trainer
+from .settings import part_of
 
 # %% ../../nbs/75_run/45_stage.ipynb #7b9cbbb8
 def always(
@@ -45,6 +46,13 @@ class Stage:
     makes:tuple[str,...] = ()    # those that it makes
     applies:Callable = always    # settings -> is it run at all?
     part:str = ""                # its settings: "", those of the method, or the name of a part
+    uses:tuple[str,...] = ()     # artefacts that it reads only where they are there
+    owner:object = field(default=None, compare=False) # in a chain the `Method` that it is from; None: the method that is run
+    def is_run(self,
+        config, # settings of the method that is run
+    )->bool:
+        "Return whether it is run at all with these settings"
+        return self.applies(part_of(config, self.part))
 
 @dataclass
 class Job:
@@ -204,7 +212,7 @@ def _check_needs(
     for artefact in stage.needs:
         maker = next((s for s in stages if artefact in s.makes), None)
         if maker is None: raise UserError(f"stage {stage.name} needs {artefact}, which no stage of this method makes")
-        if maker.applies(config) and maker.name not in done:
+        if maker.is_run(config) and maker.name not in done:
             raise UserError(f"{run.path}: stage {stage.name} needs {artefact}, which stage {maker.name} makes "
                             f"and has not finished here; run it first (--stages {maker.name},{stage.name})")
 
@@ -216,8 +224,8 @@ def run_stage(
     _check_needs(stage, job.method.stages, job.config, job.run)
     done = read_result(job.run.result).get("seconds", {})
     reset_peak_memory()
-    config = getattr(job.config, stage.part) if stage.part else job.config
-    begin,job = time.perf_counter(),replace(job, config=config, made=0)
+    config,method = part_of(job.config, stage.part),stage.owner or job.method
+    begin,job = time.perf_counter(),replace(job, config=config, method=method, made=0)
     values = stage.work(job) or {}
     job.begin()
     if not any_process(job.made) and stage.name in done: return read_result(job.run.result)

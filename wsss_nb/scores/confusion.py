@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/65_scores/confusion.html.md"""
 
 # %% auto #0
 __all__ = ['PER_CLASS', 'OVERALL', 'REASONS', 'count_pairs', 'ConfusionMatrix', 'watched_scores', 'image_f1',
-           'threshold_sweep', 'image_record', 'worst_images', 'evaluate_folders']
+           'sweep_matrices', 'threshold_sweep', 'image_record', 'worst_images', 'evaluate_folders']
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #0709b2ec
 from collections import Counter
@@ -229,6 +229,20 @@ def image_f1(
     return float(np.mean(2*(pred & true).sum(1)/np.maximum(both, 1)))
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #647d2ab7
+def sweep_matrices(
+    cams:Iterable,               # per image as of `io.read_cam`: channels (K,), maps (K,H,W) in [0,1]
+    masks:Iterable,              # per image: ground truth, (H,W)
+    num_classes:int,             # classes, background included
+    thresholds:Sequence[float],  # values of `bg_thresh` to try, compared in the maps' precision
+)->list[ConfusionMatrix]:        # one per threshold
+    "Return how the seeds at each threshold compare with ground truth"
+    matrices = [ConfusionMatrix(num_classes) for _ in thresholds]
+    for (keys,cam),mask in zip(cams, masks, strict=True):
+        value = np.max(cam, axis=0, initial=0)
+        label = (np.asarray(keys)[np.argmax(cam, axis=0)]+1) if len(keys) else np.zeros_like(mask)
+        for t,matrix in zip(thresholds, matrices): matrix.add(np.where(value > float(t), label, BACKGROUND), mask)
+    return matrices
+
 def threshold_sweep(
     cams:Iterable,                          # per image as of `io.read_cam`: channels (K,), maps (K,H,W) in [0,1]
     masks:Iterable,                         # per image: ground truth, (H,W)
@@ -237,11 +251,7 @@ def threshold_sweep(
 )->dict:                                    # "bg_thresh" and "miou" of the best, "curve" of (threshold, mIoU), "note"
     "Return the mIoU at each threshold and the best of them, with the note that this used ground truth"
     thresholds = [round(.05*i, 2) for i in range(1,19+1)] if thresholds is None else list(thresholds)
-    matrices = [ConfusionMatrix(num_classes) for _ in thresholds]
-    for (keys,cam),mask in zip(cams, masks, strict=True):
-        value = np.max(cam, axis=0, initial=0)
-        label = (np.asarray(keys)[np.argmax(cam, axis=0)]+1) if len(keys) else np.zeros_like(mask)
-        for t,matrix in zip(thresholds, matrices): matrix.add(np.where(value > t, label, BACKGROUND), mask)
+    matrices = sweep_matrices(cams, masks, num_classes, thresholds)
     curve = [(float(t), m.miou) for t,m in zip(thresholds, matrices)]
     best,score = max(curve, key=lambda c: c[1])
     return {"bg_thresh":best, "miou":score, "curve":curve, "note":"this used ground truth"}
@@ -295,7 +305,9 @@ def _ids_to_score(
     for folder in map(Path, (pred_dir, mask_dir)):
         if not folder.is_dir(): raise UserError(f"{folder}: no such folder")
         found[folder] = {p.stem for p in folder.glob("*.png")}
-        if not found[folder]: raise UserError(f"{folder}: holds no PNG label maps")
+        if found[folder]: continue
+        maps = "; its .npy files are no label maps, `wsss-crf` makes some of them" if any(folder.glob("*.npy")) else ""
+        raise UserError(f"{folder}: holds no PNG label maps{maps}")
     ids = sorted(found[Path(mask_dir)]) if ids is None else list(ids)
     if not ids: raise UserError("the list of images to score is empty")
     odd = next((i for i in ids if not i or Path(i).name != i), None)
