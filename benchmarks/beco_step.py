@@ -119,5 +119,5 @@ def main(
                     | {f"{w}_mb": memory_of(case, w, options) for w in ("ours", "peer")})
         for k, v in rows[-1].items(): print(f"  {k}: {v}", flush=True)
     if json:
-        write_json(json, {"machine": machine() | {"torch": torch.__version__, "clock": "processor time" if cpu else "wall"},
-                          "images": "toy scenes", "rows": rows})
+        told = machine() | {"torch": torch.__version__, "clock": "processor time" if cpu else "wall"}
+        write_json(json, {"machine": told, "images": "toy scenes", "rows": rows})

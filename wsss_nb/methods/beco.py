@@ -89,8 +89,8 @@ ORIGINAL = {"segmenter":"deeplab_plus", "backbone":"resnet101d", "iters":52_880,
 def check(self:Config):
     "Raise `UserError` for a setting whose value cannot work"
     one = ("crop_size","batch_size","iters","val_every","save_every","log_every")
-    none = ("warmup","edge_size","w_edge","w_cot_edge","lr","min_lr","decoder_mult","weight_decay","infer_size","workers",
-            "val_images")
+    none = ("warmup","edge_size","w_edge","w_cot_edge","lr","min_lr","decoder_mult","weight_decay","infer_size",
+            "workers","val_images")
     for name in one: must(self, name, getattr(self, name) >= 1, "1 or more")
     for name in none: must(self, name, getattr(self, name) >= 0, "0 or more")
     for name in ("mix_prob","threshold"): must(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
@@ -106,7 +106,10 @@ def check(self:Config):
 
 # %% ../../nbs/80_methods/94_beco.ipynb #a7934c72
 class TrustedLabels(FileDataset):
-    "The images of a dataset with label maps as `mask` and masks of trust as `saliency`, 0.0 or 1.0; None without a file"
+    """The images of a dataset with label maps as `mask` and masks of trust as `saliency` (BECO 2)
+
+    The latter hold 0 and 1; they are None without a file.
+    """
     def __init__(self,
         data:Dataset,         # images
         label:Callable,       # ID -> file of its label map; images without one are left out
@@ -320,7 +323,8 @@ def train(
                      **{k:getattr(c, k) for k in recipe})
 
 # %% ../../nbs/80_methods/94_beco.ipynb #5d95cc7b
-_SMALL = {"pretrained":True, "infer_size":0, "workers":0, "save_every":50, "log_every":10, "val_images":0, "batch_size":8}
+_SMALL = {"pretrained":True, "infer_size":0, "workers":0, "save_every":50, "log_every":10, "val_images":0,
+          "batch_size":8}
 PRESETS = {
     "voc": {},
     "coco": {},
@@ -345,8 +349,8 @@ def describe(
                             f"The prediction was given no image-level label; it is that of the last weights; {crf}."]}
 
 STAGE = Stage("beco", train, ("labels",), ("checkpoints/beco",), uses=("confidence",))
-METHOD = Method("beco", Config, PRESETS, Network, (STAGE,), (PREDICTION,PREDICTION_CRF), answers="beco", describe=describe,
-                check=check_data)
+METHOD = Method("beco", Config, PRESETS, Network, (STAGE,), (PREDICTION,PREDICTION_CRF), answers="beco",
+                describe=describe, check=check_data)
 
 # %% ../../nbs/80_methods/94_beco.ipynb #f994834d
 def beco_settings(
@@ -355,17 +359,20 @@ def beco_settings(
 )->dict:                    # `segmenter`, `backbone`
     "Return the settings that the shapes of a file of BECO's tell; raise `UserError` if it is none (BECO 9.1)"
     def has(name): return all(f"network{k}.{name}" in state for k in (1,2))
-    found = [k for k,name in (("deeplab","decoder.convs.3.weight"), ("deeplab_plus","decoder.classifier.weight")) if has(name)]
+    signs = {"deeplab":"decoder.convs.3.weight", "deeplab_plus":"decoder.classifier.weight"}
+    found = [kind for kind,name in signs.items() if has(name)]
     if not found or not has("encoder.layer4.0.conv1.weight"):
         raise UserError("holds no two networks of BECO's, a ResNet with DeepLab-v2 or DeepLab-v3+ each")
     def layer(i): return f"network1.encoder.layer{i}."
     def depth(i): return 1+max(int(k.split(".")[3]) for k in state if k.startswith(layer(i)))
-    seen = {"blocks":tuple(map(depth, (1,2,3,4))), "widths":tuple(len(state[layer(i)+"0.conv1.weight"]) for i in (1,2,3,4)),
-            "stem":state["network1.encoder.bn1.weight"].shape[0]*(2 if has("encoder.conv3.weight") else 1),
-            "deep":has("encoder.conv3.weight")}
+    deep = has("encoder.conv3.weight")
+    seen = {"blocks":tuple(map(depth, (1,2,3,4))),
+            "widths":tuple(len(state[layer(i)+"0.conv1.weight"]) for i in (1,2,3,4)),
+            "stem":len(state[f"network1.encoder.bn{3 if deep else 1}.weight"]), "deep":deep}
     usual = {"blocks":(3,4,6,3), "widths":(64,128,256,512), "stem":64, "deep":False}
     known = [name for name,made in SIZES.items() if usual | made == seen]
-    if not known: raise UserError(f"its backbone has {', '.join(f'{k} {v}' for k,v in seen.items())}, which is none of ours")
+    told = ", ".join(f"{k} {v}" for k,v in seen.items())
+    if not known: raise UserError(f"its backbone has {told}, which is none of ours")
     return {"segmenter":found[0], "backbone":known[0]}
 
 def read_beco(
