@@ -1,4 +1,4 @@
-"""Two segmenters learn from the same doubtful labels, teach each other where nothing is sure, and see objects pasted where they never stood
+"""Two segmenters share doubtful labels, teach each other where nothing is sure, and learn edges from pasted objects
 
 Docs: https://example.github.io/wsss_nb/80_methods/beco.html.md"""
 

@@ -1,4 +1,4 @@
-"""What a thing is, the deep layers know; where it ends, the first layer still remembers: the second is laid beside the first
+"""What a thing is, deep layers know; where it ends, the first layer remembers: it is laid in front of the others
 
 Docs: https://example.github.io/wsss_nb/60_networks/deeplab_plus.html.md"""
 
