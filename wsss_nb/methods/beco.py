@@ -263,7 +263,9 @@ def multi_scale(self:Network,
     "Return the mean of the networks, the largest over all sizes of the image (BECO 7.1)"
     logits = self.seg_logits(images)
     for s in {*(self.config.infer_scales or ())}-{1.}:
-        x = F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False)
+        H,W = images.shape[-2:]
+        size = {"scale_factor":s} if s*min(H, W) >= 1 else {"size":(max(int(s*H), 1),max(int(s*W), 1))}
+        x = F.interpolate(images, **size, mode="bilinear", align_corners=False)
         logits = torch.maximum(logits, resize(self.seg_logits(x), logits.shape[-2:]))
     return logits
 
