@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from torch import Tensor,nn
 from torch.nn import functional as F
 
-from ..ground.core import UserError,did_you_mean
+from ..ground.core import IGNORE_INDEX,UserError,did_you_mean
 from ..ground.parallel import gather_objects,processes,share,together
 from ..ground.tensors import enlarge,resize
 from ..data.core import Dataset,check_mask
@@ -57,6 +57,8 @@ class Config:
     batch_size:int = 16                         # images per step, even: they are mixed in pairs
     iters:int = 66_100                          # steps: 100 epochs of train_aug
     warmup:int = 2                              # epochs before online labels
+    # epochs before masks of trust count; until then all that is labelled is trusted. Published: 0
+    mask_start:int = 0
     mix_prob:float = .5                         # probability that a sample is mixed
     threshold:float = .95                       # probability from which an online label is trusted
     edge_size:int = 1                           # half the width of an outline, pixels
@@ -89,8 +91,8 @@ ORIGINAL = {"segmenter":"deeplab_plus", "backbone":"resnet101d", "iters":52_880,
 def check(self:Config):
     "Raise `UserError` for a setting whose value cannot work"
     one = ("crop_size","batch_size","iters","val_every","save_every","log_every")
-    none = ("warmup","edge_size","w_edge","w_cot_edge","lr","min_lr","decoder_mult","weight_decay","infer_size",
-            "workers","val_images")
+    none = ("warmup","mask_start","edge_size","w_edge","w_cot_edge","lr","min_lr","decoder_mult","weight_decay",
+            "infer_size","workers","val_images")
     for name in one: must(self, name, getattr(self, name) >= 1, "1 or more")
     for name in none: must(self, name, getattr(self, name) >= 0, "0 or more")
     for name in ("mix_prob","threshold"): must(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
@@ -230,7 +232,8 @@ def mixed(self:Network,
     batch:dict, # of `MixTransform`, and `epoch`
 )->dict:        # of `mix_pairs`
     "Return the batch that is learnt from, but for its colours (BECO 4.2)"
-    c,x,given = self.config,batch["input"],(batch["label"],batch["trust"])
+    c,x,label = self.config,batch["input"],batch["label"]
+    given = label,batch["trust"] if batch["epoch"] >= c.mask_start else (label != IGNORE_INDEX).to(torch.uint8)
     if not c.mix_prob:
         nothing = torch.zeros_like(given[1], dtype=torch.bool)
         return {"images":x, "label":given[0], "mask":given[1], "boundary":nothing, "order":torch.arange(len(x))}
@@ -330,10 +333,10 @@ _SMALL = {"pretrained":True, "infer_size":0, "workers":0, "save_every":50, "log_
 PRESETS = {
     "voc": {},
     "coco": {},
-    "shapes": _SMALL | {"backbone":"unet_toy", "crop_size":96, "iters":500, "warmup":1, "lr":2e-3, "decoder_mult":10.,
-                        "threshold":.9, "infer_scales":(1.5,), "crf":"psa"},
-    "photos": _SMALL | {"backbone":"mobilenetv2_100", "crop_size":160, "iters":300, "warmup":4, "lr":5e-5,
-                        "min_lr":1e-6, "decoder_mult":4., "infer_scales":None, "workers":1},
+    "shapes": _SMALL | {"backbone":"unet_toy", "crop_size":96, "iters":500, "warmup":1, "mask_start":1,
+                        "lr":2e-3, "decoder_mult":10., "threshold":.9, "infer_scales":(1.5,), "crf":"psa"},
+    "photos": _SMALL | {"backbone":"mobilenetv2_100", "crop_size":160, "iters":300, "warmup":4, "mask_start":4,
+                        "lr":5e-5, "min_lr":1e-6, "decoder_mult":4., "infer_scales":None, "workers":1},
 }
 
 # %% ../../nbs/80_methods/94_beco.ipynb #b83a58d8
