@@ -110,7 +110,7 @@ def forward(self:ResNet,
 # %% ../../nbs/30_backbones/40_resnet.ipynb #550d97a2
 SIZES = {"resnet_toy": dict(blocks=(1,1,2,2), widths=(16,24,40,64), stem=16), "resnet50": {},
          "resnet101": dict(blocks=(3,4,23,3)), "resnet152": dict(blocks=(3,8,36,3)),
-         "resnet50d": dict(deep=True), "resnet101d": dict(blocks=(3,4,23,3), deep=True)}  # name -> arguments of `ResNet`
+         "resnet50d": dict(deep=True), "resnet101d": dict(blocks=(3,4,23,3), deep=True)} # name -> arguments of `ResNet`
 
 def backbone_names()->tuple[str,...]: # names that `build_backbone` knows
     "Return the names of the ResNets"
@@ -142,7 +142,8 @@ def build_backbone(
     backbone = ResNet(**SIZES[name], **options)
     if pretrained:
         if not name[6:].isdigit():
-            raise UserError(f"setting pretrained=true: {name} has no weights of torchvision's; leave it out, or --init FILE")
+            raise UserError(f"setting pretrained=true: {name} has no weights of torchvision's; "
+                            "leave it out, or --init FILE")
         from torchvision.models import get_weight
         backbone.load_init(get_weight(f"ResNet{name[6:]}_Weights.IMAGENET1K_{weights}").get_state_dict(progress=False))
     return backbone

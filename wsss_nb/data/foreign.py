@@ -112,6 +112,6 @@ def read_confidence(
 )->np.ndarray:     # (H,W) bool
     "Return which pixels are to be trusted; raise `UserError` for a file that holds more than 0 and 255"
     image = read_image(path)
-    strange = np.setdiff1d(image, [0,IGNORE_INDEX])
+    strange = np.setdiff1d(np.flatnonzero(np.bincount(image.ravel())), [0,IGNORE_INDEX])  # no sorting of pixels
     if len(strange): raise UserError(f"{path}: is no mask, it holds {strange[0]}; write 0 and 255, nothing between")
     return image[...,0] > 0

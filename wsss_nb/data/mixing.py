@@ -185,7 +185,8 @@ def _normalised(
 class MixTransform:
     """Make samples of pieces for `mix_pairs` and `colour_batch` (BECO 4.4)
 
-    `input` (3,S,S), `label` (S,S) uint8, `trust` (S,S) uint8 0/1; chance for later: `mix`, `keys` (C+1,), `colour` (9,).
+    `input` (3,S,S), `label` (S,S) uint8, `trust` (S,S) uint8 0/1; chance for later: `mix`, `keys` (C+1,) and
+    `colour` (9,).
     """
     def __init__(self,
         size:int=512,                           # S

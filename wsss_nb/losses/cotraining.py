@@ -42,7 +42,8 @@ def _compare(
     return torch.stack(sums),(answers[0] != answers[-1]).sum()
 
 # %% ../../nbs/70_losses/95_cotraining.ipynb #7eb2b6b2
-AT_ONCE = {"cpu":2**20, "cuda":2**27}  # numbers of a map of logits at full size that are looked at together: a cache full
+# numbers of a map of logits at full size that are looked at together: on a processor what a cache holds
+AT_ONCE = {"cpu":2**20, "cuda":2**27}
 
 def _weights(n, m, like):
     "Return how much each of `n` positions counts in each of `m` pixels, (n,m)"

@@ -1,4 +1,4 @@
-"""What a thing is, the deep layers know; where it ends, the first layer still remembers: the second is laid beside the first
+"""What a thing is, deep layers know; where it ends, the first layer remembers: it is laid in front of the others
 
 Docs: https://example.github.io/wsss_nb/60_networks/deeplab_plus.html.md"""
 
@@ -107,8 +107,9 @@ class DeepLabPlus(nn.Module):
     ):
         super().__init__()
         found = [k for k in LOW_LEVEL if k in encoder.channels]
-        if not found: raise UserError("DeepLab-v3+ reads features at stride 4, which a ResNet or a Mix Transformer has: "
-                                      "choose --backbone resnet101d or mit_b2")
+        if not found:
+            raise UserError("DeepLab-v3+ reads features at stride 4, which a ResNet or a Mix Transformer has: "
+                            "choose --backbone resnet101d or mit_b2")
         self.encoder,self.low,channels = encoder,found[0],encoder.channels
         self.decoder = DeepLabPlusHead(channels[self.low], channels["last"], num_classes, width, low_width, rates)
     def forward(self, images):
