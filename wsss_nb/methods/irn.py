@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..backbones.core import create_backbone
+from ..backbones.core import create_backbone,load_matching,read_weights
 from ..cam.strided import image_pairs,strided_size
 from ..data.core import Dataset
 from ..data.loader import TrainingSet
@@ -30,7 +30,7 @@ from ..ground.parallel import first_only,processes
 from ..ground.tensors import resize
 from ..labels.confidence import confidence_image,confident,label_of_scores,walk_scores
 from ..losses.inter_pixel import inter_pixel_losses,reduce_label
-from ..networks.irnet import IRNet,pair_boundary
+from ..networks.irnet import IRNet,is_irnet,load_irnet,pair_boundary
 from ..refine.crf import CRF_PRESETS,cam_crf_label
 from ..refine.paths import boundary_walk
 from ..run.folder import load_checkpoint
@@ -47,6 +47,7 @@ class Config:
     backbone:str = "resnet50"                   # a name of `list_backbones()`
     pretrained:bool = False                     # fetch the weights that are known for it? (needs a network)
     init:str|None = None                        # or a local weight file
+    weights:str|None = None                     # of the whole network, trained: a file such as res50_irn.pth
     learn_encoder:bool = False                  # let it learn too? Published: no
     width:int = 256                             # channels of the displacement branch, eight times those of the other
     displacement:bool = True                    # train the displacement branch? Labels do not need it
@@ -204,8 +205,14 @@ def _store_mean(job):
 def train_irnet(
     job:Job, # of the stage
 )->dict:     # for `result.json`
-    "Train IRNet on the labels that the CAMs are sure of, then measure the mean displacement (IRN 7)"
+    """Train IRNet on the labels that the CAMs are sure of, then measure the mean displacement (IRN 7)
+
+    Or take it as it was published (IRN 13)."""
     c = job.config
+    def read(net):
+        state = read_weights(c.weights)
+        (load_irnet if is_irnet(state) else load_matching)(net, state)
+    if c.weights: return job.adopt("irn-train", partial(Network, without_initial(c), job.classes), read, c.iters)
     def make():
         data = FileDataset(job.open(job.settings.train_split), label=lambda i: job.run.file("irn_labels", i))
         return Network(c, job.classes),TrainingSet(data, PieceTransform(c.crop_size, c.scale_range), job.seed)
@@ -294,7 +301,7 @@ def describe(
             "ground_truth":["The labels after the walk were given the true image-level labels.",
                             f"Boundaries were learnt from what the CAMs are sure of, refined by {crf}."]}
 
-STAGES = (Stage("irn-labels", make_labels, ("cams",), ("irn_labels",)),
+STAGES = (Stage("irn-labels", make_labels, ("cams",), ("irn_labels",), applies=lambda config: not config.weights),
           Stage("irn-train", train_irnet, ("irn_labels",), ("checkpoints/irn-train",)),
           Stage("irn-walk", walk, ("cams","checkpoints/irn-train"), ("labels","confidence","scores")))
 METHOD = Method("irn", Config, PRESETS, None, STAGES, (replace(PSEUDO_LABEL, stage="irn-walk", split="train"),),

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor,nn
 from torch.nn import functional as F
 
-from ..backbones.core import Backbone,create_backbone,load_matching
+from ..backbones.core import Backbone,create_backbone,load_matching,read_weights
 from ..cam.strided import strided_cams
 from ..data.core import Dataset
 from ..data.loader import TrainingSet
@@ -101,6 +101,7 @@ class Config:
     backbone:str = "resnet50"                   # a name of `list_backbones()`
     pretrained:bool = False                     # fetch the weights that are known for it? (needs a network)
     init:str|None = None                        # or a local weight file
+    weights:str|None = None                     # of the whole classifier, trained: a file such as res50_cam.pth
     long_side:tuple[int,...] = (320,640)        # the longer side of an image is drawn from here, pixels
     crop_size:int = 512                         # side of a training piece, pixels
     batch_size:int = 16                         # images per step
@@ -145,8 +146,12 @@ def make_network(
 def train_classifier(
     job:Job, # of the stage
 )->dict:     # for `result.json`
-    "Train the classifier (IRN 12)"
+    "Train the classifier, or take it as it was published (IRN 12)"
     c = job.config
+    def read(net):
+        state = read_weights(c.weights)
+        (load_resnet_cam if is_resnet_cam(state) else load_matching)(net, state)
+    if c.weights: return job.adopt(TRAIN, partial(make_network, without_initial(c), job.classes), read, c.iters)
     def make():
         transform = LongSideTransform(c.crop_size, c.long_side)
         return make_network(c, job.classes),TrainingSet(job.open(c.train_split), transform, job.seed, parts=())

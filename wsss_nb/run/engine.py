@@ -123,7 +123,7 @@ def outside_names(
     def found(key, value):
         if isinstance(value, Mapping): return [n for k,v in value.items() for n in found(k, v)]
         if key == "source" and isinstance(value, str): return [n for n in spelt(value) if is_outside(n)]
-        return [value] if isinstance(value, str) and key != "init" and is_outside(value) else []
+        return [value] if isinstance(value, str) and key not in ("init","weights") and is_outside(value) else []
     return [n for key in ("source","data","settings") for n in found(key, made_with.get(key))]
 
 def refuse_inside(
