@@ -110,7 +110,8 @@ def _check_source(
     "Raise `UserError` if a method of the same name goes on with a run of somebody's own"
     source = made_with.get("source")
     if source and not method.source:
-        raise UserError(f"{run.path}: its method {method.name!r} came from {source}, and is not that of the kit; give the file")
+        raise UserError(f"{run.path}: its method {method.name!r} came from {source}, and is not that of the kit; "
+                        "give the file")
 
 # %% ../../nbs/75_run/70_engine.ipynb #3d0be0a1
 def outside_names(
@@ -195,8 +196,10 @@ def take_over(
     theirs,ids = read_result(start.run.result),job.open(job.settings.train_split).ids
     def take(stage):
         for artefact in stage.makes:
-            for file in _files_of(start.run, artefact, ids): _linked(file, job.run.path/file.relative_to(start.run.path))
-        told = {k:{stage.name:theirs[k][stage.name]} for k in ("seconds","stage_memory_mb") if stage.name in theirs.get(k, {})}
+            for file in _files_of(start.run, artefact, ids):
+                _linked(file, job.run.path/file.relative_to(start.run.path))
+        kept = [k for k in ("seconds","stage_memory_mb") if stage.name in theirs.get(k, {})]
+        told = {k:{stage.name:theirs[k][stage.name]} for k in kept}
         update_result(job.run.result, told | {"taken_over":{stage.name:str(start.run.path)}})
     def taken():
         done = read_result(job.run.result).get("seconds", {})
