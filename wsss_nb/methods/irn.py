@@ -24,7 +24,7 @@ from ..data.core import Dataset
 from ..data.loader import TrainingSet
 from ..data.pieces import PieceTransform,cut_box,top_left_box
 from ..data.transforms import normalise
-from ..ground.core import UserError,atomic_path,did_you_mean
+from ..ground.core import atomic_path,did_you_mean
 from ..ground.io import read_cam,write_cam,write_image,write_label
 from ..ground.parallel import first_only,processes
 from ..ground.tensors import resize

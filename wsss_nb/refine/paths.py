@@ -1,4 +1,4 @@
-"""Two pixels belong together if no boundary lies on the straight way between them: one number per pixel instead of one per pair, and a walk of 256 steps that never builds the matrix
+"""Two pixels belong together if no boundary lies between them: one number per pixel instead of one per pair
 
 Docs: https://example.github.io/wsss_nb/50_refine/paths.html.md"""
 
@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ground.core import UserError
-from ..ground.tensors import resize
 
 # %% ../../nbs/50_refine/70_paths.ipynb #ee139750
 def displacements(
