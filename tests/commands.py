@@ -30,6 +30,9 @@ def chain(*parts):
     trained = [p for p in parts if p in ("baseline", "toco", "i2crc", "ktse", "irn", "deeplab", "beco")]
     changed = [s for p in parts for s in PART[p]]+[f"{p}.{s}" for p in trained for s in ("save_every=2", "log_every=1")]
     return ("--preset", "shapes", *(["--set", *changed] if changed else []))
+STAGED["ktse"] = chain("ktse", "irn", "beco")
+STAGED["resnet-cam"] = ("--preset", "shapes", "--set", "iters=4", "batch_size=2", "crop_size=64", "long_side=60,80",
+                        "cam_scales=1", "save_every=2", "log_every=1", "workers=0")
 # what else makes a method small: its own settings
 SMALL = {"toco": ("contrast_start=0", "num_crops=2", "local_size=24", "proj_hidden=16", "proj_bottleneck=8", "proj_dim=16"),
          "tsd-cam": ("corr_start=0", "corr_samples=4"),

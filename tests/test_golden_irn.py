@@ -9,7 +9,7 @@ import torch
 from golden_files import cases, golden
 
 from wsss_nb.backbones.resnet import ResNet
-from wsss_nb.cam.strided import image_pairs, merge_strided, padded_size, scaled_size, strided_size
+from wsss_nb.cam.strided import image_pairs, merge_pair, merge_strided, padded_size, scaled_size, strided_size
 from wsss_nb.data.pieces import centre_box, cut_box, rescale_rounded, top_left_box
 from wsss_nb.labels.confidence import confidence_image, confident, label_of_scores, walk_scores
 from wsss_nb.losses.inter_pixel import (
@@ -19,6 +19,7 @@ from wsss_nb.losses.inter_pixel import (
     plain_inter_pixel_losses,
     reduce_label,
 )
+from wsss_nb.methods.resnet_cam import ResNetCAM, load_resnet_cam
 from wsss_nb.networks.irnet import IRNet, irnet_state, load_irnet, pair_boundary
 from wsss_nb.refine.paths import (
     boundary_walk,
@@ -157,6 +158,24 @@ def test_irnet(path):
     close(edge, z["out/edge_logits_padded"], 1e-4)
     close(field, z["out/displacement_padded"], 1e-4)
     for i in cases(z, "out/stage"): close(features[net.features[int(i)-1]], z[f"out/stage{i}"], 1e-4)
+
+
+@pytest.mark.parametrize("path", golden("irn", "resnet50_cam_tiny"))
+def test_classifier(path):
+    z = load(path)
+    p, x, y = tensors(z, "param"), z["in/x"], z["in/label"]
+    net = ResNetCAM(tiny_resnet(p), p["classifier.weight"].shape[0])
+    assert not load_resnet_cam(net, p)
+    close(net.train()(x), z["out/logits"], 1e-4)
+    ((weight, loss),) = net.training_losses({"input": x, "image_labels": y}, 0).values()
+    close(weight*loss, z["out/loss"], 1e-4)
+    loss.backward()
+    close(merge_pair(net.cam_maps(x), "before"), z["out/cam"], 1e-4)
+    grads = {k.replace("resnet50.", "encoder."): g for k, g in tensors(z, "grad/param").items()}
+    named = dict(net.named_parameters())
+    for k, g in grads.items(): within(named[k].grad, g, 1e-3)
+    learning = {k.split(".")[1] for k, v in named.items() if v.grad is not None}
+    assert learning == {"layer3", "layer4", "weight"}
 
 
 # %% Losses

@@ -67,64 +67,67 @@ def plain_inter_pixel_losses(
     terms = {"pos":((bg*alike).sum()/(bg.sum()+EPS)+(fg*alike).sum()/(fg.sum()+EPS))/2,
              "neg":(neg*apart).sum()/(neg.sum()+EPS)}
     if displacement is None: return terms
-    p,way = pair_displacement(displacement, radius),torch.from_numpy(path_ends(radius)).to(displacement).T[...,None,None]
+    p = pair_displacement(displacement, radius)
+    way = torch.from_numpy(path_ends(radius)).to(p).T[...,None,None]
     def mean(kind, values): return (kind[:,None]*values).sum()/(2*kind.sum()+EPS)
     return terms | {"dp_fg":mean(fg, (p-way).abs()), "dp_bg":mean(bg, p.abs())}
 
-# %% ../../nbs/70_losses/90_inter_pixel.ipynb #9e623922
-def _counts(labels, radius):
-    "Return how many pairs are background, object, different, (3,) float; of all processes on average"
-    ends = path_ends(radius).tolist()
-    counts = torch.stack([torch.stack([k.sum() for k in _relation(labels, d, radius)]) for d in ends]).sum(0)
-    return mean_over_processes(counts.float())
+# %% ../../nbs/70_losses/90_inter_pixel.ipynb #79636301
+def _relations(labels, radius):
+    "Return what each pair is, (B,D,h',w') uint8: 0 undecided, 1 background, 2 an object, 3 different"
+    out = []
+    for d in path_ends(radius).tolist():
+        bg,fg,neg = _relation(labels, d, radius)
+        out.append(bg.byte()+2*fg.byte()+3*neg.byte())
+    return torch.stack(out, dim=1)
+
+def _packed(x):
+    "Return (B,h,w) int64 that are ordered as the values (float32, none negative); the lower half numbers the pixels"
+    numbers = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
+    return (x.contiguous().view(torch.int32).long() << 32) | numbers
 
 class _Pairs(torch.autograd.Function):
     "The four terms of `plain_inter_pixel_losses` as (4,), and their gradients, without arrays of all pairs and steps"
     @staticmethod
     def forward(ctx, boundary, displacement, labels, radius):
-        bg,fg,different = _counts(labels, radius).to(boundary.dtype)
-        w_bg,w_fg,w_neg = .5/(bg+EPS),.5/(fg+EPS),1/(different+EPS)
-        m_fg,m_bg = 1/(2*fg+EPS),1/(2*bg+EPS)
-        start,sums = window(boundary, 0, 0, radius),boundary.new_zeros(4)
-        shape = len(boundary),len(path_ends(radius)),*start.shape[1:]
-        largest,slope = boundary.new_empty(shape),boundary.new_empty(shape)
+        kinds = _relations(labels, radius)
+        bg,fg,different = mean_over_processes(torch.stack([(kinds == k).sum() for k in (1,2,3)]).float())
+        weights = torch.stack([0*bg, .5/(bg+EPS), .5/(fg+EPS), 1/(different+EPS)])
+        means = torch.stack([0*bg, 1/(2*bg+EPS), 1/(2*fg+EPS), 0*bg])
+        packed,sums = _packed(boundary),boundary.new_zeros(4)
+        slope,where = torch.empty_like(kinds, dtype=torch.float32),torch.empty_like(kinds, dtype=torch.int32)
         for n,path in enumerate(each_path(radius)):
-            bg,fg,neg = _relation(labels, path[0], radius)
-            torch.maximum(start, window(boundary, *path[0], radius), out=largest[:,n])
-            for d in path[1:-1]: torch.maximum(largest[:,n], window(boundary, *d, radius), out=largest[:,n])
-            m = largest[:,n]
-            weight = bg*w_bg+fg*w_fg+neg*w_neg
+            kind,largest = kinds[:,n],window(packed, *path[0], radius).clone()
+            for d in path[1:]: torch.maximum(largest, window(packed, *d, radius), out=largest)
+            where[:,n],m = largest & 0xffffffff,(largest >> 32).int().view(torch.float32)
+            neg,weight = kind == 3,weights[kind.int()]
             inside = torch.where(neg, m, 1-m)+EPS
-            value = -weight*inside.log()
+            value = weight*inside.log()
             apart = (value*neg).sum()
-            sums[0] += value.sum()-apart
-            sums[1] += apart
+            sums[0] -= value.sum()-apart
+            sums[1] -= apart
             torch.div(torch.where(neg, -weight, weight), inside, out=slope[:,n])
             if displacement is None: continue
-            off = _off(displacement, fg, path[0], radius).abs().sum(1)
-            sums[2] += (off*fg).sum()*m_fg
-            sums[3] += (off*bg).sum()*m_bg
-        ctx.save_for_backward(boundary, displacement, labels, largest, slope, m_fg, m_bg)
+            off = _off(displacement, kind == 2, path[0], radius).abs().sum(1)
+            sums[2] += (off*(kind == 2)).sum()*means[2]
+            sums[3] += (off*(kind == 1)).sum()*means[1]
+        ctx.save_for_backward(boundary, displacement, kinds, where, slope, means)
         ctx.radius = radius
         return sums
     @staticmethod
     def backward(ctx, grad):
-        boundary,displacement,labels,largest,slope,m_fg,m_bg = ctx.saved_tensors
-        radius,found = ctx.radius,torch.zeros_like(boundary)
+        boundary,displacement,kinds,where,slope,means = ctx.saved_tensors
+        radius,found = ctx.radius,torch.zeros_like(boundary).flatten(1)
         moved = None if displacement is None else torch.zeros_like(displacement)
-        for n,path in enumerate(each_path(radius)):
-            bg,fg,neg = _relation(labels, path[0], radius)
-            left,m = slope[:,n]*torch.where(neg, grad[1], grad[0]),largest[:,n]
-            for d in path:
-                hit = window(boundary, *d, radius) == m
-                window(found, *d, radius).add_(left*hit)
-                left = left.masked_fill(hit, 0)
+        upstream,sizes = grad[[0,0,0,1]],means*grad[[0,3,2,0]]
+        for n,d in enumerate(path_ends(radius).tolist()):
+            kind = kinds[:,n].int()
+            found.scatter_add_(1, where[:,n].flatten(1).long(), (slope[:,n]*upstream[kind]).flatten(1))
             if moved is None: continue
-            size = (fg*(grad[2]*m_fg)+bg*(grad[3]*m_bg))[:,None]
-            step = _off(displacement, fg, path[0], radius).sign()*size
+            step = _off(displacement, kind == 2, d, radius).sign()*sizes[kind][:,None]
             window(moved, 0, 0, radius).add_(step)
-            window(moved, *path[0], radius).sub_(step)
-        return found,moved,None,None
+            window(moved, *d, radius).sub_(step)
+        return found.view_as(boundary),moved,None,None
 
 def _off(displacement, fg, d, radius):
     "Return by how much pairs of one displacement miss what they should differ by, (B,2,h',w')"
@@ -140,10 +143,10 @@ def inter_pixel_losses(
 )->dict[str,Tensor]:          # `pos`, `neg`, and with displacement `dp_fg`, `dp_bg`: scalars
     """Return the four terms (IRN 7.2; Ahn et al. 2019, eq. 2-6)
 
-    Means are over the pairs of all processes. Raises `UserError` for a grid that is too small for the radius.
+    In float32; means are over the pairs of all processes. Raises `UserError` for a grid too small for the radius.
     """
     check_grid(boundary.shape[-2:], radius)
     with torch.autocast(boundary.device.type, enabled=False):
-        x = boundary.to(torch.promote_types(boundary.dtype, torch.float32))
-        terms = _Pairs.apply(x, None if displacement is None else displacement.to(x.dtype), labels, radius)
+        field = None if displacement is None else displacement.float()
+        terms = _Pairs.apply(boundary.float(), field, labels, radius)
     return dict(zip(("pos","neg","dp_fg","dp_bg")[:2 if displacement is None else 4], terms))

@@ -1,4 +1,4 @@
-"""x
+"""From maps of parts to labels of objects: sure pixels teach a network where objects end, and the maps walk up to there
 
 Docs: https://example.github.io/wsss_nb/80_methods/irn.html.md"""
 
@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..backbones.core import create_backbone
+from ..backbones.core import create_backbone,load_matching,read_weights
 from ..cam.strided import image_pairs,strided_size
 from ..data.core import Dataset
 from ..data.loader import TrainingSet
@@ -30,23 +30,24 @@ from ..ground.parallel import first_only,processes
 from ..ground.tensors import resize
 from ..labels.confidence import confidence_image,confident,label_of_scores,walk_scores
 from ..losses.inter_pixel import inter_pixel_losses,reduce_label
-from ..networks.irnet import IRNet,pair_boundary
+from ..networks.irnet import IRNet,is_irnet,load_irnet,pair_boundary
 from ..refine.crf import CRF_PRESETS,cam_crf_label
 from ..refine.paths import boundary_walk
 from ..run.folder import load_checkpoint
 from ..run.loop import check_divisible
-from ..run.method import PSEUDO_LABEL,Method
+from ..run.method import PSEUDO_LABEL,Method,without_initial
 from ..run.schedules import poly_factor
 from ..run.settings import must
 from ..run.stage import FileDataset,Job,Stage,training_folder
 
-# %% ../../nbs/80_methods/92_irn.ipynb #73c36173
+# %% ../../nbs/80_methods/92_irn.ipynb #9914f025
 @dataclass(frozen=True)
 class Config:
     "Settings of IRN; the defaults are those of KTSE's release on VOC 2012 (IRN 1)"
     backbone:str = "resnet50"                   # a name of `list_backbones()`
     pretrained:bool = False                     # fetch the weights that are known for it? (needs a network)
     init:str|None = None                        # or a local weight file
+    weights:str|None = None                     # of the whole network, trained: a file such as res50_irn.pth
     learn_encoder:bool = False                  # let it learn too? Published: no
     width:int = 256                             # channels of the displacement branch, eight times those of the other
     displacement:bool = True                    # train the displacement branch? Labels do not need it
@@ -80,6 +81,7 @@ class Config:
     save_every:int = 100                        # steps between checkpoints
     log_every:int = 20                          # steps between lines of a log
 
+# %% ../../nbs/80_methods/92_irn.ipynb #80902dc3
 OPTIMIZERS = ("sgd","adamw")
 
 @patch
@@ -106,7 +108,7 @@ def check(self:Config):
         must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
     if self.label_crf is not None: did_you_mean(self.label_crf, CRF_PRESETS, "CRF preset")
 
-# %% ../../nbs/80_methods/92_irn.ipynb #75481f6e
+# %% ../../nbs/80_methods/92_irn.ipynb #011978fa
 def irn_label(
     image:np.ndarray,    # (H,W,3) uint8
     cam:np.ndarray,      # CAMs of the classes in the image, (K,H,W) in [0,1]
@@ -119,6 +121,7 @@ def irn_label(
     return cam_crf_label(image, cam, keys, config.conf_bg, config.conf_fg, hard=True, gt_prob=config.gt_prob,
                          threads=1, **crf).astype(np.uint8)
 
+# %% ../../nbs/80_methods/92_irn.ipynb #56b08b15
 def make_labels(
     job:Job, # of the stage
 ):
@@ -130,7 +133,7 @@ def make_labels(
     job.make_files(data.ids, lambda i: [run.file("irn_labels", i)], lambda i: [run.file("cams", i)], write,
                    desc="IRN labels")
 
-# %% ../../nbs/80_methods/92_irn.ipynb #bd076ad5
+# %% ../../nbs/80_methods/92_irn.ipynb #4be9e4c8
 class Network(IRNet):
     "IRNet with its settings and losses (IRN 7)"
     def __init__(self,
@@ -147,7 +150,7 @@ class Network(IRNet):
     def loss_names(self)->tuple[str,...]: # for the log
         return ("pos","neg","dp_fg","dp_bg")[:4 if self.displacement else 2]
     def param_groups(self)->list[dict]: # for the optimiser
-        "Return the boundary branch, the displacement branch at ten times its rate, and a backbone that learns (IRN 7.3)"
+        "Return boundary branch, displacement branch at ten times its rate, a backbone that learns (IRN 7.3)"
         c,groups = self.config,{"edge":[], "dp":[], "encoder":[]}
         for name,p in self.named_parameters():
             kind = "edge" if name.startswith("fc_edge") else "dp" if name.startswith("fc_dp") else "encoder"
@@ -163,7 +166,7 @@ class Network(IRNet):
         terms = inter_pixel_losses(edge[:,0].float().sigmoid(), field, labels, self.config.radius)
         return {k:(.5, v) for k,v in terms.items()}
 
-# %% ../../nbs/80_methods/92_irn.ipynb #7fd28547
+# %% ../../nbs/80_methods/92_irn.ipynb #2bcabe0c
 @torch.no_grad()
 def mean_displacement(
     net:IRNet,               # in evaluation mode, its stored mean 0
@@ -184,12 +187,13 @@ def mean_displacement(
     if batch and not means: look()
     return torch.stack(means).mean(0)
 
-def _store_mean(job, network):
+# %% ../../nbs/80_methods/92_irn.ipynb #01d49f43
+def _store_mean(job):
     "Measure the mean displacement once after the training, and keep it in its checkpoint"
     c,folder = job.config,training_folder(job.run, "irn-train")
     state = load_checkpoint(folder)
     if not c.displacement or state["step"] < c.iters or "displacement_mean" in state: return
-    net = job.trained("irn-train", network)
+    net = job.trained("irn-train", partial(Network, without_initial(c), job.classes))
     data = job.open(c.mean_split if job.open(job.settings.train_split).has_split(c.mean_split) else
                     job.settings.train_split)
     images = (data.load_image(n) for n in range(len(data)))
@@ -201,19 +205,25 @@ def _store_mean(job, network):
 def train_irnet(
     job:Job, # of the stage
 )->dict:     # for `result.json`
-    "Train IRNet on the labels that the CAMs are sure of, then measure the mean displacement (IRN 7)"
-    c,network = job.config,partial(Network, job.config, job.classes)
+    """Train IRNet on the labels that the CAMs are sure of, then measure the mean displacement (IRN 7)
+
+    Or take it as it was published (IRN 13)."""
+    c = job.config
+    def read(net):
+        state = read_weights(c.weights)
+        (load_irnet if is_irnet(state) else load_matching)(net, state)
+    if c.weights: return job.adopt("irn-train", partial(Network, without_initial(c), job.classes), read, c.iters)
     def make():
         data = FileDataset(job.open(job.settings.train_split), label=lambda i: job.run.file("irn_labels", i))
-        return network(),TrainingSet(data, PieceTransform(c.crop_size, c.scale_range), job.seed)
+        return Network(c, job.classes),TrainingSet(data, PieceTransform(c.crop_size, c.scale_range), job.seed)
     optimizer = partial(torch.optim.SGD, momentum=c.momentum) if c.optimizer == "sgd" else torch.optim.AdamW
     recipe = ("iters","batch_size","accumulate","weight_decay","precision","workers","save_every","log_every")
     spent = job.train("irn-train", make, optimizer=optimizer, factor=partial(poly_factor, max_iter=c.iters),
                       **{k:getattr(c, k) for k in recipe})
-    first_only(lambda: _store_mean(job, network))
+    first_only(lambda: _store_mean(job))
     return spent
 
-# %% ../../nbs/80_methods/92_irn.ipynb #65159d13
+# %% ../../nbs/80_methods/92_irn.ipynb #790c3718
 def small_maps(
     path,                  # of an artefact `cams`
     size:tuple[int,int],   # (H,W) of the image
@@ -237,12 +247,13 @@ def walk_image(
     walked = boundary_walk(maps.to(device), boundary, config.walk_radius, config.beta, config.exp_times, config.dense)
     return walk_scores(walked, image.shape[:2], config.bg_thresh)
 
+# %% ../../nbs/80_methods/92_irn.ipynb #531ecd6e
 def walk(
     job:Job, # of the stage
 ):
     "Write label and confidence of every training image, and its scores if they are asked for (IRN 9, 10)"
     c,data,run = job.config,job.open(job.settings.train_split),job.run
-    net = job.trained("irn-train", partial(Network, c, job.classes))
+    net = job.trained("irn-train", partial(Network, without_initial(c), job.classes))
     def load(n):
         image,path = data.load_image(n),run.file("cams", data.ids[n])
         return image,read_cam(path)[0],small_maps(path, image.shape[:2])
@@ -261,14 +272,13 @@ def walk(
     job.make_files(data.ids, lambda i: [run.file(k, i) for k in kinds], lambda i: [run.file("cams", i), trained],
                    write, look, load, "walk")
 
-# %% ../../nbs/80_methods/92_irn.ipynb #fe9632f6
+# %% ../../nbs/80_methods/92_irn.ipynb #88872518
 PRESETS = {
     "voc": {},
     "original": {"conf_bg":.05, "pad_to":None},
-    "coco": {},
     "shapes": {"backbone":"resnet_toy", "learn_encoder":True, "width":64, "crop_size":112, "scale_range":(.75,1.5),
-               "radius":6, "batch_size":8, "iters":300, "lr":2e-3, "dp_mult":1., "encoder_mult":1., "optimizer":"adamw",
-               "pad_to":None, "workers":0, "save_every":50, "log_every":10},
+               "radius":6, "batch_size":8, "iters":500, "lr":2e-3, "dp_mult":1., "encoder_mult":1., "optimizer":"adamw",
+               "pad_to":None, "exp_times":4, "bg_thresh":.4, "workers":0, "save_every":50, "log_every":10},
     "photos": {"backbone":"mobilenetv2_100", "crop_size":256, "batch_size":8, "iters":300, "lr":.02, "dp_mult":5.,
                "momentum":.9, "pad_to":None, "workers":1, "save_every":50, "log_every":10},
 }
@@ -291,7 +301,7 @@ def describe(
             "ground_truth":["The labels after the walk were given the true image-level labels.",
                             f"Boundaries were learnt from what the CAMs are sure of, refined by {crf}."]}
 
-STAGES = (Stage("irn-labels", make_labels, ("cams",), ("irn_labels",)),
+STAGES = (Stage("irn-labels", make_labels, ("cams",), ("irn_labels",), applies=lambda config: not config.weights),
           Stage("irn-train", train_irnet, ("irn_labels",), ("checkpoints/irn-train",)),
           Stage("irn-walk", walk, ("cams","checkpoints/irn-train"), ("labels","confidence","scores")))
 METHOD = Method("irn", Config, PRESETS, None, STAGES, (replace(PSEUDO_LABEL, stage="irn-walk", split="train"),),

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor,nn
 from torch.nn import functional as F
 
-from ..backbones.core import Backbone,create_backbone,load_matching
+from ..backbones.core import Backbone,create_backbone,load_matching,read_weights
 from ..cam.strided import strided_cams
 from ..data.core import Dataset
 from ..data.loader import TrainingSet
@@ -27,7 +27,7 @@ from ..ground.io import write_cam
 from ..ground.parallel import processes
 from ..run.evaluate import EVALUATE
 from ..run.loop import check_divisible
-from ..run.method import SEED,Method
+from ..run.method import SEED,Method,without_initial
 from ..run.schedules import poly_factor
 from ..run.settings import must
 from ..run.stage import TRAIN,Job,Stage,training_folder
@@ -101,6 +101,7 @@ class Config:
     backbone:str = "resnet50"                   # a name of `list_backbones()`
     pretrained:bool = False                     # fetch the weights that are known for it? (needs a network)
     init:str|None = None                        # or a local weight file
+    weights:str|None = None                     # of the whole classifier, trained: a file such as res50_cam.pth
     long_side:tuple[int,...] = (320,640)        # the longer side of an image is drawn from here, pixels
     crop_size:int = 512                         # side of a training piece, pixels
     batch_size:int = 16                         # images per step
@@ -111,6 +112,7 @@ class Config:
     weight_decay:float = 1e-4                   # of all weights
     cam_scales:tuple[float,...] = (1.,.5,1.5,2.)# image sizes of a CAM
     bg_thresh:float = .15                       # score of the background in a seed
+    supervision = "labels"                      # what trains
     precision:str = "no"                        # "no", "bf16" or "fp16" (of Accelerate)
     workers:int = 2                             # loader processes
     save_every:int = 500                        # steps between checkpoints
@@ -144,21 +146,25 @@ def make_network(
 def train_classifier(
     job:Job, # of the stage
 )->dict:     # for `result.json`
-    "Train the classifier (IRN 12)"
+    "Train the classifier, or take it as it was published (IRN 12)"
     c = job.config
+    def read(net):
+        state = read_weights(c.weights)
+        (load_resnet_cam if is_resnet_cam(state) else load_matching)(net, state)
+    if c.weights: return job.adopt(TRAIN, partial(make_network, without_initial(c), job.classes), read, c.iters)
     def make():
         transform = LongSideTransform(c.crop_size, c.long_side)
         return make_network(c, job.classes),TrainingSet(job.open(c.train_split), transform, job.seed, parts=())
-    recipe = {k:getattr(c, k) for k in ("iters","batch_size","weight_decay","precision","workers","save_every","log_every")}
+    recipe = ("iters","batch_size","weight_decay","precision","workers","save_every","log_every")
     return job.train(TRAIN, make, optimizer=partial(torch.optim.SGD, momentum=c.momentum),
-                     factor=partial(poly_factor, max_iter=c.iters), **recipe)
+                     factor=partial(poly_factor, max_iter=c.iters), **{k:getattr(c, k) for k in recipe})
 
 def write_cams(
     job:Job, # of the stage
 ):
     "Write the class maps of every training image, at full size and at stride 4 (IRN 2.2, 12)"
     c,data = job.config,job.open(job.config.train_split)
-    net = job.trained(TRAIN, partial(make_network, c, job.classes))
+    net = job.trained(TRAIN, partial(make_network, without_initial(c), job.classes))
     def load(n): return np.flatnonzero(data.image_labels(n)),data.load_image(n)
     def look(x):
         keys,image = x

@@ -7,9 +7,10 @@ Docs: https://example.github.io/wsss_nb/50_refine/paths.html.md"""
 # %% auto #0
 __all__ = ['displacements', 'straight_path', 'search_paths', 'path_ends', 'check_grid', 'path_index', 'window',
            'each_path', 'path_affinity', 'dense_affinity', 'dense_transition', 'near_transition',
-           'walk_steps', 'boundary_walk', 'colour_boundary']
+           'walk_steps', 'walk_matrix', 'boundary_walk', 'colour_boundary']
 
-# %% ../../nbs/50_refine/70_paths.ipynb #d89f281e
+# %% ../../nbs/50_refine/70_paths.ipynb #6c7f1cd6
+import warnings
 from functools import lru_cache
 
 import numpy as np
@@ -58,7 +59,7 @@ def check_grid(
     size:tuple[int,int], # (h,w)
     radius:int,          # r ≥ 2
 ):
-    "Raise `UserError` if a grid is too small for the radius: it must have more than r-1 rows and 2(r-1) columns (IRN 4)"
+    "Raise `UserError` if a grid is too small: it must have more than r-1 rows and 2(r-1) columns (IRN 4)"
     if size[0] < radius or size[1] <= 2*(radius-1):
         raise UserError(f"a grid of {size[0]}×{size[1]} is too small for radius {radius}: "
                         f"it must have {radius} rows and {2*radius-1} columns at least")
@@ -179,8 +180,8 @@ def near_transition(
         below[:h-dy,left:right] = above[dy:,left+dx:right+dx] = affinity  # one way, and back
         places += [(dy,dx),(-dy,-dx)]
         weights += [below,above]
-    weights = torch.stack(weights)
-    return places,weights/weights.sum(0)
+    weights = torch.stack(weights).double() # 256 steps make 256 times the error of a sum
+    return places,(weights/weights.sum(0)).to(boundary.dtype)
 
 def walk_steps(
     scores:Tensor,                   # (C,h,w)
@@ -202,7 +203,23 @@ def walk_steps(
         inner.copy_(out)
     return inner.reshape(C, h, w)
 
-# %% ../../nbs/50_refine/70_paths.ipynb #75dafbc7
+# %% ../../nbs/50_refine/70_paths.ipynb #0230a5b6
+def walk_matrix(
+    places:list[tuple[int,int]],     # of `near_transition`
+    weights:Tensor,                  # of `near_transition`, (O,h,w)
+)->Tensor:                           # (N,N) in compressed rows: row = taker, column = giver
+    "Return one step of the walk as a sparse matrix"
+    (O,h,w),device = weights.shape,weights.device
+    order = sorted(range(O), key=lambda o: places[o])
+    dy,dx = torch.tensor([places[o] for o in order], device=device).T
+    rows,cols = torch.arange(h*w, device=device)//w,torch.arange(h*w, device=device)%w
+    y,x = rows[:,None]+dy,cols[:,None]+dx
+    inside = (y >= 0) & (y < h) & (x >= 0) & (x < w)
+    start = F.pad(inside.sum(1).cumsum(0), (1,0)).int()
+    with warnings.catch_warnings(action="ignore"): # that this form of matrices is young
+        return torch.sparse_csr_tensor(start, (y*w+x)[inside].int(), weights.flatten(1).T[:,order][inside], (h*w,h*w))
+
+# %% ../../nbs/50_refine/70_paths.ipynb #e7fa3722
 @torch.no_grad()
 def boundary_walk(
     scores:Tensor,      # CAMs or other maps, (C,h,w), none negative
@@ -221,7 +238,9 @@ def boundary_walk(
     scores = scores.to(dtype)*(1-boundary)
     with torch.autocast(scores.device.type, enabled=False):
         if dense: return _dense_walk(scores, boundary, radius, beta, exp_times)
-        return walk_steps(scores, *near_transition(boundary, radius, beta), 2**exp_times)
+        step,x = walk_matrix(*near_transition(boundary, radius, beta)),scores.flatten(1).T
+        for _ in range(2**exp_times if len(scores) else 0): x = step @ x
+    return x.T.reshape(scores.shape)
 
 # %% ../../nbs/50_refine/70_paths.ipynb #cac1a820
 def colour_boundary(

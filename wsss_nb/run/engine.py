@@ -64,7 +64,7 @@ def read_made_with(
 )->dict:       # `method`, `settings`, `classes`, `data`, `preset`, `seed`
     "Return what a run was made with; raise `UserError` if its settings file cannot be that of a run"
     config = run.load_config()
-    for key,kind in {"method":str, "settings":dict, "classes":list}.items():
+    for key,kind in {"method":str, "settings":dict, "classes":list, "preset":str, "seed":int}.items():
         if not isinstance(config.get(key), kind):
             raise UserError(f"{run.config_file}: {key!r} is missing or no {kind.__name__}; "
                             "this is not the settings file of a run")
@@ -102,6 +102,16 @@ def _check_asked(
             raise UserError(f"{run.path}: was trained with {k}={made}, not {k}={v}; "
                             "leave that option out, or train into another --out")
 
+def _check_source(
+    run:Run,        # with settings
+    made_with:dict, # what its settings file says
+    method:Method,  # that is to go on with it
+):
+    "Raise `UserError` if a method of the same name goes on with a run of somebody's own"
+    source = made_with.get("source")
+    if source and not method.source:
+        raise UserError(f"{run.path}: its method {method.name!r} came from {source}, and is not that of the kit; give the file")
+
 # %% ../../nbs/75_run/70_engine.ipynb #3d0be0a1
 def outside_names(
     made_with:dict, # of a run
@@ -113,7 +123,7 @@ def outside_names(
     def found(key, value):
         if isinstance(value, Mapping): return [n for k,v in value.items() for n in found(k, v)]
         if key == "source" and isinstance(value, str): return [n for n in spelt(value) if is_outside(n)]
-        return [value] if isinstance(value, str) and key != "init" and is_outside(value) else []
+        return [value] if isinstance(value, str) and key not in ("init","weights") and is_outside(value) else []
     return [n for key in ("source","data","settings") for n in found(key, made_with.get(key))]
 
 def refuse_inside(
@@ -238,6 +248,7 @@ def begin_run(
     record = {"command":command, "commit":source_commit(), "machine":machine()}
     def start():
         there = read_made_with(run) if resume and run.config_file.exists() else None
+        if there: _check_source(run, there, method)
         run.start(made_with, resume, asdict(settings_of(run, method)) if there else None)
         if there: tell_changed(run, there, method)
         update_result(run.result, known | record)
@@ -259,6 +270,7 @@ def continue_run(
     def prepare():
         made_with = read_made_with(run)
         _check_asked(run, made_with, (asked or {}) | ({} if evaluates_only else {"data":data}))
+        _check_source(run, made_with, method)
         changed = settings_of(run, method, overrides)
         refuse_inside(run, {"settings":asdict(changed)})
         differ = changed_settings(asdict(settings_of(run, method)), asdict(changed))

@@ -209,7 +209,9 @@ def _scores_of(
     "Return what `result.json` says about each product"
     matrices = {k:m for k,m in matrices.items() if m.counts.any()}
     tables = {k:m.to_dict(classes) for k,m in matrices.items()}
-    def errors(m): return {e:round(getattr(m, e), 4) for e in ("object_missed","background_taken","classes_confused")}
+    def errors(m):  # shares of nothing are left out: ground truth may have no background
+        shares = {e:getattr(m, e) for e in ("object_missed","background_taken","classes_confused")}
+        return {e:round(v, 4) for e,v in shares.items() if np.isfinite(v)}
     return {key:{k:t[key] for k,t in tables.items() if key in t} for key in ("miou","iou","precision","recall")} | {
         "errors":{k:errors(m) for k,m in matrices.items()}}
 
@@ -330,7 +332,8 @@ def _answering_network(
 def _made_before(
     job:Job, # of the stage
 )->tuple[Product,...]:
-    "Return the products that earlier stages have finished here, on training images with ground truth"
+    "Return the products that earlier stages have finished here, on training images of this data with ground truth"
+    if job.run.load_config().get("data", job.data) != job.data: return ()
     done = read_result(job.run.result).get("seconds", {})
     made = tuple(p for p in job.method.scored(job.config) if p.stage in done and p.stage != "evaluate")
     return made if made and job.open_scored(job.config.train_split).has_masks else ()

@@ -26,7 +26,7 @@ from ..ground.parallel import any_process,first_only,processes,share,together
 from ..data.core import Dataset
 from ..data.datasets import open_dataset
 from ..backbones.core import load_matching
-from .folder import Run,load_checkpoint,read_result,update_result
+from .folder import Run,load_checkpoint,read_result,save_checkpoint,update_result
 from .loop import Trainer
 from .settings import part_of
 
@@ -199,6 +199,24 @@ def trained(self:Job,
         load_matching(network := make(), load_checkpoint(training_folder(self.run, stage))["model"])
         return network.to(self.device).eval()
     return together(load)
+
+@patch
+def adopt(self:Job,
+    stage:str,         # its name
+    make:Callable,     # makes a network of the same shape
+    read:Callable,     # fills the network with weights from a file
+    step:int,          # steps that its training would have
+)->dict:               # for `result.json`
+    "Take the weights of a trained network from a file, in place of a training"
+    folder = training_folder(self.run, stage)
+    self.begin()
+    if folder.last.exists(): return {}
+    def keep():
+        read(network := make())
+        save_checkpoint(folder, network, torch.optim.SGD(network.parameters(), 0.), step)
+    first_only(keep)
+    self.made += 1
+    return {}
 
 # %% ../../nbs/75_run/45_stage.ipynb #57a9e002
 def _check_needs(

@@ -251,12 +251,8 @@ _DATASETS = ("shapes[:n=2000,size=112,seed=0,part=0.25,cooccur=0.25,thin=0.25,so
 
 def _preset_lines(method):
     "Return a line for each preset of a method: what it changes"
-    from wsss_nb.run.settings import setting_text
-    def flat(changes, prefix=""):
-        for k,v in changes.items():
-            if isinstance(v, dict): yield from flat(v, f"{prefix}{k}.")
-            else: yield f"{prefix}{k}={setting_text(v)}"
-    def told(changes): return " ".join(flat(changes)) or "(the defaults)"
+    from wsss_nb.run.settings import dotted,setting_text
+    def told(changes): return " ".join(f"{k}={setting_text(v)}" for k,v in dotted(changes).items()) or "(the defaults)"
     return [f"{method.name} {preset}  {told(changes)}" for preset,changes in method.presets.items()]
 
 def _artefact_lines(methods):
