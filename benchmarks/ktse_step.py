@@ -6,9 +6,10 @@
 Settings are those of the preset `voc` after its tenth epoch: crop 320, batch 16, four stacks, all terms, 20 classes;
 only the backbone is a small one, with random weights, and dropout is off (both sides would draw other masks). A step
 is losses, backward and SGD. Both sides start from the same weights and see the same batch of toy scenes; before
-anything is timed the losses are compared, which have to agree to 1e-4 (in the labels that both make of the maps some
-pixels in ten thousand lie on a tie, and fall either way). They run in turn in this process; times are medians,
-ratio = peer/ours, and the goal is 1.43 (0.7 times the time). `--cpu` counts processor time instead of wall time.
+anything is timed the losses are compared, which have to agree to 1e-5, those on labels to 1e-3 (of the labels that both
+make of the maps some pixels in ten thousand lie on a tie, and fall either way). They run in turn in this process;
+times are medians, ratio = peer/ours, and the goal is 1.43 (0.7 times the time). `--cpu` counts processor time instead
+of wall time.
 """
 import statistics
 import time
@@ -57,7 +58,8 @@ def measured(case, config, rounds, now):
     sides = {who: Side(who, config) for who in ("ours", "peer")}
     first = {who: s.step() for who, s in sides.items()}
     for k, v in first["peer"].items():
-        assert abs(first["ours"][k]-v) <= 1e-4*max(1., abs(v)), f"{case}: {k} is {first['ours'][k]}, not {v}"
+        near = 1e-3 if k.startswith("seg") or k == "total" else 1e-5
+        assert abs(first["ours"][k]-v) <= near*max(1., abs(v)), f"{case}: {k} is {first['ours'][k]}, not {v}"
     times = {who: [] for who in sides}
     for _ in range(rounds):
         for who, s in sides.items():
