@@ -13,6 +13,26 @@ TINY = ("--preset", "shapes", "--set", "pretrained=false", "iters=2", "batch_siz
         "cam_scales=1", "infer_scales=1", "infer_par=1")
 # the same for a method with several stages, whose settings are others
 STAGED = {"i2crc": ("--preset", "shapes", "--set", "cls_iters=4", "cls_batch=2", "iters=4", "again=1", "batch_size=2", "crop_size=64", "cls_size=64", "saliency_size=64", "extra=8", "save_every=2", "log_every=1", "cls_drops=2")}
+# what makes each part of a chain small, under the preset shapes
+PART = {"baseline": [f"baseline.{s}" for s in TINY[3:]],
+        "toco": [f"toco.{s}" for s in (*TINY[3:], "contrast_start=0", "num_crops=2", "local_size=24", "proj_hidden=16",
+                                       "proj_bottleneck=8", "proj_dim=16")],
+        "i2crc": [f"i2crc.{s}" for s in STAGED["i2crc"][3:]],
+        "ktse": [f"ktse.{s}" for s in ("iters=4", "start=2", "crop_size=64", "long_side=60,80", "batch_size=2",
+                                       "late_batch=2", "pair_images=1", "width=8", "cam_scales=1", "workers=0")],
+        "crf": [], "none": [], "par": ["par.rounds=2"], "walk": ["walk.exp_times=2"],
+        "irn": [f"irn.{s}" for s in ("iters=4", "crop_size=64", "radius=4", "batch_size=2", "width=32", "exp_times=2")],
+        "deeplab": [f"deeplab.{s}" for s in ("iters=4", "crop_size=64", "batch_size=2")],
+        "beco": [f"beco.{s}" for s in ("iters=4", "crop_size=48", "batch_size=2", "warmup=0", "threshold=0.2")],
+        "given": []}
+def chain(*parts):
+    "Return the options under which a chain takes seconds on small scenes, and saves at every second step"
+    trained = [p for p in parts if p in ("baseline", "toco", "i2crc", "ktse", "irn", "deeplab", "beco")]
+    changed = [s for p in parts for s in PART[p]]+[f"{p}.{s}" for p in trained for s in ("save_every=2", "log_every=1")]
+    return ("--preset", "shapes", *(["--set", *changed] if changed else []))
+STAGED["ktse"] = chain("ktse", "irn", "beco")
+STAGED["resnet-cam"] = ("--preset", "shapes", "--set", "iters=4", "batch_size=2", "crop_size=64", "long_side=60,80",
+                        "cam_scales=1", "save_every=2", "log_every=1", "workers=0")
 # what else makes a method small: its own settings
 SMALL = {"toco": ("contrast_start=0", "num_crops=2", "local_size=24", "proj_hidden=16", "proj_bottleneck=8", "proj_dim=16"),
          "tsd-cam": ("corr_start=0", "corr_samples=4"),

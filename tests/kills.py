@@ -34,7 +34,9 @@ from wsss_nb.use.names import METHODS, get_method  # noqa: E402
 
 def settings(method, iters):
     "Return the options of a small run of a method that saves at every second step"
-    if method in STAGED: return (*STAGED[method], f"iters={iters}", f"cls_iters={iters}")
+    if method == "i2crc": return (*STAGED[method], f"iters={iters}", f"cls_iters={iters}")
+    if method == "ktse": return (*STAGED[method], *(f"{part}.iters={iters}" for part in ("ktse", "irn", "beco")))
+    if method in STAGED: return (*STAGED[method], f"iters={iters}")
     return (*TINY, *SMALL.get(method, ()), f"iters={iters}", "seg_start=2", "save_every=2", "log_every=1", "val_every=5")
 
 

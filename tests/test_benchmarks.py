@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent.parent/"benchmarks"
 FILES = sorted(p.stem for p in FOLDER.glob("*.py"))
 # what each is run with: options, and globals of the file that make it smaller
 CASES = {
+    "beco_step": ({"backbone": "resnet_toy", "crop": 64, "batch": 2, "threads": 1}, {}),
     "affinity": ({"only": "head-32", "threads": 1}, {"HEADS": 4}),
     "cam": ({"only": "cam-toy-112-b1", "threads": 1}, {}),
     "crf": ({"only": "crf-500x375-3-80-13", "threads": 1}, {"HEIGHT": 45, "WIDTH": 60}),
@@ -31,7 +32,7 @@ CASES = {
     "step_options": ({"methods": "baseline", "backbones": "vit_toy", "crop": 64, "device": "cpu", "only": "fused"}, {}),
 }
 ELSEWHERE = {"evaluate", "explorer", "gpu_step", "processes", "train_step"}  # tests of their own, below
-PARTS = {"literal", "literal_cpdgl", "literal_ktse", "literal_tscd"}         # of train_step and ktse_step
+PARTS = {"literal", "literal_beco", "literal_cpdgl", "literal_ktse", "literal_tscd"} # of train_step and others
 
 
 @pytest.fixture

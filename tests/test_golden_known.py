@@ -9,9 +9,6 @@ from golden_files import GOLDEN,cases,golden,of_family
 
 # What is recorded before it is built. A family leaves this list when its test arrives.
 PLANNED = {}
-# Methods of which only parts are built (energy loss, CRF): what else their folders
-# hold is planned. The repository's copy has the files that are tested, and no others.
-PLANNED_AREAS = {"beco": "BECO", "irn": "IRN"}
 
 def asked_for():
     "Return the (area, family) pairs that the other test modules ask for"
@@ -28,7 +25,6 @@ def fate(file):
     if any(a == area and of_family(stem, family) for a,family in TESTED): return None
     for family,why in PLANNED.get(area, {}).items():
         if of_family(stem, family): return f"planned: {why}"
-    if area in PLANNED_AREAS: return f"planned: {PLANNED_AREAS[area]}"
     raise LookupError(f"{area}/{file.name}: no test calls golden({area!r}, ...) for it and it is not planned")
 
 @pytest.mark.parametrize("file", sorted(GOLDEN.glob("*/*.npz")), ids=lambda f: f"{f.parent.name}/{f.stem}")
@@ -39,11 +35,6 @@ def test_known(file):
 def test_plans_are_not_stale():
     stale = [(a, f) for a,families in PLANNED.items() for f in families if (a, f) in TESTED]
     assert not stale, f"tested by now, so no longer planned: {stale}"
-
-@pytest.mark.parametrize("area", PLANNED_AREAS)
-def test_copy_has_what_is_tested(area):
-    untested = [f.name for f in (Path(__file__).parent/"golden"/area).glob("*.npz") if fate(f)]
-    assert not untested, f"copied, but no test reads them: {untested}"
 
 def test_a_stranger_fails():
     with pytest.raises(LookupError, match="no test calls golden"): fate(Path("tsd_cam/toco_dream.npz"))

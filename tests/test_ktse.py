@@ -2,7 +2,6 @@
 which passes a term looks at, and sizes that nobody planned."""
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn

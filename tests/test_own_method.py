@@ -235,7 +235,7 @@ def test_listed_when_installed(call, fails, world, monkeypatch):
     assert "mine" in call("wsss-list", "methods")[1].split()
     assert "mine  train,evaluate" in call("wsss-list", "stages")[1]
     assert "mine w_even=0.1  weight of the new loss" in call("wsss-list", "settings", "--method", "mine")[1]
-    assert "did you mean mine?" in fails("wsss-run", "mien", "--data", "scenes", "--out", "run")
+    assert "did you mean mine" in fails("wsss-run", "mien", "--data", "scenes", "--out", "run")
 
 def test_listed_from_a_file(call, world):
     (world/"my_method.py").write_text(METHOD)
@@ -449,3 +449,63 @@ def test_a_batch_that_grows(call, parts):
         assert call(*argv(out), "--resume")[::2] == (0, "")
         assert_equal_runs(out, "whole", "grow")
         assert same(load_checkpoint(Run(out)), load_checkpoint(Run("whole")))
+
+# %% What an author gets wrong
+@pytest.mark.parametrize("was,now,words", [
+    (".var(1).mean()", ".var(1)", "loss 'even': must be a tensor of one number, it has the shape"),
+    (".var(1).mean()", ".var(1).mean().item()", "loss 'even': must be a tensor of one number, it is a float"),
+    ("baseline.PRESETS", '{"shapes":{"w_evne":1}}', "unknown setting in preset shapes 'w_evne': did you mean w_even"),
+    ("METHOD =", "raise SystemExit\nMETHOD =", "my_method.py: line 19: SystemExit")])
+def test_a_mistake_of_an_author(fails, world, was, now, words):
+    (world/"my_method.py").write_text(METHOD.replace(was, now))
+    assert words in fails("wsss-run", "my_method.py", "--data", "scenes", "--out", "run", *TINY)
+
+def test_a_changed_network_does_not_go_on(call, mine):
+    "Its weights are of another shape, and so is what the optimiser keeps"
+    Path("my_method.py").write_text(METHOD.replace("    def training_losses", """    def __init__(self, config, classes):
+        super().__init__(config, classes)
+        import torch
+        self.more = torch.nn.Linear(2, 2)
+    def training_losses"""))
+    status,_,err = call("wsss-run", "my_method.py", "--data", "scenes", "--out", "run", *TINY, "--resume")
+    assert status == 2 and "Traceback" not in err
+    assert "last.pt: is of another network than these settings make (" in err.splitlines()[-1]
+
+def test_settings_of_every_type(call, world):
+    "What may be absent, what begins empty, words: from the command line, into the file, back again, in the list"
+    more = ('    scale:float|None = None\n    sure:bool|None = None\n    sizes:tuple[int,...] = ()\n'
+            '    names:tuple[str,...] = ("a","b")\n    marks:tuple[float,...]|None = None\n    def weights')
+    (world/"my_method.py").write_text(METHOD.replace("    def weights", more, 1))
+    argv = "wsss-run", "my_method.py", "--data", "scenes", "--out", "run", *TINY
+    own = "scale=0.3", "sure=true", "sizes=1,2", "names=c,d", "marks=1,.5"
+    assert call(*argv, *own)[::2] == (0, "") and predict(call, "run")[::2] == (0, "")
+    c = load_run("run").config
+    assert (c.scale, c.sure, c.sizes, c.names, c.marks) == (.3, True, (1,2), ("c","d"), (1.,.5))
+    assert {type(n) for n in c.sizes} == {int}
+    assert call(*argv[:5], "plain", *TINY, "lr=0.001")[::2] == (0, "") and predict(call, "plain")[::2] == (0, "")
+    listed = call("wsss-list", "settings", "--method", "my_method.py")[1]
+    assert "mine names=a,b" in listed and "mine sizes=  \n" in listed and "mine marks=none" in listed
+
+def test_presets_of_parts_are_listed_dotted(call, world):
+    (world/"my_parts.py").write_text(PARTS+'METHOD = replace(METHOD, presets={"shapes":{"lr":.1, "part":{"lr":.2}}})\n')
+    assert call("wsss-list", "presets", "--method", "my_parts.py")[1] == "parts shapes  lr=0.1 part.lr=0.2\n"
+
+@pytest.mark.parametrize("file,text,words", [
+    ("result.json", "[]", "run/result.json: not the file of a run"),
+    ("config.toml", 'seed = 0\n', "'seed' is missing"), ("config.toml", 'preset = "shapes"\n', "'preset' is missing")])
+def test_a_damaged_record(fails, mine, file, text, words):
+    path = mine/file
+    path.write_text(path.read_text().replace(text, "") if file == "config.toml" else text)
+    assert words in fails("wsss-run", "my_method.py", "--data", "scenes", "--out", "run", "--stages", "evaluate")
+
+
+def test_a_file_of_the_name_of_a_kits_method_is_not_taken_for_it(call, fails, scenes, here):
+    (here/"mine.py").write_text("from dataclasses import replace\nfrom wsss_nb.methods import baseline\n"
+                                "METHOD = replace(baseline.METHOD)\n")
+    assert call("wsss-run", "mine.py", "--data", scenes, "--out", "out", *TINY)[::2] == (0, "")
+    for more in (("--stages", "evaluate"), ("--resume", *TINY)):
+        line = fails("wsss-run", "baseline", "--data", scenes, "--out", "out", *more)
+        assert "is not that of the kit; give the file" in line
+    (here/"out"/"config.toml").unlink()
+    line = fails("wsss-run", "mine.py", "--data", scenes, "--out", "out", "--resume", *TINY)
+    assert "holds checkpoints but no config.toml" in line

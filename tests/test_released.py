@@ -1,11 +1,13 @@
 """Published checkpoints: the reference networks saved as authors save theirs, and the names of the real files at
 small width."""
+import json
 import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from commands import chain
 from golden_files import cases, golden
 from PIL import Image
 from safetensors.torch import save_file
@@ -15,6 +17,7 @@ from wsss_nb.backbones.core import current_name
 from wsss_nb.ground.core import UserError
 from wsss_nb.data.voc import COCO_CLASSES, VOC_CLASSES
 from wsss_nb.ground.io import read_label
+from wsss_nb.run.folder import Run, load_checkpoint
 from wsss_nb.use.released import LAYOUTS, load_released
 
 NEWER = {"last_layer.weight_g": "last_layer.parametrizations.weight.original0",
@@ -376,3 +379,74 @@ def test_predict_with_names(call, fails, photos, here, trained):
                                           "--classes", "classes.txt")
     assert ("is a run of baseline, not of toco"
             in fails("wsss-predict", trained[0], "photos", "--out", "l", "--method", "toco"))
+
+
+# %% KTSE, IRN and BECO: small networks of ours under the names of the published files
+def published_ktse(background=True):
+    from wsss_nb.methods import ktse
+    net = ktse.Network(ktse.Config(backbone="wrn_toy", width=8), VOC_CLASSES).eval()
+    back = {ours: theirs for theirs, ours in ktse.PUBLISHED}
+    def named(k): return next((t+k.removeprefix(o) for o, t in back.items() if k.startswith(o)), k)
+    state = {named(k): v for k, v in net.state_dict().items()}
+    if not background: state["fc9.weight"] = state["fc9.weight"][1:]
+    return net, state | {f"bn8.{k}": torch.ones(8) for k in ("weight", "bias", "running_mean", "running_var")}
+
+def published_beco(segmenter="deeplab"):
+    from wsss_nb.methods import beco
+    from wsss_nb.networks.deeplab_plus import name_in_beco
+    backbone = "resnet_toy"
+    net = beco.Network(beco.Config(segmenter=segmenter, backbone=backbone), VOC_CLASSES).eval()
+    parts = {k: {} for k in ("network1", "network2")}
+    for k, v in net.state_dict().items():
+        if k.startswith("network"): parts[k[:8]][name_in_beco(k)[9:]] = v
+    return net, {"net_state_dict": parts}
+
+@pytest.mark.parametrize("background", [True, False], ids=["ktse", "aeft"])
+def test_ktse_layout(background, tmp_path, call, photos):
+    net, state = published_ktse(background)
+    torch.save(state, tmp_path/"039net_main.pth")
+    read, report = load_released(tmp_path/"039net_main.pth")
+    assert (report.method, report.classes) == ("ktse", VOC_CLASSES) and not report.missing
+    for k, v in net.state_dict().items():
+        if k != "fc9.weight" or background: assert torch.equal(read.state_dict()[k], v), k
+    x = torch.randn(1, 3, 64, 48)
+    with torch.no_grad(): assert torch.equal(read.raw_cam(x), net.raw_cam(x))
+    assert call("wsss-predict", tmp_path/"039net_main.pth", photos, "--out", tmp_path/"out")[::2] == (0, "")
+
+@pytest.mark.parametrize("segmenter", ["deeplab", "deeplab_plus"])
+def test_beco_layout(segmenter, tmp_path, call, photos):
+    net, state = published_beco(segmenter)
+    torch.save(state, tmp_path/"best_ckpt_KTSE_73.0.pth")
+    read, report = load_released(tmp_path/"best_ckpt_KTSE_73.0.pth")
+    assert (report.method, report.config.segmenter, report.classes) == ("beco", segmenter, VOC_CLASSES)
+    assert not report.missing and not report.unused
+    for k, v in net.state_dict().items(): assert torch.equal(read.state_dict()[k], v), k
+    argv = "wsss-predict", tmp_path/"best_ckpt_KTSE_73.0.pth", photos, "--out", tmp_path/"out", "--crf"
+    status, out, err = call(*argv)
+    assert (status, err) == (0, "") and "refined by the dense CRF beco" in out
+    del state["net_state_dict"]["network2"]
+    torch.save(state, tmp_path/"half.pth")
+    with pytest.raises(UserError, match="half.pth: "): load_released(tmp_path/"half.pth")
+
+def test_refiners_have_no_segmenter(tmp_path):
+    for name, words in (("fc_edge6.weight", "holds IRNet"), ("resnet50.conv1.weight", "holds IRN's classifier")):
+        torch.save({name: torch.ones(1)}, tmp_path/"w.pth")
+        with pytest.raises(UserError, match=words): load_released(tmp_path/"w.pth")
+
+def test_a_chain_of_published_weights(scenes, call, tmp_path):
+    "Nothing is trained: classifier and IRNet are read from files, and the run holds them"
+    from wsss_nb.methods import irn, ktse
+    from wsss_nb.networks.irnet import irnet_state
+    settings = chain("ktse", "irn")
+    classes = ("background", *[f"class {i}" for i in range(1, 6)])
+    classifier = ktse.Network(ktse.Config(backbone="wrn_toy", width=8), classes)
+    torch.save(classifier.state_dict(), tmp_path/"classifier.pth")
+    refiner = irn.Network(irn.Config(backbone="resnet_toy", width=32), classes)
+    torch.save(irnet_state(refiner, aliases=True), tmp_path/"res50_irn.pth")
+    assert call("wsss-run", "ktse+irn", "--data", scenes, "--out", tmp_path/"out", *settings,
+                f"ktse.weights={tmp_path}/classifier.pth", f"irn.weights={tmp_path}/res50_irn.pth")[::2] == (0, "")
+    told = json.loads((tmp_path/"out"/"result.json").read_text())
+    assert told["miou"].keys() == {"seed", "pseudo_label"} and "irn-labels" not in told["seconds"]
+    for stage, net in ((None, classifier), ("irn-train", refiner)):
+        kept = load_checkpoint(Run(tmp_path/"out", stage))["model"]
+        for k, v in net.state_dict().items(): assert torch.equal(kept[k], v), k

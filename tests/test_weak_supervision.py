@@ -16,6 +16,8 @@ from wsss_nb.use.names import METHODS, get_method
 WEAK = (*TINY, "iters=6", "seg_start=2", "val_every=2")
 FULL = ("--preset", "full", *TINY[2:], "backbone=vit_toy", "aux_layer=-2")  # the preset for comparison, small
 
+SUPERVISION = {"i2crc": "labels and saliency"}  # of methods that are given more than labels
+
 def weights(out): return load_checkpoint(Run(out))["model"]
 def result(out): return json.loads((Run(out).result).read_text())
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -65,7 +67,7 @@ def test_no_stage_before_the_scores_reads_a_mask(call, scenes, here, monkeypatch
         assert (call("wsss-run", name, "--data", scenes, "--out", "out", "--stages", ",".join(making),
                      *STAGED[name])[::2] == (0, ""))
     assert call("wsss-run", name, "--data", scenes, "--out", "out", "--stages", "evaluate")[::2] == (0, "")
-    assert result("out")["supervision"] == "labels and saliency" and "refined_label" in result("out")["miou"]
+    assert result("out")["supervision"] == SUPERVISION.get(name, "labels") and "seed" in result("out")["miou"]
 
 
 def test_the_weights_do_change(call, scenes, here):
@@ -96,7 +98,7 @@ def test_full_supervision_needs_masks(fails, scenes, here):
 def test_only_the_preset_full_opens_masks(call, scenes, here):
     for name in METHODS:
         method = get_method(name)
-        assert method.config().supervision == ("labels and saliency" if name in STAGED else "labels")
+        assert method.config().supervision == SUPERVISION.get(name, "labels")
         assert ({p for p,changes in method.presets.items() if changes.get("supervision", "labels") != "labels"}
                 <= {"full"})
     assert call("wsss-run", "baseline", "--data", scenes, "--out", "out", "--stages", "train", *WEAK)[0] == 0

@@ -62,6 +62,8 @@ def read_weights(
     for key in ("state_dict", "model", "model_state", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
     if not isinstance(state, dict): raise UserError(f"{path}: holds {type(state).__name__}, not tensors by name")
+    if isinstance(several := state.get("net_state_dict"), dict):  # of BECO: "network1.…", "network2.…"
+        state = {f"{name}.{k}":v for name,net in several.items() if isinstance(net, dict) for k,v in net.items()}
     return {k.removeprefix("module."):v for k,v in state.items() if isinstance(v, Tensor)}
 
 # %% ../../nbs/30_backbones/10_core.ipynb #e824f2f8

@@ -9,7 +9,7 @@ __all__ = ['fail', 'find_images', 'list_files', 'is_path', 'read_ids', 'read_cla
            'read_image_labels', 'FolderDataset', 'read_saliency', 'write_voc_folder', 'write_lines']
 
 # %% ../../nbs/20_data/20_folder.ipynb #28820651
-import csv,os,pickle,re
+import csv,os
 from collections.abc import Callable,Iterable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError,atomic_path,did_you_mean,progress,write_json
 from .core import Dataset,check_mask
+from ..ground.npy import read_npy
 from ..ground.io import image_size,read_image,read_label,write_image,write_label
 
 # %% ../../nbs/20_data/20_folder.ipynb #39da2976
@@ -107,37 +108,6 @@ def read_classes(
                         f"since {IGNORE_INDEX} means ignore")
     return tuple(names)
 
-# %% ../../nbs/20_data/20_folder.ipynb #1b444f60
-class _Type:
-    "Stands in for a NumPy type: numbers, text or objects"
-    def __init__(self, text, *_): self.order,self.text = "=",re.fullmatch(r"[?biufUSO]\d{0,4}", text)[0]
-    def __setstate__(self, state): self.order = re.fullmatch("[<>=|]", state[1])[0]
-    def read(self, data, shape, order="C"):
-        if self.text[0] == "O": return list(data)
-        data = data.encode("latin1") if isinstance(data, str) else bytes(data)  # text: what Python 2 wrote
-        return np.frombuffer(data, self.order+self.text).reshape(shape, order=order)
-
-class _Array:
-    "Stands in for a NumPy array; `value` is the true one, or a list of objects"
-    def __init__(self, *_): self.value = None
-    def __setstate__(self, state):
-        shape,kind,fortran,data = state[-4:]
-        self.value = kind.read(data, shape, "F" if fortran else "C")
-
-class _ArrayUnpickler(pickle.Unpickler):
-    "An unpickler that can build arrays of numbers and built-in containers, nothing else"
-    modules = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
-    known = {"ndarray":_Array, "dtype":_Type, "_reconstruct":_Array,
-             "scalar":lambda kind,data: kind.read(data, ())[()],
-             "_frombuffer":lambda data,kind,shape,order: kind.read(data, shape, order)}
-    def find_class(self, module, name):
-        if module in self.modules and name in self.known: return self.known[name]
-        if (module,name) == ("_codecs", "encode"):  # bytes in old pickles
-            return lambda text,encoding: text.encode("latin1")
-        raise UserError(f"wants to run {module}.{name}, which no label file needs; do not trust it")
-
-def _plain(value): return value.value if isinstance(value, _Array) else value
-
 # %% ../../nbs/20_data/20_folder.ipynb #1b444f61
 def _id_of(key):
     "Return the ID that a key stands for; some files say 2007000032 for 2007_000032"
@@ -147,18 +117,10 @@ def read_label_dict(
     path:str|Path, # a .npy with a pickled dictionary ID -> 0/1 vector
 )->dict:           # ID -> (num_fg,) float32
     "Return the dictionary in a `.npy` file without running code from it; raise `UserError` if it holds anything else"
-    try:
-        with open(path, "rb") as f:
-            if np.lib.format.read_magic(f) == (1,0): header = np.lib.format.read_array_header_1_0
-            else: header = np.lib.format.read_array_header_2_0
-            shape,_,dtype = header(f)
-            if shape or not dtype.hasobject:
-                raise UserError("holds an array, not a dictionary of labels; make it again, or use labels.csv")
-            value = _plain(_ArrayUnpickler(f, encoding="latin1").load())
-            if isinstance(value, list): (value,) = value
-            return {_id_of(k):np.asarray(_plain(v), dtype=np.float32).reshape(-1) for k,v in value.items()}
-    except UserError as e: raise UserError(f"{path}: {e}") from None
-    except FileNotFoundError: raise UserError(f"{path}: no such file") from None
+    value = read_npy(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds an array, not a dictionary of labels; make it again, or use labels.csv")
+    try: return {_id_of(k):np.asarray(v, dtype=np.float32).reshape(-1) for k,v in value.items()}
     except Exception as e:
         raise UserError(f"{path}: cannot be read as a dictionary of labels ({type(e).__name__}: {e}); "
                         "make it again, or use labels.csv") from e

@@ -7,7 +7,7 @@ Docs: https://example.github.io/wsss_nb/20_data/transforms.html.md"""
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'MEAN_RGB', 'VIEWS', 'resize_to', 'rescale', 'resize_short', 'crop_at',
            'draw_crop', 'random_crop', 'hflip', 'mirror_box', 'normalise', 'denormalise', 'gaussian_blur',
-           'solarise', 'greyscale', 'turn_hue', 'colour_jitter', 'TrainTransform', 'varied_crop']
+           'solarise', 'greyscale', 'turn_hue', 'colour_jitter', 'TrainTransform', 'draw_area', 'varied_crop']
 
 # %% ../../nbs/20_data/35_transforms.ipynb #eba57781
 import math,random
@@ -307,19 +307,26 @@ def _second_flip(self:TrainTransform, x, rng, view):
     "Mirror by the first draw of a view's stream, so that image and mask agree"
     return hflip(x) if rng.random_sample() < .5 and not self.sync_flip and view not in self.untouched else x
 
-def _resized_crop(image, size, rng, area=(.4,1.), ratio=(3/4,4/3)):
-    "Return a random part of the image of random area and proportion, resized to (size,size), bicubic"
-    h,w = image.shape[:2]
+def draw_area(
+    shape:tuple[int,...],                   # (H,W,...) of the image
+    rng:np.random.RandomState,              # draws
+    area:tuple[float,float]=(.4,1.),        # part of the image, from and to
+    ratio:tuple[float,float]=(3/4,4/3),     # width by height, from and to
+)->tuple[int,int,int,int]:                  # top, left, height, width, pixels
+    "Return a random part of an image of random area and proportion, drawn as torchvision draws it (BECO 4.4)"
+    h,w = shape[:2]
     for _ in range(10):
         part,r = h*w*rng.uniform(*area),np.exp(rng.uniform(*np.log(ratio)))
         ch,cw = round(np.sqrt(part/r)),round(np.sqrt(part*r))
-        if 0 < ch <= h and 0 < cw <= w:
-            y,x = rng.randint(h-ch+1),rng.randint(w-cw+1)
-            break
-    else:  # no such part: the largest centred one with an allowed proportion
-        cw,ch = min(w, round(h*ratio[1])),min(h, round(w/ratio[0]))
-        y,x = (h-ch)//2,(w-cw)//2
-    return _resampled(image[y:y+ch,x:x+cw], (size,size), "bicubic")
+        if 0 < ch <= h and 0 < cw <= w: return rng.randint(h-ch+1),rng.randint(w-cw+1),ch,cw
+    # no such part: the largest centred one with an allowed proportion
+    cw,ch = min(w, round(h*ratio[1])),min(h, round(w/ratio[0]))
+    return (h-ch)//2,(w-cw)//2,ch,cw
+
+def _resized_crop(image, size, rng):
+    "Return a random part of the image, resized to (size,size), bicubic"
+    y,x,h,w = draw_area(image.shape, rng)
+    return _resampled(image[y:y+h,x:x+w], (size,size), "bicubic")
 
 # %% ../../nbs/20_data/35_transforms.ipynb #94c7282b
 @patch

@@ -48,7 +48,8 @@ def load_module(
         if e.name and not (head == e.name or head.startswith(f"{e.name}.")):
             raise UserError(f"{head}: needs the module {e.name}, which is not installed") from e
         raise UserError(f"{head}: no such module; give a file (my_file.py) or install the package") from None
-    except Exception as e: raise UserError(f"{head}: cannot be imported ({type(e).__name__}: {e})") from e
+    except (Exception, SystemExit) as e:
+        raise UserError(f"{head}: cannot be imported ({type(e).__name__}: {e})") from e
 
 def _module_of_file(path, shown):
     "Return the module that a file is; `shown` is what the user called it"
@@ -64,7 +65,7 @@ def _module_of_file(path, shown):
     try:
         if there is None: module = importlib.import_module(name)
         else: module = importlib.reload(there) if _seen.get(path) != file_hash(path) else there
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise UserError(f"{shown}: line {_where(e, path)}: {type(e).__name__}: {e}") from e
     _seen[path] = file_hash(path)
     return module

@@ -27,7 +27,7 @@ from ..ground.tensors import enlarge,resize
 from ..data.core import Dataset
 from ..data.loader import TrainingSet,one_class_partner
 from ..data.pair_transforms import PairTransform,original_levels
-from ..backbones.core import Backbone,create_backbone,load_matching
+from ..backbones.core import Backbone,create_backbone,load_matching,read_weights
 from ..backbones.wide_resnet import freeze_norms,freeze_parts
 from ..cam.strided import strided_cams
 from ..cam.views import summed_views
@@ -55,6 +55,7 @@ class Config:
     backbone:str = "wide_resnet38"              # a name of `list_backbones()`
     pretrained:bool = False                     # fetch the weights that are known for it?
     init:str|None = None                        # or a local weight file
+    weights:str|None = None                     # of the whole classifier, trained: a file such as 039net_main.pth
     width:int = 256                             # channels before the class maps
     dropout:float = .2                          # of the last two stages of a wide ResNet
     freeze:bool = True                          # keep all batch norms, and the first stages of a wide ResNet?
@@ -322,8 +323,12 @@ def segmentation(self:Network,
 def train_classifier(
     job:Job, # of the stage
 )->dict:     # for `result.json`
-    "Train the classifier (KTSE 7)"
+    "Train the classifier, or take it as it was published (KTSE 7, 9.1)"
     c = job.config
+    def read(net):
+        state = read_weights(c.weights)
+        load_matching(net, published_state(state) if is_published(state) else state)
+    if c.weights: return job.adopt(TRAIN, partial(job.method.blank_network, c, job.classes), read, c.iters)
     def make():
         transform = PairTransform(c.crop_size, c.long_side)
         samples = TrainingSet(job.open(c.train_split), transform, job.seed, parts=(), partner=one_class_partner)
@@ -336,7 +341,7 @@ def make_cams(
 ):
     "Write the class maps of every training image, at image size and a quarter of it (KTSE 8.1; IRN 2.2)"
     c,data = job.config,job.open(job.settings.train_split)
-    net = job.trained(TRAIN, partial(job.method.blank_network, job.settings, job.classes))
+    net = job.trained(TRAIN, partial(job.method.blank_network, job.config, job.classes))
     def load(n): return data.load_image(n),np.flatnonzero(data.image_labels(n))
     def look(x):
         image,keys = x

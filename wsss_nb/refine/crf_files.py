@@ -10,14 +10,15 @@ __all__ = ['read_scores', 'crf_folder']
 # %% ../../nbs/50_refine/35_crf_files.ipynb #46287d54
 from dataclasses import asdict
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..ground.core import UserError,atomic_path,did_you_mean,num_cores,progress,write_json
+from ..ground.core import BACKGROUND,UserError,atomic_path,did_you_mean,num_cores,progress,write_json
 from ..data.folder import find_images
+from ..data.foreign import read_maps
 from ..ground.io import read_image,write_label
 from .crf import cam_probs,crf_settings,infer_unaries
 from ..ground.cores import map_in_order
@@ -34,33 +35,16 @@ def read_scores(
 
     Raises `UserError` if it is damaged, holds none of them or does not fit.
     """
-    z = _arrays(path)
-    try:
-        if "probs" in z: p = z["probs"].float()
-        elif "logits" in z: p = resize(z["logits"].float()[None], size)[0].softmax(0)
-        elif {"cam","keys"} <= z.keys():
-            cam,keys = z["cam"],z["keys"]
-            if len(cam) != len(keys): raise UserError(f"{path}: {len(keys)} keys for {len(cam)} maps")
-            labels = torch.cat([torch.zeros(1, dtype=torch.long), keys.long()+1])
-            return cam_probs(resize(cam.float()[None], size)[0], alpha),labels
-        else: raise UserError(f"{path}: holds {', '.join(z) or 'nothing'}; "
-                              "wanted is `probs` (K,H,W), `logits` (K,h,w), or `cam` with `keys`")
-    except (RuntimeError, ValueError, IndexError) as e: raise UserError(f"{path}: {str(e).splitlines()[0]}") from e
-    if p.ndim != 3 or p.shape[1:] != size:
-        raise UserError(f"{path}: probabilities are {tuple(p.shape)}, the image is {size[0]}x{size[1]}; "
+    found = read_maps(path)
+    maps,labels = torch.from_numpy(found.maps),torch.from_numpy(found.labels)
+    if found.kind == "cams":
+        labels = F.pad(labels, (1,0), value=BACKGROUND)
+        return cam_probs(resize(maps[None], size)[0].clamp(0, 1), alpha) if len(maps) else torch.ones(1,*size),labels
+    if found.kind == "logits": return resize(maps[None], size)[0].softmax(0),labels
+    if maps.shape[1:] != size:
+        raise UserError(f"{path}: probabilities are {tuple(maps.shape)}, the image is {size[0]}x{size[1]}; "
                         "save (K,H,W) at image size, or `logits` of any size")
-    return p,torch.arange(len(p))
-
-def _arrays(path):
-    "Return the arrays of a file as tensors"
-    try:
-        found = np.load(path, allow_pickle=False)
-        arrays = {"probs":found} if isinstance(found, np.ndarray) else {k:found[k] for k in found.files}
-        arrays = {k:a for k,a in arrays.items() if k in ("probs","logits","cam","keys")}
-        return {k:torch.from_numpy(np.ascontiguousarray(a)) for k,a in arrays.items()}
-    except FileNotFoundError: raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, TypeError, EOFError, KeyError, BadZipFile) as e:
-        raise UserError(f"{path}: is no array file, or damaged, or holds objects; make it again") from e
+    return maps,labels
 
 # %% ../../nbs/50_refine/35_crf_files.ipynb #7092437d
 def _crf_file(

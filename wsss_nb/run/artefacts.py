@@ -26,6 +26,7 @@ ARTEFACTS = {a.name:a for a in (
     Artefact("cams", ".npz", "class activation maps of the classes in an image",
              "keys (K,) int64, CAM channels; cam (K,H,W) float16 in [0,1]; if needed small (K,h,w), the network's"),
     Artefact("scores", ".npz", "class scores of a refinement", "as cams"),
+    Artefact("irn_labels", ".png", "what CAMs are sure of, which IRNet learns from", _LABELS),
     Artefact("labels", ".png", "pseudo labels, which a segmenter learns from", _LABELS),
     Artefact("labels_refined", ".png", "pseudo labels that a segmenter has mended", _LABELS),
     Artefact("confidence", ".png", "which pixels of the labels are to be trusted", "(H,W) uint8, 0…255 for 0…1"),

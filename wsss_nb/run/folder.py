@@ -100,6 +100,9 @@ def start(self:Run,
                             "choose another --out, or repeat its settings to resume it")
         self.lock()
         for half in [*self.path.glob("*/.*"), *self.path.glob("*/*/.*")]: half.is_file() and half.unlink()
+    elif next(self.path.glob("checkpoints/**/*.pt"), None):
+        raise UserError(f"{self.path}: holds checkpoints but no {self.config_file.name}, so nobody knows what they "
+                        "were trained with; put that file back, or choose another --out")
     self.lock()
     with atomic_path(self.config_file) as tmp: tmp.write_text(tomli_w.dumps(without_none(config)), encoding="utf-8")
     return self
@@ -287,9 +290,11 @@ def read_result(
     path:Path, # result.json
 )->dict:       # empty if there is none
     "Return what a result file holds; raise `UserError` if it is damaged"
-    try: return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try: found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as e:
         raise UserError(f"{path}: not readable as JSON ({e}); remove it and run --stages evaluate again") from e
+    if isinstance(found, dict): return found
+    raise UserError(f"{path}: not the file of a run (it holds no table); remove it and run --stages evaluate again")
 
 def update_result(
     path:Path,   # result.json

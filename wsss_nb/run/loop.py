@@ -75,6 +75,15 @@ def graceful_stop():
         for s,handler in old.items(): signal.signal(s, handler or signal.SIG_DFL)
 
 # %% ../../nbs/75_run/30_loop.ipynb #4546b38c
+def _check_terms(
+    terms:dict, # of `training_losses`: name -> (weight, value)
+):
+    "Raise `UserError` for a loss that is not one number with its gradient"
+    for name,(_,value) in terms.items():
+        if isinstance(value, Tensor) and value.numel() == 1: continue
+        what = f"has the shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
+        raise UserError(f"loss {name!r}: must be a tensor of one number, it {what}")
+
 class LossStep(nn.Module):
     "Calls `training_losses` in its forward, so that DDP and autocast apply; returns total and value of each term"
     def __init__(self,
@@ -87,6 +96,7 @@ class LossStep(nn.Module):
         step:int,   # steps done so far
     )->tuple[Tensor,dict[str,Tensor]]: # weighted sum, value of each term
         terms = self.network.training_losses(batch, step)
+        _check_terms(terms)
         total = sum(weight*value for weight,value in terms.values())
         return total,{name:value.detach() for name,(weight,value) in terms.items()}
 
@@ -177,8 +187,13 @@ def restore(self:Trainer):
         raise UserError(f"{self.run.last}: the processes find different checkpoints (steps {found}); "
                         "--out must be on a disk that all machines share")
     if state is None: return
-    self.network.load_state_dict(state["model"])
-    self.optimizer.load_state_dict(state["optimizer"])
+    try:
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as e:
+        why = str(e).splitlines()[-1].strip()
+        raise UserError(f"{self.run.last}: is of another network than these settings make ({why}); "
+                        "go on with the settings and files that it was made with, or choose another --out") from e
     if "scaler" in state and self.accelerator.scaler: self.accelerator.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"])
     if state["rng_cuda"] and torch.cuda.is_available(): torch.cuda.set_rng_state(state["rng_cuda"][0])

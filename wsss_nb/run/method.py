@@ -10,7 +10,7 @@ __all__ = ['SEED', 'WALKED', 'PSEUDO_LABEL', 'PREDICTION', 'PREDICTION_CRF', 'la
 
 # %% ../../nbs/75_run/50_method.ipynb #96f5ecc7
 from collections.abc import Callable,Iterable,Mapping
-from dataclasses import dataclass,fields,is_dataclass,replace
+from dataclasses import dataclass,field,fields,is_dataclass,replace
 
 import numpy as np
 from torch import nn
@@ -20,6 +20,7 @@ from ..ground.io import read_cam,read_label
 from ..labels.pseudo import seed_of_cam
 from .artefacts import ARTEFACTS
 from .folder import Run
+from .settings import part_of
 from .stage import TRAIN,Stage,always
 
 # %% ../../nbs/75_run/50_method.ipynb #d4bef76f
@@ -47,6 +48,14 @@ class Product:
     split:str = "val"          # scored on the images of this split: "train" or "val", of the settings
     image_labels:bool = True   # is it made with the true image-level labels?
     applies:Callable = always  # settings -> is it made at all?
+    part:str = ""              # whose settings these are: "", the method's, or the name of a part
+    def label(self,
+        run:Run,  # where it lies
+        id:str,   # of an image
+        config,   # settings of the method
+    )->np.ndarray|None: # (H,W) uint8; None where there is none
+        "Return the label map of an image"
+        return self.read(run, id, part_of(config, self.part))
 
 SEED = Product("seed", _read_seed)
 WALKED = Product("random_walk_seed", label_in("random_walk_seeds"))
@@ -71,7 +80,7 @@ class Method:
     name:str                       # as on a command line
     config:type                    # dataclass of settings, `train_split` and `val_split` among them; defaults = recipe
     presets:Mapping[str,dict]      # name -> settings that it changes
-    network:Callable               # (settings, class names) -> the network that finally answers
+    network:Callable|None          # (settings, class names) -> the network that finally answers; None: none does
     stages:tuple[Stage,...]        # in order
     products:tuple[Product,...]    # what is scored
     answers:str = TRAIN            # the stage that trains the network
@@ -79,6 +88,13 @@ class Method:
     describe:Callable|None = None
     # (settings, training images): raises `UserError` for what cannot work
     check:Callable = lambda config, train: None
+    # what a chain runs of it, as far as it is needed; none: all stages but the evaluation
+    chain_stages:tuple[Stage,...] = ()
+    # job of the evaluation -> what its CAMs and labels mean in a chain, as `describe`; None: labels were all it was given
+    describe_labels:Callable|None = None
+    # options of a command line that stand for a setting of a part: "iters" -> "beco.iters"
+    options:Mapping[str,str] = field(default_factory=dict)
+    parts:tuple = ()               # of a chain: its methods, in order
     source:str = ""                # where it came from, if not from the kit: a file, a module; `get_method` notes it
     source_hash:str = ""           # of that file
     def stage_names(self)->tuple[str,...]: # in order
@@ -93,7 +109,7 @@ class Method:
         config,   # settings
     )->tuple[Product,...]:
         "Return the products that are made with these settings"
-        return tuple(p for p in self.products if p.applies(config))
+        return tuple(p for p in self.products if p.applies(part_of(config, p.part)))
     def blank_network(self,
         config,                  # settings
         classes:tuple[str,...],  # names, background first
@@ -106,9 +122,9 @@ def makers_and_readers(
     methods:Iterable[Method], # whose stages are looked at
 )->dict[str,tuple[list,list]]:# artefact -> "method stage" that make it, that read it
     "Return who makes and who reads each artefact; what no table knows is a method's own"
-    stages = [(f"{m.name} {s.name}", s) for m in methods for s in m.stages]
+    stages = [(f"{m.name} {s.name}", s) for m in methods for s in dict.fromkeys((*m.stages, *m.chain_stages))]
     def plain(names): return {n.partition("/")[0] for n in names}  # checkpoints/classify -> checkpoints
-    found = dict.fromkeys([*ARTEFACTS, *(a for _,s in stages for a in (*s.makes,*s.needs) if "/" not in a)])
-    def those(which): return {a:[n for n,s in stages if a in plain(getattr(s, which))] for a in found}
-    makers,readers = those("makes"),those("needs")
+    found = dict.fromkeys([*ARTEFACTS, *(a for _,s in stages for a in (*s.makes,*s.needs,*s.uses) if "/" not in a)])
+    def those(*which): return {a:[n for n,s in stages if any(a in plain(getattr(s, w)) for w in which)] for a in found}
+    makers,readers = those("makes"),those("needs", "uses")
     return {a:(makers[a],readers[a]) for a in found}

@@ -26,8 +26,9 @@ from ..ground.parallel import any_process,first_only,processes,share,together
 from ..data.core import Dataset
 from ..data.datasets import open_dataset
 from ..backbones.core import load_matching
-from .folder import Run,load_checkpoint,read_result,update_result
+from .folder import Run,load_checkpoint,read_result,save_checkpoint,update_result
 from .loop import Trainer
+from .settings import part_of
 
 # %% ../../nbs/75_run/45_stage.ipynb #7b9cbbb8
 def always(
@@ -45,6 +46,13 @@ class Stage:
     makes:tuple[str,...] = ()    # those that it makes
     applies:Callable = always    # settings -> is it run at all?
     part:str = ""                # its settings: "", those of the method, or the name of a part
+    uses:tuple[str,...] = ()     # artefacts that it reads only where they are there
+    owner:object = field(default=None, compare=False) # in a chain the `Method` that it is from; None: the method that is run
+    def is_run(self,
+        config, # settings of the method that is run
+    )->bool:
+        "Return whether it is run at all with these settings"
+        return self.applies(part_of(config, self.part))
 
 @dataclass
 class Job:
@@ -192,6 +200,24 @@ def trained(self:Job,
         return network.to(self.device).eval()
     return together(load)
 
+@patch
+def adopt(self:Job,
+    stage:str,         # its name
+    make:Callable,     # makes a network of the same shape
+    read:Callable,     # fills the network with weights from a file
+    step:int,          # steps that its training would have
+)->dict:               # for `result.json`
+    "Take the weights of a trained network from a file, in place of a training"
+    folder = training_folder(self.run, stage)
+    self.begin()
+    if folder.last.exists(): return {}
+    def keep():
+        read(network := make())
+        save_checkpoint(folder, network, torch.optim.SGD(network.parameters(), 0.), step)
+    first_only(keep)
+    self.made += 1
+    return {}
+
 # %% ../../nbs/75_run/45_stage.ipynb #57a9e002
 def _check_needs(
     stage:Stage,              # to be run
@@ -204,7 +230,7 @@ def _check_needs(
     for artefact in stage.needs:
         maker = next((s for s in stages if artefact in s.makes), None)
         if maker is None: raise UserError(f"stage {stage.name} needs {artefact}, which no stage of this method makes")
-        if maker.applies(config) and maker.name not in done:
+        if maker.is_run(config) and maker.name not in done:
             raise UserError(f"{run.path}: stage {stage.name} needs {artefact}, which stage {maker.name} makes "
                             f"and has not finished here; run it first (--stages {maker.name},{stage.name})")
 
@@ -216,8 +242,8 @@ def run_stage(
     _check_needs(stage, job.method.stages, job.config, job.run)
     done = read_result(job.run.result).get("seconds", {})
     reset_peak_memory()
-    config = getattr(job.config, stage.part) if stage.part else job.config
-    begin,job = time.perf_counter(),replace(job, config=config, made=0)
+    config,method = part_of(job.config, stage.part),stage.owner or job.method
+    begin,job = time.perf_counter(),replace(job, config=config, method=method, made=0)
     values = stage.work(job) or {}
     job.begin()
     if not any_process(job.made) and stage.name in done: return read_result(job.run.result)

@@ -49,6 +49,10 @@ def run_command(
     def say(words, alone=False): (first_process() or alone) and print(f"{prog}: {words}", file=sys.stderr)
     parser = anno_parser(func, prog=prog)
     parser.allow_abbrev,parser.error = False,lambda message: _usage_error(parser, message)
+    for action in parser._actions:  # `from_` is the option --from, which is a word of Python
+        for name in [n for n in action.option_strings if n.endswith("-")]:
+            action.option_strings = [name[:-1]]
+            parser._option_string_actions[name[:-1]] = parser._option_string_actions.pop(name)
     try:
         args = vars(parser.parse_args(argv))
         for k in ("pdb","xtra"): args.pop(k, None)
@@ -73,12 +77,17 @@ _PAIRS = Annotated[list|None, {"nargs":"+", "type":str, "action":"extend", "meta
 
 
 def wsss_run(
-    method:str,               # one of `wsss-list methods`, or your own: my_method.py, package.module
+    # one of `wsss-list methods`, or your own: my_method.py, package.module; or a chain, see `wsss-list chains`
+    method:str,
     data:Text=None,           # shapes[:n=2000,size=112,seed=0], a folder in VOC layout, voc:ROOT or coco:ROOT
     out:Text=None,            # run folder
+    from_:Text=None,          # a run that a chain goes on from: its CAMs or labels are taken, nothing is trained again
+    cams:Text=None,           # folder of CAMs that a chain begins with, ID.npy or ID.npz of any project
+    labels:Text=None,         # folder of label maps that a chain begins with, ID.png
+    confidence:Text=None,     # folder of masks of what to trust in them, ID.png with 0 and 255
     preset:Text=None,         # see `wsss-list presets`; by default the one that suits the data
-    backbone:Text=None,       # see `wsss-list backbones`
-    init:Text=None,           # local weight file for the backbone (.safetensors, .pth)
+    backbone:Text=None,       # see `wsss-list backbones`; in a chain, of the first part that has one
+    init:Text=None,           # local weight file for it (.safetensors, .pth)
     stages:Text=None,         # which stages to run, such as train,evaluate; by default all, see `wsss-list stages`
     iters:Number=None,        # training steps (of the network that finally segments)
     resume:bool=False,        # go on with what is in --out
@@ -91,9 +100,9 @@ def wsss_run(
         if not value: raise UserError(f"{name} is missing (see wsss-run --help)")
     from wsss_nb.use.experiment import run_method
     command = shlex.join(["wsss-run", *sys.argv[1:]]) if Path(sys.argv[0]).name == "wsss-run" else None
-    given = {"backbone":backbone, "init":init, "iters":iters}
+    given = {"backbone":backbone, "init":init, "iters":iters, "cams":cams, "labels":labels, "confidence":confidence}
     names = stages.split(",") if stages else None
-    result = run_method(method, data, out, preset, names, resume, device, seed, set or (), command, **given)
+    result = run_method(method, data, out, preset, names, resume, device, seed, set or (), command, from_, **given)
     if first_process(): _print_result(result, out)
 
 # %% ../../nbs/90_use/40_cli.ipynb #6d675c65
@@ -242,8 +251,8 @@ _DATASETS = ("shapes[:n=2000,size=112,seed=0,part=0.25,cooccur=0.25,thin=0.25,so
 
 def _preset_lines(method):
     "Return a line for each preset of a method: what it changes"
-    from wsss_nb.run.settings import setting_text
-    def told(changes): return " ".join(f"{k}={setting_text(v)}" for k,v in changes.items()) or "(the defaults)"
+    from wsss_nb.run.settings import dotted,setting_text
+    def told(changes): return " ".join(f"{k}={setting_text(v)}" for k,v in dotted(changes).items()) or "(the defaults)"
     return [f"{method.name} {preset}  {told(changes)}" for preset,changes in method.presets.items()]
 
 def _artefact_lines(methods):
@@ -263,8 +272,24 @@ def _crf_line(name, s):
     return (f"{name}  iters={s.iters} pos_xy_std={s.pos_xy_std:g} pos_w={s.pos_w:g} bi_xy_std={s.bi_xy_std:g} "
             f"bi_rgb_std={s.bi_rgb_std:g} bi_w={s.bi_w:g} crf_image={s.crf_image} channels={s.channels}")
 
+def _chain_lines(parts, names):
+    "Return a line for each part of chains: what it reads and what it makes"
+    from wsss_nb.run.chain import asks_for,chain_stages,offers,segments
+    def line(m):
+        used = {a for s in chain_stages(m) for a in s.uses}
+        asked = ", ".join(asks_for(m)) + "".join(f" (and {a}, if it is there)" for a in used)
+        made = ", ".join((*offers(m), *(["predictions"] if segments(m) else [])))
+        return f"{m.name}  {f'reads {asked}  ' if asked else ''}makes {made}"
+    kinds = {"begins a chain":[m for m in parts if not asks_for(m)],
+             "refines":[m for m in parts if asks_for(m) and not segments(m)],
+             "ends a chain":[m for m in parts if asks_for(m) and segments(m)]}
+    lines = [f"{line(m)}  {kind}" for kind,some in kinds.items() for m in some]
+    fits = "a first+a refinement+a last, such as toco+crf+deeplab; the refinement may be left out where labels are made"
+    files = "without a first: --cams DIR, --labels DIR, --confidence DIR, or --from RUN; without a last: ends with labels"
+    return [*lines, f"fits  {fits}", f"fits  {files}", *(f"{k} = {v}" for k,v in names.items())]
+
 def wsss_list(
-    # methods, stages, backbones, datasets, presets, settings, artefacts, crf or all
+    # methods, chains, stages, backbones, datasets, presets, settings, artefacts, crf or all
     what:Annotated[str, {"nargs":"?", "opt":False}]="all",
     method:Text=None, # of which method, also of your own (my_method.py); by default all
 ):
@@ -272,9 +297,10 @@ def wsss_list(
     from wsss_nb.backbones.core import list_backbones
     from wsss_nb.refine.crf import CRF_PRESETS
     from wsss_nb.run.settings import describe_settings
-    from wsss_nb.use.names import get_method,list_methods
+    from wsss_nb.use.names import CHAINS,get_method,list_methods,list_parts,parts_of
     def methods(): return [get_method(m) for m in ([method] if method else list_methods())]
     lists = {"methods":lambda: [m.name for m in methods()] if method else list_methods(),
+             "chains":lambda: _chain_lines([parts_of(m)[0] for m in (*list_methods(), *list_parts())], CHAINS),
              "stages":lambda: [f"{m.name}  {','.join(m.stage_names())}" for m in methods()],
              "backbones":list_backbones, "datasets":lambda: _DATASETS,
              "presets":lambda: [line for m in methods() for line in _preset_lines(m)],

@@ -6,8 +6,8 @@ Docs: https://example.github.io/wsss_nb/90_use/released.html.md"""
 
 # %% auto #0
 __all__ = ['HEAD_WIDTH', 'SIZES', 'LAYOUTS', 'BENCHMARKS', 'PARTS', 'vit_name', 'Layout', 'toco_settings',
-           'cpdgl_settings', 'known_size', 'tscd_settings', 'i2crc_settings', 'our_name', 'find_layout',
-           'class_names', 'by_part', 'Report', 'fill', 'load_released']
+           'cpdgl_settings', 'known_size', 'tscd_settings', 'i2crc_settings', 'ktse_settings', 'our_name',
+           'our_tensors', 'find_layout', 'class_names', 'by_part', 'Report', 'fill', 'load_released']
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea502
 from collections.abc import Callable,Sequence
@@ -22,9 +22,12 @@ from ..backbones.resnet import SIZES as RESNET_SIZES
 from ..backbones.vit import backbone_names
 from ..ground.core import UserError,did_you_mean
 from ..data.voc import COCO_CLASSES,VOC_CLASSES
+from ..networks.deeplab_plus import name_from_beco
 from ..networks.projection import older_name
+from ..methods.beco import beco_settings
+from ..methods.ktse import is_published,published_state
 from ..run.settings import resolve_config,setting_text
-from .names import get_method
+from .names import parts_of
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea505
 HEAD_WIDTH = 64  # channels of an attention head in every ViT that these papers use
@@ -118,6 +121,14 @@ def i2crc_settings(
             "widths":tuple(len(state[f"encoder.layer{i}.0.conv1.weight"]) for i in (1,2,3,4))}
     return {"backbone":known_size(RESNET_SIZES, seen, {"blocks":(3,4,6,3), "widths":(64,128,256,512)})}
 
+def ktse_settings(
+    state:dict[str,Tensor], # tensors by name
+    heads:int|None,         # of no use here
+)->dict:                    # `backbone`, `width`
+    "Return the settings that the shapes of a classifier of KTSE or AEFT tell (KTSE 9.1)"
+    usual,seen = 64,len(state["encoder.conv1a.weight"])
+    return {"backbone":"wide_resnet38" if seen == usual else "wrn_toy", "width":len(state["fc8.weight"])}
+
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea526
 _VIT = ("encoder.patch_embed.proj.weight","encoder.pos_embed","encoder.blocks.0.mlp.fc1.weight")
@@ -134,6 +145,14 @@ LAYOUTS = (
     Layout("I2CRC", ("i2crc",), (*_RESNET,"decoder.convs.3.weight"),
            _NEEDED, "decoder.convs.0.weight", i2crc_settings,
            (("base.features.","encoder."), ("base.classifier.conv2d_list.","decoder.convs."))),
+    Layout("BECO with DeepLab-v2, of KTSE or BECO", ("beco",),
+           ("network1.encoder.layer4.0.conv1.weight","network2.decoder.convs.3.weight"),
+           ("network1.","network2."), "network1.decoder.convs.0.weight", beco_settings),
+    Layout("BECO with DeepLab-v3+", ("beco",),
+           ("network1.encoder.layer4.0.conv1.weight","network2.decoder.classifier.weight"),
+           ("network1.","network2."), "network1.decoder.classifier.weight", beco_settings),
+    Layout("KTSE's or AEFT's classifier", ("ktse",), ("encoder.b7.conv_branch2b2.weight","fc9.weight"),
+           ("encoder.","fc8.","fc9.","pyramid."), "fc9.weight", ktse_settings),
 )
 
 def our_name(
@@ -143,6 +162,13 @@ def our_name(
     for theirs,ours in (pair for l in LAYOUTS for pair in l.names):
         if name.startswith(theirs): name = ours+name.removeprefix(theirs)
     return current_name(older_name(name))
+
+def our_tensors(
+    state:dict[str,Tensor], # of a file
+)->dict[str,Tensor]:        # as the methods here call them
+    "Return the tensors of a file under our names"
+    if is_published(state): return published_state(state)  # an AEFT file has no map of the background
+    return {our_name(name_from_beco(k) if k.startswith("network") else k):v for k,v in state.items()}
 
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea50b
@@ -155,6 +181,12 @@ def find_layout(
         raise UserError("holds a backbone alone, which can start a training (--init) but has no segmenter")
     if "extra_convs.6.weight" in state:
         raise UserError("holds I2CRC's classifier, which makes its seeds but has no segmenter")
+    if "fc_edge6.weight" in state:
+        raise UserError("holds IRNet, which refines CAMs and segments nothing: wsss-run irn --cams DIR "
+                        "--set irn.weights=FILE")
+    if "resnet50.conv1.weight" in state:
+        raise UserError("holds IRN's classifier, which makes CAMs and segments nothing: wsss-run resnet-cam "
+                        "--set weights=FILE")
     nearest = max(LAYOUTS, key=lambda l: sum(our_name(s) in state for s in l.signs))
     lacks = [s for s in nearest.signs if our_name(s) not in state]
     if not lacks: return nearest
@@ -188,7 +220,8 @@ PARTS = {"encoder":"backbone", "decoder":"segmentation", "classifier":"class map
          "proj_head":"contrast of class tokens, training only", "proj_head_t":"its teacher, training only",
          "encoder_k":"momentum encoder, training only", "prototypes":"one per class, training only",
          "queue":"memory, training only", "queue_label_flag":"memory, training only",
-         "queue_ptr":"memory, training only"}
+         "queue_ptr":"memory, training only", "network1":"the first of two segmenters", "network2":"the second",
+         "fc8":"features of the class maps", "fc9":"class maps", "pyramid":"gates of the class scores"}
 
 def by_part(
     names:Sequence[str], # of tensors
@@ -248,16 +281,16 @@ def load_released(
     heads:int|None=None,             # attention heads; None: of 64 channels each
     overrides:Sequence[str]=(),      # settings to change, "key=value"
 )->tuple:                            # the method in evaluation mode, and a `Report`
-    """Return the method of a published checkpoint (ToCo T11, TSD-CAM S9, CPDGL 10, TSCD 7, I2CRC 7)
+    """Return the method of a published checkpoint (ToCo T11, TSD-CAM S9, CPDGL 10, TSCD 7, I2CRC 7, KTSE 9.1, BECO 9.1)
 
     Raises `UserError` in one line naming the file if it is none.
     """
-    state = {our_name(k):v for k,v in read_weights(path).items()}
     try:
+        state = our_tensors(read_weights(path))
         layout = find_layout(state)
         name = did_you_mean(method or layout.methods[0], layout.methods, "method for this file")
         names = class_names(len(state[our_name(layout.scores)]), classes)
-        found = get_method(name)
+        found = parts_of(name)[0]
         preset = next(p for p in (BENCHMARKS.get(len(names), ("voc",))[0], "voc") if p in found.presets)
         told,known = layout.settings(state, heads),{f.name for f in fields(found.config)}
         told = {k:v for k,v in told.items() if k in known}   # TSD-CAM has no use for projection heads
