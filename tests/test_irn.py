@@ -46,8 +46,8 @@ def maps_for(folder, data, without=()):
     "Write class maps of every image, a bright corner each; of those in `without` a file of no map"
     for n, i in enumerate(data.ids):
         keys, size = np.flatnonzero(data.image_labels(n)*(n not in without)), data.load_image(n).shape[:2]
-        maps = np.stack([np.outer(np.linspace(1, 0, size[0]), np.linspace(1, 0, size[1]))]*len(keys)) if len(keys) else \
-            np.zeros((0, *size))
+        fading = np.outer(np.linspace(1, 0, size[0]), np.linspace(1, 0, size[1]))
+        maps = np.repeat(fading[None], len(keys), axis=0)
         write_cam(folder/f"{i}.npz", maps.astype(np.float32), keys)
 
 
@@ -78,7 +78,8 @@ def test_stages(tmp_path, sizes, labels, without):
 def test_classifier_of_one_class(tmp_path):
     "Its own classifier before it, photos of odd sizes"
     photos(tmp_path/"data", [(37, 50), (64, 31), (20, 20)], ["cat", "cat", "cat"])
-    small = [f"resnet_cam.{s}" for s in ("iters=2", "batch_size=2", "crop_size=64", "long_side=32,64", "cam_scales=1,0.5")]
+    changes = "iters=2", "batch_size=2", "crop_size=64", "long_side=32,64", "cam_scales=1,0.5"
+    small = [f"resnet_cam.{s}" for s in changes]
     chain, out = join_methods([CLASSIFIER, METHOD]), tmp_path/"run"
     stages = [s for s in chain.stage_names() if s != "evaluate"]
     assert stages == ["train", "cams", "irn-labels", "irn-train", "irn-walk"]

@@ -68,7 +68,8 @@ def _recognised(found):
 def _of_keys(keys, maps):
     "Return what CAMs of some classes are; with a background and a sum of 1 they are probabilities"
     keys = np.asarray(keys).astype(np.int64).reshape(-1)
-    if not len(keys): return "cams",keys,np.zeros((0,*np.shape(maps)[1:]) if np.ndim(maps) == 3 else (0,1,1), np.float32)
+    size = np.shape(maps)[1:] if np.ndim(maps) == 3 else (1,1)
+    if not len(keys): return "cams",keys,np.zeros((0,*size), np.float32)
     maps = np.stack([np.asarray(m, np.float32) for m in maps])
     if maps.ndim != 3: raise ValueError(f"maps are {maps.shape[1:]}; wanted is (h,w) for each class")
     if len(maps) != len(keys): raise ValueError(f"{len(keys)} keys for {len(maps)} maps")

@@ -249,13 +249,13 @@ def begin_run(
     begun = {"from":str(start.run.path)} if start else {}
     made_with = known | source | begun | ({"files":files} if files else {}) | {"settings":asdict(config)}
     record = {"command":command, "commit":source_commit(), "machine":machine()}
-    def start():
+    def begin():
         there = read_made_with(run) if resume and run.config_file.exists() else None
         if there: _check_source(run, there, method)
         run.start(made_with, resume, asdict(settings_of(run, method)) if there else None)
         if there: tell_changed(run, there, method)
         update_result(run.result, known | record)
-    job = Job(method, config, train.classes, data, run, device, seed, begin=cache(lambda: first_only(start)))
+    job = Job(method, config, train.classes, data, run, device, seed, begin=cache(lambda: first_only(begin)))
     job.opened[config.train_split,False] = train
     return job
 
