@@ -76,8 +76,8 @@ def test_published_schedule():
         sizes.append(c.images_per_step(consumed))
         consumed += sizes[-1]
     assert sizes[:13_220] == [8]*13_220 and sizes[13_220:] == [16, 16]
-    assert c.weights(13_219)["transfer"] == 0 and c.weights(13_220)["transfer"] == 1
-    assert {k: w for k, w in c.weights(0).items() if w} == {"cls": 1.}
+    assert c.term_weights(13_219)["transfer"] == 0 and c.term_weights(13_220)["transfer"] == 1
+    assert {k: w for k, w in c.term_weights(0).items() if w} == {"cls": 1.}
     assert 10_582//8*10 == 13_220 and 13_220+10_582//16*30 == 33_050
     batches = iter(StatelessSampler(10, replace(c, start=2, batch_size=2, late_batch=4).images_per_step))
     assert [len(next(batches)) for _ in range(4)] == [2, 2, 4, 4]

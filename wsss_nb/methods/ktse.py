@@ -46,7 +46,7 @@ from ..run.schedules import lr_factor
 from ..run.settings import must
 from ..run.stage import TRAIN,Job,Stage,training_folder
 
-# %% ../../nbs/80_methods/90_ktse.ipynb #02076986
+# %% ../../nbs/80_methods/90_ktse.ipynb #ec606d7e
 @dataclass(frozen=True)
 class Config:
     "Settings of KTSE's classifier; the defaults are the published recipe on VOC 2012"
@@ -101,7 +101,7 @@ class Config:
     save_every:int = 500                        # steps between checkpoints
     log_every:int = 20                          # steps between lines of the log
     supervision = "labels"                      # what trains
-    def weights(self,
+    def term_weights(self,
         step:int, # steps done so far
     )->dict[str,float]:
         "Return the weight of every term of the loss at a step, 0 where it is off (KTSE 5)"
@@ -142,7 +142,7 @@ def check(self:Config):
     for name,valid in choices.items(): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
     if self.crf is not None: did_you_mean(self.crf, CRF_PRESETS, "CRF preset")
 
-# %% ../../nbs/80_methods/90_ktse.ipynb #ccc644ac
+# %% ../../nbs/80_methods/90_ktse.ipynb #1f032b9e
 def make_encoder(
     config:Config,  # `backbone`, `init`, `pretrained`, `dropout`, `freeze`
     **options,      # more of the backbone
@@ -167,7 +167,7 @@ class Network(GatedPyramidNet):
         self.config,self.classes = config,tuple(classes)
     @property
     def loss_names(self)->tuple[str,...]: # for the log
-        return tuple(self.config.weights(0))
+        return tuple(self.config.term_weights(0))
     def raw_cam(self,
         images:Tensor, # normalised, (B,3,H,W)
     )->Tensor:         # raw class maps without background, (B,C,h,w)
@@ -234,9 +234,16 @@ def map_label(
     cam = cam/(cam.amax((-1,-2), keepdim=True)+1e-5)
     return make_pseudo_label(images, resize(cam, images.shape[-2:]), image_labels, low_thresh, high_thresh, **refine)
 
-# %% ../../nbs/80_methods/90_ktse.ipynb #7bf87751
+# %% ../../nbs/80_methods/90_ktse.ipynb #3b10f976
 class Step(TrainingStep):
     "One training step of KTSE (Chen et al. 2024; KTSE 4, 5, 6)"
+
+    def __init__(self,
+        net:Network,            # what is trained
+        batch:dict,             # of `PairTransform`: `input`, `input2`, `image_labels`, `image_labels2`
+        step:int,               # steps done so far
+        weights:dict|None=None, # of the terms; None: those of the settings at this step
+    ): super().__init__(net, batch, step, net.config.term_weights(step) if weights is None else weights)
 
     # class maps: images and those partners that a term asks for, the erased images, the stacks
     @cached_property
@@ -319,7 +326,7 @@ def segmentation(self:Network,
     cam = cam/(cam.amax((-1,-2), keepdim=True)+1e-5)*(found > c.class_thresh)[:,:,None,None]
     return torch.cat([torch.full_like(cam[:,:1], c.bg_thresh), cam], dim=1).clamp(min=1e-5).log()
 
-# %% ../../nbs/80_methods/90_ktse.ipynb #4e5030b8
+# %% ../../nbs/80_methods/90_ktse.ipynb #14536d76
 def train_classifier(
     job:Job, # of the stage
 )->dict:     # for `result.json`
@@ -345,9 +352,9 @@ def make_cams(
     def load(n): return data.load_image(n),np.flatnonzero(data.image_labels(n))
     def look(x):
         image,keys = x
-        if c.cam_merge == "views":
-            return keys,summed_views(net.raw_cam, image, keys, c.cam_scales, device=job.device),None
-        small,cam = strided_cams(net.raw_cam, image, keys, c.cam_scales, device=job.device)
+        given = net.raw_cam,image,keys,c.cam_scales
+        if c.cam_merge == "views": return keys,summed_views(*given, device=job.device),None
+        small,cam = strided_cams(*given, device=job.device)
         return keys,cam,small
     def write(i, x):
         keys,cam,small = x
