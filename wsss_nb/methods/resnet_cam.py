@@ -178,9 +178,8 @@ def write_cams(
 # %% ../../nbs/80_methods/91_resnet_cam.ipynb #38352d50
 PRESETS = {
     "voc": {"train_split":"train_aug"},
-    "shapes": {"backbone":"vit_toy", "pretrained":True, "long_side":(112,168), "crop_size":112, "batch_size":16,
-               "iters":150, "lr":.02, "momentum":.9, "head_mult":5., "bg_thresh":.3, "workers":0, "save_every":50,
-               "log_every":10},
+    "shapes": {"backbone":"wrn_toy", "pretrained":True, "long_side":(112,168), "crop_size":112, "batch_size":8,
+               "iters":150, "lr":.005, "momentum":.9, "bg_thresh":.3, "workers":0, "save_every":50, "log_every":10},
     "photos": {"backbone":"mobilenetv2_100", "long_side":(224,448), "crop_size":320, "batch_size":8, "iters":300,
                "lr":.005, "momentum":.9, "workers":1, "save_every":50, "log_every":10},
 }
