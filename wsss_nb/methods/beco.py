@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/80_methods/beco.html.md"""
 
 # %% auto #0
 __all__ = ['ORIGINAL', 'SEGMENTERS', 'PRESETS', 'STAGE', 'METHOD', 'Config', 'TrustedLabels', 'SegFormer',
-           'make_segmenter', 'online_label', 'Network', 'watch', 'check_data', 'train', 'describe',
+           'make_segmenter', 'online_label', 'Network', 'watch', 'check_data', 'train_pair', 'describe',
            'beco_settings', 'read_beco']
 
 # %% ../../nbs/80_methods/94_beco.ipynb #58fcf746
@@ -310,7 +310,7 @@ def check_data(
     "Raise `UserError` if a batch cannot be divided into pairs among the processes"
     check_divisible(config.batch_size, 2*processes()[1], 1, "beco.batch_size")
 
-def train(
+def train_pair(
     job:Job, # of the stage; its settings are a `Config`
 )->dict:     # for `result.json`
     "Train the two networks on `labels`, trusting what `confidence` says (BECO 4, 6)"
@@ -353,7 +353,7 @@ def describe(
                             *(watched if c.val_images else ()),
                             f"The prediction was given no image-level label; it is that of the last weights; {crf}."]}
 
-STAGE = Stage("beco", train, ("labels",), ("checkpoints/beco",), uses=("confidence",))
+STAGE = Stage("beco", train_pair, ("labels",), ("checkpoints/beco",), uses=("confidence",))
 METHOD = Method("beco", Config, PRESETS, Network, (STAGE,), (PREDICTION,PREDICTION_CRF), answers="beco",
                 describe=describe, check=check_data)
 
