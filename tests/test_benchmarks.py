@@ -25,7 +25,7 @@ CASES = {
     "affinity": ({"only": "head-32", "threads": 1}, {"HEADS": 4}),
     "cam": ({"only": "cam-toy-112-b1", "threads": 1}, {}),
     "crf": ({"only": "crf-500x375-3-80-13", "threads": 1}, {"HEIGHT": 45, "WIDTH": 60}),
-    "ktse_step": ({"batch": 2, "crop": 64, "threads": 1}, {}),
+    "ktse_step": ({"batch": 4, "crop": 96, "threads": 1}, {}),
     "irn_step": ({"only": "step-irn-resnet_toy", "threads": 1}, {"CROP": 64}),
     "lattice": ({"only": "filter-256-2-b1", "threads": 1}, {}),
     "loader": ({"images": 2, "crop": 64}, {}),

@@ -131,7 +131,7 @@ def test_dropout(monkeypatch):
     with torch.no_grad():
         step = Step(net, batch(), 0)
         assert not torch.equal(net.raw_cam(step.images), net.raw_cam(step.images))
-        assert seen[4:] == [(.2, True)]*8
+        assert seen == [(.2, True)]*8
         assert step.maps.data_ptr() == step.both.data_ptr() and torch.equal(step.label, step.label_of(
             step.images, step.cam, step.image_labels))
         net.eval()

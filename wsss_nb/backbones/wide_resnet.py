@@ -8,8 +8,9 @@ Docs: https://example.github.io/wsss_nb/30_backbones/wide_resnet.html.md"""
 __all__ = ['SIZES', 'WideBlock', 'WideBottleneck', 'WideResNet', 'FrozenBatchNorm', 'freeze_norms', 'freeze_parts',
            'published_name', 'backbone_names', 'build_backbone']
 
-# %% ../../nbs/30_backbones/45_wide_resnet.ipynb #6ea3a996
+# %% ../../nbs/30_backbones/45_wide_resnet.ipynb #9745b828
 import re
+from functools import cache
 
 import torch
 from fastcore.basics import patch
@@ -129,13 +130,26 @@ class FrozenBatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0., self.eps)
 
+class _Still:
+    "What a batch norm with more to it, such as timm's with an activation, becomes: it never trains"
+    def forward(self, x):
+        was,self.training = self.training,False
+        try: return super().forward(x)
+        finally: self.training = was
+
+@cache
+def _still(kind):
+    "Return the class that replaces a kind of batch norm"
+    plain = kind in (nn.BatchNorm2d,FrozenBatchNorm)
+    return FrozenBatchNorm if plain else type(f"Frozen{kind.__name__}", (_Still,kind), {})
+
 def freeze_norms(
     net:nn.Module, # changed in place; its state dict stays as it is
 )->nn.Module:      # itself
     "Let all batch norms of a network keep statistics, scale and shift (KTSE 3.4)"
     for m in net.modules():
         if not isinstance(m, nn.BatchNorm2d): continue
-        m.__class__ = FrozenBatchNorm
+        if not isinstance(m, _Still): m.__class__ = _still(type(m))
         m.requires_grad_(False)
     return net
 

@@ -215,7 +215,7 @@ PRESETS = {
                         "iters":300, "start":120, "lr":.003, "head_mult":5., "cam_scales":(1.,.5,1.5), "bg_thresh":.25,
                         "workers":0},
     "photos": _SMALL | {"backbone":"mobilenetv2_100", "width":128, "crop_size":224, "long_side":(192,320),
-                        "pair_images":2, "iters":400, "start":200, "lr":.003, "head_mult":10., "workers":1},
+                        "pair_images":2, "iters":400, "start":200, "lr":3e-4, "head_mult":10., "workers":1},
 }
 
 # %% ../../nbs/80_methods/90_ktse.ipynb #b467203a
