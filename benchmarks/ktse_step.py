@@ -6,10 +6,10 @@
 Settings are those of the preset `voc` after its tenth epoch: crop 320, batch 16, four stacks, all terms, 20 classes;
 only the backbone is a small one, with random weights, and dropout is off (both sides would draw other masks). A step
 is losses, backward and SGD. Both sides start from the same weights and see the same batch of toy scenes; before
-anything is timed the losses are compared, which have to agree to 1e-4 (in the labels that both make of the maps some
-pixels in ten thousand lie on a tie, and fall either way). They run in turn in this process; times are medians,
-ratio = peer/ours, and the goal is 1.43 (0.7 times the time). `step-ktse-warmup` is a step before the tenth
-epoch, where ours computes the classification alone. `--cpu` counts processor time instead of wall time.
+anything is timed the losses are compared, which have to agree to 1e-5, those on labels to 1e-3 (of the labels that both
+make of the maps some pixels in ten thousand lie on a tie, and fall either way). They run in turn in this process;
+times are medians, ratio = peer/ours, and the goal is 1.43 (0.7 times the time). `--cpu` counts processor time instead
+of wall time.
 """
 import statistics
 import time
@@ -35,9 +35,9 @@ class Pairs(Scenes):
 
 class Side:
     "One contestant: `step()` does a step and returns the value of each term that counts"
-    def __init__(self, who, config, late):
+    def __init__(self, who, config):
         seed_everything(0)
-        net, self.at = Network(config, VOC_CLASSES).train(), config.start if late else config.start-1
+        net, self.at = Network(config, VOC_CLASSES).train(), config.start
         transform = PairTransform(config.crop_size, config.long_side)
         samples = TrainingSet(Pairs(), transform, parts=(), partner=one_class_partner)
         self.batch = next(training_batches(samples, config.late_batch))
@@ -46,7 +46,6 @@ class Side:
         self.optimizer = sgd(config)(self.net.param_groups(), weight_decay=config.weight_decay)
     def step(self):
         terms = self.losses(self.batch, self.at)
-        if self.at < self.net.config.start: terms = {"cls": terms["cls"]}
         total = sum(w*v for w, v in terms.values())
         total.backward()
         self.optimizer.step()
@@ -56,10 +55,11 @@ class Side:
 
 def measured(case, config, rounds, now):
     "One row"
-    sides = {who: Side(who, config, not case.endswith("warmup")) for who in ("ours", "peer")}
+    sides = {who: Side(who, config) for who in ("ours", "peer")}
     first = {who: s.step() for who, s in sides.items()}
     for k, v in first["peer"].items():
-        assert abs(first["ours"][k]-v) <= 1e-4*max(1., abs(v)), f"{case}: {k} is {first['ours'][k]}, not {v}"
+        near = 1e-3 if k.startswith("seg") or k == "total" else 1e-5
+        assert abs(first["ours"][k]-v) <= near*max(1., abs(v)), f"{case}: {k} is {first['ours'][k]}, not {v}"
     times = {who: [] for who in sides}
     for _ in range(rounds):
         for who, s in sides.items():
@@ -79,7 +79,6 @@ def main(
     batch:int=16,           # images per step
     crop:int=320,           # side of a training crop, pixels
     rounds:int=3,           # how often each is timed, in turn
-    only:str="",            # only cases with this in their name
     threads:int=0,          # of torch; 0: as it finds
     cpu:bool=False,         # processor time instead of wall time
 ):
@@ -87,10 +86,8 @@ def main(
     if threads: torch.set_num_threads(threads)
     config = resolve_config(Config(), PRESETS, "voc", backbone=backbone)
     config = resolve_config(config, {"x": {}}, "x", [f"late_batch={batch}", f"crop_size={crop}", "dropout=0"])
-    rows = []
-    for case in (c for c in ("step-ktse", "step-ktse-warmup") if only in c):
-        rows.append(measured(case, config, rounds, time.process_time if cpu else time.perf_counter))
-        print(rows[-1], flush=True)
+    rows = [measured("step-ktse", config, rounds, time.process_time if cpu else time.perf_counter)]
+    print(rows[0], flush=True)
     if json:
         about = machine() | {"torch": torch.__version__, "clock": "processor time" if cpu else "wall"}
         write_json(json, {"machine": about, "images": "toy scenes", "rows": rows})

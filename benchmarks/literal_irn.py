@@ -61,9 +61,11 @@ class LiteralIRN:
         a = self.affinity(edge.sigmoid().flatten(1))
         pos_loss, neg_loss = -torch.log(a+1e-5), -torch.log(1.+1e-5-a)
         flat = field.flatten(2)
-        pair = flat[:, :, self.source][:, :, None]-flat[:, :, self.ends.flatten()].view(*flat.shape[:2], *self.ends.shape)
+        ends = flat[:, :, self.ends.flatten()].view(*flat.shape[:2], *self.ends.shape)
+        pair = flat[:, :, self.source][:, :, None]-ends
         fg_loss, bg_loss = torch.abs(pair-self.target), torch.abs(pair)
-        return {"pos": (.5, torch.sum(bg*pos_loss)/(torch.sum(bg)+1e-5)/2+torch.sum(fg*pos_loss)/(torch.sum(fg)+1e-5)/2),
+        pos_bg, pos_fg = (torch.sum(x*pos_loss)/(torch.sum(x)+1e-5) for x in (bg, fg))
+        return {"pos": (.5, pos_bg/2+pos_fg/2),
                 "neg": (.5, torch.sum(neg*neg_loss)/(torch.sum(neg)+1e-5)),
                 "dp_fg": (.5, torch.sum(fg_loss*fg[:, None])/(2*torch.sum(fg)+1e-5)),
                 "dp_bg": (.5, torch.sum(bg_loss*bg[:, None])/(2*torch.sum(bg)+1e-5))}

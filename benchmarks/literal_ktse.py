@@ -1,4 +1,5 @@
-"""A training step of KTSE the plain way, as in literal.py: its recipe line by line. Numbers in brackets are its sections.
+"""A training step of KTSE the plain way, as in literal.py: its recipe line by line. Numbers in brackets are its
+sections.
 
 All partners pass the network, and every pass makes scores; masks and maps of all classes are enlarged; labels are made
 for all images of both sides, image by image, as in the recipe. Only the encoder's own passes and the weights of the

@@ -1,4 +1,4 @@
-"""IRN's random walk: a step as a sparse matrix, against the published form, the matrix of all pairs squared eight times.
+"""IRN's random walk: a step as a sparse matrix, against the published form, the matrix of all pairs squared 8 times.
 
     python benchmarks/walk.py --json FILE [--rounds 3] [--only SUBSTRING] [--threads 1]
 

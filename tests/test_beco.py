@@ -11,7 +11,8 @@ from wsss_nb.methods.beco import ORIGINAL, Config, Network, check_data
 from wsss_nb.networks.deeplab_plus import DeepLabPlus
 from wsss_nb.backbones.resnet import ResNet
 
-SMALL = Config(backbone="resnet_toy", crop_size=32, infer_size=0, infer_scales=None, warmup=1, mix_prob=1., threshold=0.)
+SMALL = Config(backbone="resnet_toy", crop_size=32, infer_size=0, infer_scales=None, warmup=1, mix_prob=1.,
+               threshold=0.)
 
 def network(classes=3, **change):
     seed_everything(0)

@@ -26,13 +26,15 @@ CASES = {
     "cam": ({"only": "cam-toy-112-b1", "threads": 1}, {}),
     "crf": ({"only": "crf-500x375-3-80-13", "threads": 1}, {"HEIGHT": 45, "WIDTH": 60}),
     "ktse_step": ({"batch": 2, "crop": 64, "threads": 1}, {}),
+    "irn_step": ({"only": "step-irn-resnet_toy", "threads": 1}, {"CROP": 64}),
     "lattice": ({"only": "filter-256-2-b1", "threads": 1}, {}),
     "loader": ({"images": 2, "crop": 64}, {}),
     "seeds_stage": ({"images": 2, "only": "seeds-toy-112", "threads": 1}, {}),
     "step_options": ({"methods": "baseline", "backbones": "vit_toy", "crop": 64, "device": "cpu", "only": "fused"}, {}),
+    "walk": ({"only": "walk-112x112", "threads": 1}, {}),
 }
 ELSEWHERE = {"evaluate", "explorer", "gpu_step", "processes", "train_step"}  # tests of their own, below
-PARTS = {"literal", "literal_beco", "literal_cpdgl", "literal_ktse", "literal_tscd"} # of train_step and others
+PARTS = {"literal", *(f"literal_{k}" for k in ("beco", "cpdgl", "irn", "ktse", "tscd"))}     # of train_step and others
 
 
 @pytest.fixture

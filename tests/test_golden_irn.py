@@ -121,7 +121,8 @@ def test_transition(path):
 def test_propagate(path, dense):
     z = load(path)
     options = {"out/rw": [int(z[f"opt/{k}"]) for k in ("radius", "beta", "exp_times")]}
-    options |= {k: list(map(int, m.groups())) for k in z if (m := re.fullmatch(r"out/rw_radius(\d+)_beta(\d+)_exp(\d+)", k))}
+    other = re.compile(r"out/rw_radius(\d+)_beta(\d+)_exp(\d+)")
+    options |= {k: list(map(int, m.groups())) for k in z if (m := other.fullmatch(k))}
     assert options.keys() == {k for k in z if k.startswith("out/")}
     for k, (radius, beta, times) in options.items():
         within(boundary_walk(z["in/x"], z["in/edge"], radius, beta, times, dense=dense)[:, None], z[k], 5e-4)

@@ -462,7 +462,8 @@ def test_a_mistake_of_an_author(fails, world, was, now, words):
 
 def test_a_changed_network_does_not_go_on(call, mine):
     "Its weights are of another shape, and so is what the optimiser keeps"
-    Path("my_method.py").write_text(METHOD.replace("    def training_losses", """    def __init__(self, config, classes):
+    Path("my_method.py").write_text(METHOD.replace("    def training_losses", """\
+    def __init__(self, config, classes):
         super().__init__(config, classes)
         import torch
         self.more = torch.nn.Linear(2, 2)

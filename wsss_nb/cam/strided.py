@@ -1,4 +1,4 @@
-"""Image pairs at several sizes, their class maps merged twice: at a quarter of the image for what walks on a grid, at full size for what labels pixels
+"""Class maps of image and mirror at several sizes, merged twice: at stride 4 and at full size
 
 Docs: https://example.github.io/wsss_nb/40_cam/strided.html.md"""
 

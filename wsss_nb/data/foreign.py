@@ -68,7 +68,8 @@ def _recognised(found):
 def _of_keys(keys, maps):
     "Return what CAMs of some classes are; with a background and a sum of 1 they are probabilities"
     keys = np.asarray(keys).astype(np.int64).reshape(-1)
-    if not len(keys): return "cams",keys,np.zeros((0,*np.shape(maps)[1:][-2:]) if np.ndim(maps) == 3 else (0,1,1), np.float32)
+    size = np.shape(maps)[1:] if np.ndim(maps) == 3 else (1,1)
+    if not len(keys): return "cams",keys,np.zeros((0,*size), np.float32)
     maps = np.stack([np.asarray(m, np.float32) for m in maps])
     if maps.ndim != 3: raise ValueError(f"maps are {maps.shape[1:]}; wanted is (h,w) for each class")
     if len(maps) != len(keys): raise ValueError(f"{len(keys)} keys for {len(maps)} maps")
@@ -80,7 +81,8 @@ def _of_all_classes(maps):
     "Return what an array with a map per label is"
     maps = np.asarray(maps)
     if maps.ndim == 4 and len(maps) == 1: maps = maps[0]
-    if maps.ndim != 3 or maps.dtype.kind not in "fiub": raise ValueError(f"an array {maps.shape}; wanted is (K,h,w) of numbers")
+    if maps.ndim != 3 or maps.dtype.kind not in "fiub":
+        raise ValueError(f"an array {maps.shape}; wanted is (K,h,w) of numbers")
     maps = maps.astype(np.float32)
     probable = maps.size == 0 or maps.min() >= 0 and maps.max() <= 1
     return "probabilities" if probable else "logits",np.arange(len(maps)),maps
@@ -104,7 +106,8 @@ def read_pseudo_label(
     "Return a label map; raise `UserError` if it holds a label that the data does not have"
     label = read_label(path)
     strange = np.setdiff1d(label, [*range(num_classes), IGNORE_INDEX])
-    if len(strange): raise UserError(f"{path}: holds label {strange[0]}; this data has 0…{num_classes-1} and {IGNORE_INDEX}")
+    known = f"0…{num_classes-1} and {IGNORE_INDEX}"
+    if len(strange): raise UserError(f"{path}: holds label {strange[0]}; this data has {known}")
     return label
 
 def read_confidence(

@@ -7,9 +7,8 @@ Docs: https://example.github.io/wsss_nb/20_data/pair_transforms.html.md"""
 # %% auto #0
 __all__ = ['resize_long', 'bordered_crop', 'PairTransform', 'original_levels']
 
-# %% ../../nbs/20_data/47_pair_transforms.ipynb #1637c239
+# %% ../../nbs/20_data/47_pair_transforms.ipynb #458cd211
 import random
-from collections.abc import Sequence
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Class maps as segmentation scores: what they are sure of becomes a label, and what they cannot decide between is pulled apart
+"""Class maps as scores of pixels: what they are sure of becomes a label, what they waver between is pulled apart
 
 Docs: https://example.github.io/wsss_nb/70_losses/own_labels.html.md"""
 
@@ -7,8 +7,7 @@ Docs: https://example.github.io/wsss_nb/70_losses/own_labels.html.md"""
 # %% auto #0
 __all__ = ['mean_of', 'label_losses', 'runner_up_gap', 'own_label_losses']
 
-# %% ../../nbs/70_losses/85_own_labels.ipynb #6d66a6ef
-import torch
+# %% ../../nbs/70_losses/85_own_labels.ipynb #b69884bc
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -295,7 +295,7 @@ PRESETS = {
 # %% ../../nbs/80_methods/80_i2crc.ipynb #2f53ae8b
 def _origin(
     job:Job, # of the evaluation
-)->str:
+)->str|None: # None: the data has none
     "Return where the saliency maps of the training images are from"
     c = job.config
     if c.saliency == "dataset": return saliency_origin(job.open(job.settings.train_split))

@@ -24,16 +24,16 @@ from ..data.core import Dataset
 from ..data.loader import TrainingSet
 from ..data.pieces import PieceTransform,cut_box,top_left_box
 from ..data.transforms import normalise
-from ..ground.core import UserError,atomic_path,did_you_mean
+from ..ground.core import atomic_path,did_you_mean
 from ..ground.io import read_cam,write_cam,write_image,write_label
-from ..ground.parallel import first_only,processes
+from ..ground.parallel import first_only,processes,together
 from ..ground.tensors import resize
 from ..labels.confidence import confidence_image,confident,label_of_scores,walk_scores
 from ..losses.inter_pixel import inter_pixel_losses,reduce_label
 from ..networks.irnet import IRNet,is_irnet,load_irnet,pair_boundary
 from ..refine.crf import CRF_PRESETS,cam_crf_label
 from ..refine.paths import boundary_walk
-from ..run.folder import load_checkpoint
+from ..run.folder import disk_errors,load_checkpoint
 from ..run.loop import check_divisible
 from ..run.method import PSEUDO_LABEL,Method,without_initial
 from ..run.schedules import poly_factor
@@ -191,16 +191,17 @@ def mean_displacement(
 def _store_mean(job):
     "Measure the mean displacement once after the training, and keep it in its checkpoint"
     c,folder = job.config,training_folder(job.run, "irn-train")
-    state = load_checkpoint(folder)
-    if not c.displacement or state["step"] < c.iters or "displacement_mean" in state: return
+    state = together(lambda: load_checkpoint(folder))
+    if not c.displacement or "displacement_mean" in state: return
     net = job.trained("irn-train", partial(Network, without_initial(c), job.classes))
-    data = job.open(c.mean_split if job.open(job.settings.train_split).has_split(c.mean_split) else
-                    job.settings.train_split)
-    images = (data.load_image(n) for n in range(len(data)))
-    mean = mean_displacement(net, images, c.crop_size, c.batch_size, job.device).cpu()
-    state["model"]["mean_shift.running_mean"] = mean
-    state["displacement_mean"] = mean.tolist()
-    with atomic_path(folder.last) as tmp: torch.save(state, tmp)
+    train = job.open(job.settings.train_split)
+    data = job.open(c.mean_split) if train.has_split(c.mean_split) else train
+    def store():
+        images = (data.load_image(n) for n in range(len(data)))
+        mean = mean_displacement(net, images, c.crop_size, c.batch_size, job.device).cpu()
+        state["model"]["mean_shift.running_mean"],state["displacement_mean"] = mean,mean.tolist()
+        with atomic_path(folder.last) as tmp, disk_errors(): torch.save(state, tmp)
+    first_only(store)
 
 def train_irnet(
     job:Job, # of the stage
@@ -220,7 +221,7 @@ def train_irnet(
     recipe = ("iters","batch_size","accumulate","weight_decay","precision","workers","save_every","log_every")
     spent = job.train("irn-train", make, optimizer=optimizer, factor=partial(poly_factor, max_iter=c.iters),
                       **{k:getattr(c, k) for k in recipe})
-    first_only(lambda: _store_mean(job))
+    _store_mean(job)
     return spent
 
 # %% ../../nbs/80_methods/92_irn.ipynb #790c3718

@@ -345,7 +345,8 @@ def make_cams(
     def load(n): return data.load_image(n),np.flatnonzero(data.image_labels(n))
     def look(x):
         image,keys = x
-        if c.cam_merge == "views": return keys,summed_views(net.raw_cam, image, keys, c.cam_scales, device=job.device),None
+        if c.cam_merge == "views":
+            return keys,summed_views(net.raw_cam, image, keys, c.cam_scales, device=job.device),None
         small,cam = strided_cams(net.raw_cam, image, keys, c.cam_scales, device=job.device)
         return keys,cam,small
     def write(i, x):

@@ -57,7 +57,11 @@ class ParConfig(NoneConfig):
         super().check()
         for name in ("rounds","down_scale"): must(self, name, getattr(self, name) >= 1, "1 or more")
 
-def par_scores(image, cam:Tensor, config:ParConfig)->Tensor:
+def par_scores(
+    image:np.ndarray,   # (H,W,3) uint8
+    cam:Tensor,         # of the classes in it, (K,H,W) in [0,1], K >= 1
+    config:ParConfig, # settings
+)->Tensor:              # (K+1,H,W), background first
     "Return the scores of `threshold_scores` refined by the colours near each pixel (Ru et al. 2022)"
     pixels,every = torch.as_tensor(image).permute(2,0,1)[None]/255,torch.ones(1, len(cam))
     return refine_cam(pixels, cam[None], every, [config.bg_thresh], config.down_scale, num_iter=config.rounds)[0][0,0]
@@ -74,7 +78,11 @@ class CrfConfig:
         must(self, "alpha", self.alpha > 0, "above 0")
         must(self, "sure", 0 < self.sure <= 1, "above 0, 1 or less")
 
-def crf_scores(image, cam:Tensor, config:CrfConfig)->Tensor:
+def crf_scores(
+    image:np.ndarray,   # (H,W,3) uint8
+    cam:Tensor,         # of the classes in it, (K,H,W) in [0,1], K >= 1
+    config:CrfConfig, # settings
+)->Tensor:              # (K+1,H,W), background first
     "Return the probabilities after a dense CRF (Krähenbühl and Koltun 2011)"
     return dense_crf(image, cam_probs(cam, config.alpha), preset=config.preset, threads=1)
 
@@ -91,7 +99,11 @@ class WalkConfig(NoneConfig):
         must(self, "radius", self.radius >= 2, "2 or more")
         for name in ("beta","exp_times"): must(self, name, getattr(self, name) >= 0, "0 or more")
 
-def walk_along_colours(image, cam:Tensor, config:WalkConfig)->Tensor:
+def walk_along_colours(
+    image:np.ndarray,   # (H,W,3) uint8
+    cam:Tensor,         # of the classes in it, (K,H,W) in [0,1], K >= 1
+    config:WalkConfig, # settings
+)->Tensor:              # (K+1,H,W), background first
     "Return the scores after IRN's walk, with the image's own edges as boundaries (IRN 6)"
     edges = colour_boundary(image)
     walked = boundary_walk(resize(cam[None], edges.shape)[0], edges, config.radius, config.beta, config.exp_times)
@@ -120,7 +132,7 @@ def describe(
     "Return in words and values what the labels mean"
     c = job.config
     value = {"CRF":c.preset, "alpha":c.alpha} if isinstance(c, CrfConfig) else {"background (pseudo label)":c.bg_thresh}
-    return {"thresholds":value, "ground_truth":["The pseudo label was given the true image-level labels and the image."]}
+    return {"thresholds":value, "ground_truth":["The pseudo label was given image, CAM and true image-level labels."]}
 
 def _part(name, config, score, presets):
     "Return a refinement as a part of chains"

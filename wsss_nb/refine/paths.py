@@ -1,4 +1,4 @@
-"""Two pixels belong together if no boundary lies on the straight way between them: one number per pixel instead of one per pair, and a walk of 256 steps that never builds the matrix
+"""Two pixels belong together if no boundary lies between them: one number per pixel instead of one per pair
 
 Docs: https://example.github.io/wsss_nb/50_refine/paths.html.md"""
 
@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ground.core import UserError
-from ..ground.tensors import resize
 
 # %% ../../nbs/50_refine/70_paths.ipynb #ee139750
 def displacements(
@@ -242,19 +241,21 @@ def boundary_walk(
         for _ in range(2**exp_times if len(scores) else 0): x = step @ x
     return x.T.reshape(scores.shape)
 
-# %% ../../nbs/50_refine/70_paths.ipynb #cac1a820
+# %% ../../nbs/50_refine/70_paths.ipynb #cbe857d4
 def colour_boundary(
     image,                   # (H,W,3) uint8, array or tensor
     stride:int=4,            # pixels of the image per pixel of the map
-    quantile:float=.95,      # this part of the pixels has a smaller gradient than what counts as a sure boundary
+    quantile:float=.97,      # this part of the pixels has a smaller gradient than what counts as a sure boundary
     low:float=.1,            # gradients below this part of it are no boundary at all
 )->Tensor:                   # (h,w) float32 in [0,1], h = ⌈H/stride⌉
-    "Return how strongly colours change at each pixel of a coarser grid; an image of one colour has no boundary"
+    "Return how strongly colours change at each pixel of a coarser grid, where that is largest across the edge"
     x = torch.as_tensor(np.ascontiguousarray(image)).permute(2,0,1)[None].float()
     small = F.interpolate(x, size=tuple((n-1)//stride+1 for n in x.shape[-2:]), mode="area")
-    padded = F.pad(small, (1,1,1,1), mode="replicate")[0]
-    across,down = padded[:,1:-1,2:]-padded[:,1:-1,:-2],padded[:,2:,1:-1]-padded[:,:-2,1:-1]
-    strength = (across**2+down**2).sum(0).sqrt()
-    sure = torch.quantile(strength, quantile)
-    if sure <= 0: return torch.zeros_like(strength)
-    return ((strength/sure-low)/(1-low)).clamp(0, 1)
+    p = F.pad(small, (1,1,1,1), mode="replicate")[0]
+    across,down = (((a-b)**2).sum(0) for a,b in ((p[:,1:-1,2:], p[:,1:-1,:-2]), (p[:,2:,1:-1], p[:,:-2,1:-1])))
+    strength = (across+down).sqrt()
+    s = F.pad(strength, (1,1,1,1))
+    widest = torch.where(across > down, torch.maximum(s[1:-1,:-2], s[1:-1,2:]), torch.maximum(s[:-2,1:-1], s[2:,1:-1]))
+    thin = strength*(strength >= widest)
+    sure = torch.quantile(thin, quantile)
+    return ((thin/sure-low)/(1-low)).clamp(0, 1) if sure > 0 else torch.zeros_like(thin)

@@ -78,6 +78,7 @@ class GivenConfig:
 
 SUFFIXES = {"cams":(".npy",".npz"), "labels":(".png",), "confidence":(".png",)}
 WHITE = 255 # in a mask
+STANDARD = ("voc","coco","shapes","photos") # presets
 
 def given_cam(
     path,                    # file of any project
@@ -136,7 +137,7 @@ def given(
     def stage(artefact):
         return Stage(f"given-{artefact}", lambda job: _bring(job, artefact), makes=(artefact,),
                      applies=lambda config: getattr(config, artefact) is not None)
-    return Method("given", GivenConfig, {k:{} for k in ("voc","coco","shapes","photos")}, None, tuple(map(stage, wanted)), (),
+    return Method("given", GivenConfig, {k:{} for k in STANDARD}, None, tuple(map(stage, wanted)), (),
                   check=lambda config, train: _check_given(name, wanted, config, train),
                   describe_labels=_describe_given)
 
@@ -197,8 +198,9 @@ def join_methods(
     def check(config, train):
         for k,m in parts.items(): m.check(part_of(config, k), train)
     answers = tuple(replace(p, part=part_name(last)) for p in last.products if p.stage == "evaluate")
-    method = Method(name, _config_of(parts), _presets_of(parts), network if segments(last) else None, (*stages,EVALUATE),
-                    _products_of(stages)+answers, answers=last.answers if segments(last) else "",
+    made,answering = (network,last.answers) if segments(last) else (None,"")
+    method = Method(name, _config_of(parts), _presets_of(parts), made, (*stages,EVALUATE),
+                    _products_of(stages)+answers, answers=answering,
                     describe=lambda job: _describe(job, parts), check=check, options=_options_of(parts),
                     parts=tuple(methods))
     if not any(m.source for m in methods): return method
@@ -207,8 +209,6 @@ def join_methods(
     return replace(method, source="+".join(m.source or m.name for m in named), source_hash=hashes)
 
 # %% ../../nbs/75_run/75_chain.ipynb #a047f6c7
-STANDARD = ("voc","coco","shapes","photos")
-
 def _presets_of(parts):
     "Return the presets of a chain: the standard ones that its first method has, and what all parts have"
     first = next(iter(parts.values())).presets

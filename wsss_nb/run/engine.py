@@ -110,7 +110,8 @@ def _check_source(
     "Raise `UserError` if a method of the same name goes on with a run of somebody's own"
     source = made_with.get("source")
     if source and not method.source:
-        raise UserError(f"{run.path}: its method {method.name!r} came from {source}, and is not that of the kit; give the file")
+        raise UserError(f"{run.path}: its method {method.name!r} came from {source}, and is not that of the kit; "
+                        "give the file")
 
 # %% ../../nbs/75_run/70_engine.ipynb #3d0be0a1
 def outside_names(
@@ -195,8 +196,10 @@ def take_over(
     theirs,ids = read_result(start.run.result),job.open(job.settings.train_split).ids
     def take(stage):
         for artefact in stage.makes:
-            for file in _files_of(start.run, artefact, ids): _linked(file, job.run.path/file.relative_to(start.run.path))
-        told = {k:{stage.name:theirs[k][stage.name]} for k in ("seconds","stage_memory_mb") if stage.name in theirs.get(k, {})}
+            for file in _files_of(start.run, artefact, ids):
+                _linked(file, job.run.path/file.relative_to(start.run.path))
+        kept = [k for k in ("seconds","stage_memory_mb") if stage.name in theirs.get(k, {})]
+        told = {k:{stage.name:theirs[k][stage.name]} for k in kept}
         update_result(job.run.result, told | {"taken_over":{stage.name:str(start.run.path)}})
     def taken():
         done = read_result(job.run.result).get("seconds", {})
@@ -246,13 +249,13 @@ def begin_run(
     begun = {"from":str(start.run.path)} if start else {}
     made_with = known | source | begun | ({"files":files} if files else {}) | {"settings":asdict(config)}
     record = {"command":command, "commit":source_commit(), "machine":machine()}
-    def start():
+    def begin():
         there = read_made_with(run) if resume and run.config_file.exists() else None
         if there: _check_source(run, there, method)
         run.start(made_with, resume, asdict(settings_of(run, method)) if there else None)
         if there: tell_changed(run, there, method)
         update_result(run.result, known | record)
-    job = Job(method, config, train.classes, data, run, device, seed, begin=cache(lambda: first_only(start)))
+    job = Job(method, config, train.classes, data, run, device, seed, begin=cache(lambda: first_only(begin)))
     job.opened[config.train_split,False] = train
     return job
 

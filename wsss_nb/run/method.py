@@ -90,7 +90,7 @@ class Method:
     check:Callable = lambda config, train: None
     # what a chain runs of it, as far as it is needed; none: all stages but the evaluation
     chain_stages:tuple[Stage,...] = ()
-    # job of the evaluation -> what its CAMs and labels mean in a chain, as `describe`; None: labels were all it was given
+    # job of the evaluation -> what its CAMs and labels mean in a chain, as `describe`; None: nothing is said
     describe_labels:Callable|None = None
     # options of a command line that stand for a setting of a part: "iters" -> "beco.iters"
     options:Mapping[str,str] = field(default_factory=dict)
@@ -122,7 +122,7 @@ def makers_and_readers(
     methods:Iterable[Method], # whose stages are looked at
 )->dict[str,tuple[list,list]]:# artefact -> "method stage" that make it, that read it
     "Return who makes and who reads each artefact; what no table knows is a method's own"
-    stages = [(f"{m.name} {s.name}", s) for m in methods for s in dict.fromkeys((*m.stages, *m.chain_stages))]
+    stages = [(f"{m.name} {s.name}", s) for m in methods for s in dict.fromkeys((*m.stages,*m.chain_stages))]
     def plain(names): return {n.partition("/")[0] for n in names}  # checkpoints/classify -> checkpoints
     found = dict.fromkeys([*ARTEFACTS, *(a for _,s in stages for a in (*s.makes,*s.needs,*s.uses) if "/" not in a)])
     def those(*which): return {a:[n for n,s in stages if any(a in plain(getattr(s, w)) for w in which)] for a in found}

@@ -252,7 +252,8 @@ _DATASETS = ("shapes[:n=2000,size=112,seed=0,part=0.25,cooccur=0.25,thin=0.25,so
 def _preset_lines(method):
     "Return a line for each preset of a method: what it changes"
     from wsss_nb.run.settings import dotted,setting_text
-    def told(changes): return " ".join(f"{k}={setting_text(v)}" for k,v in dotted(changes).items()) or "(the defaults)"
+    def told(changes):
+        return " ".join(f"{k}={setting_text(v)}" for k,v in dotted(changes).items()) or "(the defaults)"
     return [f"{method.name} {preset}  {told(changes)}" for preset,changes in method.presets.items()]
 
 def _artefact_lines(methods):
@@ -285,7 +286,7 @@ def _chain_lines(parts, names):
              "ends a chain":[m for m in parts if asks_for(m) and segments(m)]}
     lines = [f"{line(m)}  {kind}" for kind,some in kinds.items() for m in some]
     fits = "a first+a refinement+a last, such as toco+crf+deeplab; the refinement may be left out where labels are made"
-    files = "without a first: --cams DIR, --labels DIR, --confidence DIR, or --from RUN; without a last: ends with labels"
+    files = "without a first: --cams, --labels, --confidence DIR, or --from RUN; without a last: ends with labels"
     return [*lines, f"fits  {fits}", f"fits  {files}", *(f"{k} = {v}" for k,v in names.items())]
 
 def wsss_list(

@@ -49,7 +49,8 @@ def go_on(
                         "begin the chain with what reads CAMs or labels (see wsss-list chains)")
     parts = theirs.parts or (theirs,)
     last = max((n for n,m in enumerate(parts) if {*asked} & {*offers(m)}), default=None)
-    if last is None: raise UserError(f"--from {start}: {theirs.name} makes no {asked[0]}, which {mine[0].name} asks for")
+    if last is None:
+        raise UserError(f"--from {start}: {theirs.name} makes no {asked[0]}, which {mine[0].name} asks for")
     config = settings_of(run, theirs)
     settings = {part_name(m):asdict(part_of(config, part_name(m) if theirs.parts else "")) for m in parts[:last+1]}
     first = [m for m in parts[:last+1] if m.config is not GivenConfig]

@@ -30,8 +30,10 @@ def run_matrix(
     segmenters:Sequence[str],  # parts that learn from these; "own": what the method itself ends with
     overrides:dict|None=None,  # part -> "name=value" settings of it
     **how,                     # `preset`, `seed`, `device` of `run_method`
-)->list[dict]:                 # of each chain: first, refinement, segmenter, `miou` by product, `seconds` of its own part
-    "Return the scores of all chains, and run those that are not there yet; raise `UserError` for a part that does not fit"
+)->list[dict]:                 # of each chain: first, refinement, segmenter, `miou` by product, `seconds`
+    """Return the scores of all chains, and run those that are not there yet
+
+    Raises `UserError` for a part that does not fit."""
     out,changes = Path(out),overrides or {}
     def settings(*parts): return [f"{p.replace('-', '_')}.{s}" for p in parts for s in changes.get(p, ())]
     def done(name, start=None):
@@ -59,7 +61,8 @@ def run_matrix(
 def _told(result):
     "Return what a row says of a result"
     miou = {k:round(100*v, 1) for k,v in result["miou"].items()}
-    return {"miou":miou, "seconds":round(sum(result["seconds"].values())), "seed":result["seed"], "commit":result.get("commit")}
+    seconds = round(sum(result["seconds"].values()))
+    return {"miou":miou, "seconds":seconds, "seed":result["seed"], "commit":result.get("commit")}
 
 # %% ../../nbs/90_use/25_matrix.ipynb #46cec728
 def show_matrix(

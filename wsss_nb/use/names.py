@@ -23,12 +23,14 @@ from ..run.method import Method
 
 # %% ../../nbs/90_use/05_names.ipynb #fc4a7007
 METHODS = {"baseline":"wsss_nb.methods.baseline", "toco":"wsss_nb.methods.toco", "tsd-cam":"wsss_nb.methods.tsd_cam",
-           "cpdgl":"wsss_nb.methods.cpdgl", "tscd":"wsss_nb.methods.tscd", "i2crc":"wsss_nb.methods.i2crc", "ktse":"wsss_nb.methods.ktse", "resnet-cam":"wsss_nb.methods.resnet_cam"}
+           "cpdgl":"wsss_nb.methods.cpdgl", "tscd":"wsss_nb.methods.tscd", "i2crc":"wsss_nb.methods.i2crc",
+           "ktse":"wsss_nb.methods.ktse", "resnet-cam":"wsss_nb.methods.resnet_cam"}
+# what only makes sense behind something else
 PARTS = {"none":"wsss_nb.methods.refinements:NONE", "par":"wsss_nb.methods.refinements:PAR",
          "crf":"wsss_nb.methods.refinements:CRF", "walk":"wsss_nb.methods.refinements:WALK",
          "irn":"wsss_nb.methods.irn:METHOD", "beco":"wsss_nb.methods.beco:METHOD",
          "deeplab":"wsss_nb.methods.segmenters:DEEPLAB", "largefov":"wsss_nb.methods.segmenters:LARGEFOV",
-         "segformer":"wsss_nb.methods.segmenters:SEGFORMER"}  # what only makes sense behind something else
+         "segformer":"wsss_nb.methods.segmenters:SEGFORMER"}
 CHAINS = {"ktse":"ktse+irn+beco"}  # published systems: alone, the name of the first part means all of it
 
 def list_methods()->list[str]: # names for `get_method`
