@@ -334,7 +334,8 @@ PRESETS = {
     "voc": {},
     "coco": {},
     "shapes": _SMALL | {"backbone":"unet_toy", "crop_size":112, "iters":300, "warmup":1, "mask_start":1,
-                        "lr":2e-3, "decoder_mult":10., "threshold":.9, "colour":False, "infer_scales":(1.5,), "crf":"psa"},
+                        "lr":2e-3, "decoder_mult":10., "threshold":.9, "colour":False, "infer_scales":(1.5,),
+                        "crf":"psa"},
     "photos": _SMALL | {"backbone":"mobilenetv2_100", "crop_size":160, "iters":300, "warmup":4, "mask_start":4,
                         "lr":5e-5, "min_lr":1e-6, "decoder_mult":4., "infer_scales":None, "workers":1},
 }
