@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..ground.core import UserError,did_you_mean
 from ..ground.io import read_cam,write_cam,write_label
-from ..ground.parallel import processes
 from ..ground.tensors import resize
 from ..data.loader import TrainingSet
 from ..data.transforms import TrainTransform,denormalise,normalise
@@ -31,7 +30,7 @@ from ..labels.pseudo import make_pseudo_label
 from ..networks.decoders import FUSION,multi_scale_logits,sharpen
 from ..networks.single_stage import POOLING,SingleStageNet
 from ..run.evaluate import EVALUATE,image_cam,quick_validation
-from ..run.loop import check_divisible,encoder_head_groups
+from ..run.loop import check_batch,encoder_head_groups
 from ..run.method import PREDICTION,PREDICTION_CRF,PSEUDO_LABEL,SEED,Method
 from ..run.schedules import lr_factor
 from ..run.settings import must
@@ -244,13 +243,6 @@ def train_network(
     recipe = ("iters","batch_size","weight_decay","val_every","save_every","log_every","workers","precision")
     return job.train(TRAIN, make, validate, factor=factor, **{k:getattr(c, k) for k in recipe})
 
-def _check_batch(
-    config, # settings with `batch_size`
-    data,   # training images
-):
-    "Raise `UserError` if a batch cannot be divided among the processes"
-    check_divisible(config.batch_size, processes()[1], 1)
-
 # %% ../../nbs/80_methods/10_core.ipynb #fa40bcc2
 def write_cams(
     job:Job, # of a stage
@@ -294,5 +286,5 @@ def single_stage(
     products:tuple=(SEED,PSEUDO_LABEL,PREDICTION,PREDICTION_CRF), # what is scored
 )->Method:
     "Return a method of one network"
-    return Method(name, config, presets, network, (_TRAIN,EVALUATE), products, check=_check_batch,
+    return Method(name, config, presets, network, (_TRAIN,EVALUATE), products, check=check_batch,
                   chain_stages=(_TRAIN,CAMS,LABELS))

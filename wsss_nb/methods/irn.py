@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/80_methods/irn.html.md"""
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'PRESETS', 'STAGES', 'METHOD', 'Config', 'irn_label', 'make_labels', 'Network',
-           'mean_displacement', 'train_irnet', 'small_maps', 'walk_image', 'walk', 'check_data', 'describe']
+           'mean_displacement', 'train_irnet', 'small_maps', 'walk_image', 'walk', 'describe']
 
 # %% ../../nbs/80_methods/92_irn.ipynb #d3224820
 from collections.abc import Iterable
@@ -20,13 +20,12 @@ from torch import Tensor
 
 from ..backbones.core import create_backbone,load_matching,read_weights
 from ..cam.strided import image_pairs,strided_size
-from ..data.core import Dataset
 from ..data.loader import TrainingSet
 from ..data.pieces import PieceTransform,cut_box,top_left_box
 from ..data.transforms import normalise
 from ..ground.core import atomic_path,did_you_mean
 from ..ground.io import read_cam,write_cam,write_image,write_label
-from ..ground.parallel import first_only,processes,together
+from ..ground.parallel import first_only,together
 from ..ground.tensors import resize
 from ..labels.confidence import confidence_image,confident,label_of_scores,walk_scores
 from ..losses.inter_pixel import inter_pixel_losses,reduce_label
@@ -34,7 +33,7 @@ from ..networks.irnet import IRNet,is_irnet,load_irnet,pair_boundary
 from ..refine.crf import CRF_PRESETS,cam_crf_label
 from ..refine.paths import boundary_walk
 from ..run.folder import disk_errors,load_checkpoint
-from ..run.loop import check_divisible
+from ..run.loop import check_batch
 from ..run.method import PSEUDO_LABEL,Method,without_initial
 from ..run.schedules import poly_factor
 from ..run.settings import must
@@ -285,13 +284,6 @@ PRESETS = {
 }
 
 # %% ../../nbs/80_methods/92_irn.ipynb #a37f2cf1
-def check_data(
-    config:Config, # settings
-    data:Dataset,  # training images
-):
-    "Raise `UserError` if a batch cannot be divided among the processes"
-    check_divisible(config.batch_size, processes()[1], config.accumulate)
-
 def describe(
     job:Job, # of the evaluation
 )->dict:     # `thresholds`, `ground_truth` of `result.json`
@@ -306,4 +298,4 @@ STAGES = (Stage("irn-labels", make_labels, ("cams",), ("irn_labels",), applies=l
           Stage("irn-train", train_irnet, ("irn_labels",), ("checkpoints/irn-train",)),
           Stage("irn-walk", walk, ("cams","checkpoints/irn-train"), ("labels","confidence","scores")))
 METHOD = Method("irn", Config, PRESETS, None, STAGES, (replace(PSEUDO_LABEL, stage="irn-walk", split="train"),),
-                answers="", describe=describe, describe_labels=describe, check=check_data)
+                answers="", describe=describe, describe_labels=describe, check=check_batch)

@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/80_methods/resnet_cam.html.md"""
 
 # %% auto #0
 __all__ = ['PRESETS', 'STAGES', 'METHOD', 'ResNetCAM', 'is_resnet_cam', 'load_resnet_cam', 'Config', 'make_network',
-           'train_classifier', 'write_cams', 'check_data', 'describe']
+           'train_classifier', 'write_cams', 'describe']
 
 # %% ../../nbs/80_methods/91_resnet_cam.ipynb #3d96b036
 from dataclasses import dataclass,replace
@@ -20,13 +20,11 @@ from torch.nn import functional as F
 
 from ..backbones.core import Backbone,create_backbone,load_matching,read_weights
 from ..cam.strided import strided_cams
-from ..data.core import Dataset
 from ..data.loader import TrainingSet
 from ..data.pieces import LongSideTransform
 from ..ground.io import write_cam
-from ..ground.parallel import processes
 from ..run.evaluate import EVALUATE
-from ..run.loop import check_divisible
+from ..run.loop import check_batch
 from ..run.method import SEED,Method,without_initial
 from ..run.schedules import poly_factor
 from ..run.settings import must
@@ -184,13 +182,6 @@ PRESETS = {
                "lr":.005, "momentum":.9, "workers":1, "save_every":50, "log_every":10},
 }
 
-def check_data(
-    config:Config, # settings
-    data:Dataset,  # training images
-):
-    "Raise `UserError` if a batch cannot be divided among the processes"
-    check_divisible(config.batch_size, processes()[1], 1)
-
 def describe(
     job:Job, # of the evaluation
 )->dict:     # `thresholds`, `ground_truth` of `result.json`
@@ -203,4 +194,4 @@ def describe(
 STAGES = (Stage(TRAIN, train_classifier, makes=(f"checkpoints/{TRAIN}",)),
           Stage("cams", write_cams, (f"checkpoints/{TRAIN}",), ("cams",)), EVALUATE)
 METHOD = Method("resnet-cam", Config, PRESETS, None, STAGES, (replace(SEED, stage="cams", split="train"),), answers="",
-                describe=describe, describe_labels=describe, check=check_data)
+                describe=describe, describe_labels=describe, check=check_batch)

@@ -7,7 +7,7 @@ Docs: https://example.github.io/wsss_nb/80_methods/segmenters.html.md"""
 # %% auto #0
 __all__ = ['SGD', 'OPTIMIZERS', 'DEEPLAB', 'LARGEFOV', 'SEGFORMER', 'SegmenterConfig', 'Network', 'LargeFOVConfig',
            'SegFormerConfig', 'LargeFOVNetwork', 'SegFormerNetwork', 'training_recipe', 'train_segmenter',
-           'check_batch', 'describe']
+           'describe']
 
 # %% ../../nbs/80_methods/75_segmenters.ipynb #a23cdb85
 from dataclasses import dataclass
@@ -18,9 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..ground.core import UserError,did_you_mean
-from ..ground.parallel import processes
 from ..ground.tensors import resize
-from ..data.core import Dataset
 from ..data.loader import TrainingSet
 from ..data.segment_transforms import NORMS,SegmentTransform,renormalise
 from ..backbones.core import create_backbone
@@ -28,7 +26,7 @@ from ..refine.crf import CRF_PRESETS
 from ..networks.decoders import LargeFOV
 from ..networks.deeplab import DeepLab,multi_scale_loss
 from ..networks.segformer import AllMLP
-from ..run.loop import check_divisible
+from ..run.loop import check_batch
 from ..run.method import PREDICTION,PREDICTION_CRF,Method
 from ..run.schedules import lr_factor,poly_factor
 from ..run.settings import must
@@ -196,13 +194,6 @@ def train_segmenter(
                      optimizer=OPTIMIZERS[c.optimizer], factor=factor, **training_recipe(c))
 
 # %% ../../nbs/80_methods/75_segmenters.ipynb #fa50358c
-def check_batch(
-    config:SegmenterConfig, # settings
-    data:Dataset,           # training images
-):
-    "Raise `UserError` if a batch cannot be divided among the processes"
-    check_divisible(config.batch_size, processes()[1], config.accumulate)
-
 def describe(
     job:Job, # of the evaluation
 )->dict:     # `thresholds`, `ground_truth` of `result.json`
