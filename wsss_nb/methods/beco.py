@@ -213,7 +213,6 @@ def param_groups(self:Network)->list[dict]: # for the optimiser
     return groups
 
 @patch
-@torch.no_grad()
 def online(self:Network,
     images:Tensor, # normalised, (B,3,H,W)
     need:Tensor,   # for which of them, (B,) bool
@@ -222,7 +221,7 @@ def online(self:Network,
     label,trust = images.new_zeros(2, len(images), *images.shape[-2:], dtype=torch.uint8)
     if not need.any(): return label,trust
     self.eval()
-    label[need],sure = online_label(self.logits(images[need]), images.shape[-2:])
+    with torch.no_grad(): label[need],sure = online_label(self.logits(images[need]), images.shape[-2:])
     trust[need] = (sure > self.config.threshold).to(torch.uint8)
     self.train()
     return label,trust
