@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from commands import chain, run
+from PIL import Image
 from test_stages_resume import HARNESS
 
 from wsss_nb.data.folder import read_ids
@@ -125,7 +126,6 @@ def test_begins_with_labels_and_masks(foreign, scenes, call, fails, tmp_path):
     name = images(scenes)[0]
     shutil.copytree(foreign/"masks", tmp_path/"masks")
     ones = np.asarray(read_label(tmp_path/"masks"/f"{name}.png") > 0, np.uint8)
-    from PIL import Image
     Image.fromarray(ones).save(tmp_path/"masks"/f"{name}.png")
     argv = "wsss-run", "beco", "--data", scenes, "--out", tmp_path/"again", *files[:3], tmp_path/"masks", *chain("beco")
     assert f"{name}.png: is no mask, it holds 1" in fails(*argv)
@@ -161,6 +161,74 @@ def test_from_says_what_cannot_be_taken(made, scenes, fails, tmp_path):
     assert "toco is taken from" in fails("wsss-run", "crf+deeplab", *argv, "--set", "toco.bg_thresh=0.1")
     assert "is a run of" not in fails("wsss-run", "deeplab", *argv, "--set", "irn.bg_thresh=0.1")
     assert not out.exists()
+
+
+def test_a_run_on_other_images_is_not_taken_over(made, scenes, fails, here):
+    "The toy scenes of every seed have the same names"
+    before = made("baseline+crf+deeplab")
+    for n, more in enumerate(((), ("--size", "48"))):
+        other = here/f"scenes{n}"
+        assert run("wsss-data", "make-shapes", other, "--n", "12", "--size", "64", "--seed", "5", *more)[0] == 0
+        for what in ("walk", "deeplab"):
+            line = fails("wsss-run", what, "--from", before, "--data", other, "--out", "out", *chain(what))
+            assert f"is another image than that of {other}" in line
+    assert not (here/"out").exists()
+
+
+def test_given_files_have_to_fit_the_images(foreign, scenes, fails, tmp_path):
+    small = {"labels": tmp_path/"labels", "masks": tmp_path/"masks"}
+    name = images(scenes)[3]
+    for kind, folder in small.items():
+        shutil.copytree(foreign/kind, folder)
+        Image.fromarray(np.zeros((64, 63), np.uint8)).save(folder/f"{name}.png")
+    argv = "wsss-run", "beco", "--data", scenes, *chain("beco")
+    line = fails(*argv, "--out", tmp_path/"a", "--labels", small["labels"])
+    assert f"{small['labels']/name}.png: has 64x63 pixels (height x width), its image 64x64" in line
+    line = fails(*argv, "--out", tmp_path/"b", "--labels", foreign/"labels", "--confidence", small["masks"])
+    assert f"{small['masks']/name}.png: has 64x63 pixels" in line
+
+
+@pytest.mark.parametrize("maps,say", [({9: np.ones((64, 64))}, "holds a map of label 10; this data has"),
+                                      ({-1: np.ones((64, 64))}, "holds maps of labels 0; its image has"),
+                                      ({"keys": np.array([0]), "cam": np.zeros((1, 0, 0))}, "its maps have no pixels"),
+                                      ({0: np.full((8, 8), 1e300)}, "holds numbers that are not finite")],
+                         ids=["beyond", "below", "no pixels", "huge"])
+def test_cams_have_to_fit_the_classes(foreign, scenes, fails, tmp_path, maps, say):
+    shutil.copytree(foreign/"seam", tmp_path/"cams")
+    np.save(tmp_path/"cams"/f"{images(scenes)[0]}.npy", maps)
+    assert say in fails("wsss-run", "none", "--cams", tmp_path/"cams", "--data", scenes, "--out", tmp_path/"out")
+
+
+def test_a_file_without_a_class_is_background(foreign, scenes, call, tmp_path):
+    shutil.copytree(foreign/"seam", tmp_path/"cams")
+    name = images(scenes)[0]
+    np.save(tmp_path/"cams"/f"{name}.npy", {"keys": np.zeros(0, int), "cam": np.zeros((0, 8, 8))})
+    argv = "wsss-run", "none", "--cams", tmp_path/"cams", "--data", scenes, "--out", tmp_path/"out"
+    assert call(*argv)[::2] == (0, "")
+    assert not read_label(tmp_path/"out"/"labels"/f"{name}.png").any()
+
+
+def test_files_that_nothing_reads_and_runs_of_another_chain(foreign, made, scenes, fails, tmp_path):
+    labels = "--labels", foreign/"labels"
+    argv = "wsss-run", "--data", scenes, "--out", tmp_path/"out"
+    assert "--confidence: deeplab reads none" in fails(*argv, "deeplab", *labels, "--confidence", foreign/"masks")
+    assert "--cams: beco reads none" in fails(*argv, "beco", *labels, "--cams", foreign/"seam")
+    argv = "wsss-run", "baseline+walk+deeplab", "--data", scenes, "--out", made("baseline+crf+deeplab"), "--resume"
+    assert "holds a run of baseline+crf+deeplab, not of baseline+walk+deeplab" in fails(*argv)
+
+
+def test_refinement_of_ones_own(made, scenes, call, here):
+    "The file is the solution of the exercise on the page of refinements"
+    cells = json.loads((Path(__file__).parents[1]/"nbs"/"80_methods"/"85_refinements.ipynb").read_text())["cells"]
+    (text,) = [t for c in cells if "<summary>Solution of 2" in (t := "".join(c["source"]))]
+    (here/"my_refinement.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    argv = "--data", scenes, "--preset", "shapes", "--set", "squared.power=3"
+    assert call("wsss-run", "my_refinement.py", "--from", made("ktse"), "--out", "mine", *argv)[::2] == (0, "")
+    told = result("mine")
+    assert told["method"] == "ktse+squared" and told["miou"].keys() == {"seed", "pseudo_label"}
+    whole = "wsss-run", "deeplab", "--from", "mine", "--data", scenes, "--out", "whole", *chain("deeplab")
+    assert call(*whole)[::2] == (0, "")
+    assert result("whole")["method"] == "ktse+squared+deeplab"
 
 
 def test_labels_without_a_segmenter_are_no_network(made, scenes, call, fails, tmp_path):

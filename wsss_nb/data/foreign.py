@@ -34,8 +34,10 @@ def read_maps(
 )->Maps:
     "Return the maps of a file of any project; raise `UserError` if it is damaged or holds none"
     found = read_npy(path) if Path(path).suffix == ".npy" else _read_npz(path)
-    try: kind,labels,maps = _recognised(found)
+    try:
+        with np.errstate(over="ignore"): kind,labels,maps = _recognised(found)
     except (TypeError, ValueError) as e: raise UserError(f"{path}: {str(e).splitlines()[0]}") from e
+    if len(labels) and not maps.size: raise UserError(f"{path}: its maps have no pixels ({maps.shape}); make it again")
     if not np.isfinite(maps).all(): raise UserError(f"{path}: holds numbers that are not finite; make it again")
     return Maps(kind, labels, maps)
 
@@ -73,7 +75,7 @@ def _of_keys(keys, maps):
     maps = np.stack([np.asarray(m, np.float32) for m in maps])
     if maps.ndim != 3: raise ValueError(f"maps are {maps.shape[1:]}; wanted is (h,w) for each class")
     if len(maps) != len(keys): raise ValueError(f"{len(keys)} keys for {len(maps)} maps")
-    if BACKGROUND in keys and len(keys) > 1 and maps.min() >= 0 and abs(maps.sum(0)-1).max() < .01:
+    if BACKGROUND in keys and len(keys) > 1 and maps.size and maps.min() >= 0 and abs(maps.sum(0)-1).max() < .01:
         return "probabilities",keys,maps
     return "cams",keys+1,maps
 

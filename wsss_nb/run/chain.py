@@ -85,15 +85,28 @@ def given_cam(
     size:tuple[int,int],     # of the image, pixels
     image_labels:np.ndarray, # (C,), 0/1
 )->tuple[np.ndarray,np.ndarray]: # keys (K,) int64, CAMs (K,H,W) float32 in [0,1], of the classes in the image
-    "Return the CAMs in a file; raise `UserError` if it has other classes than the data"
+    "Return the CAMs in a file; raise `UserError` if it has other classes than the data, or none of the image's"
     found = read_maps(path)
     if len(found.labels) and found.labels.max() > len(image_labels):
         raise UserError(f"{path}: holds a map of label {found.labels.max()}; this data has 1…{len(image_labels)}")
+    wanted = np.flatnonzero(image_labels)
+    keys = np.intersect1d(wanted, found.labels-1)
+    if len(wanted) and len(found.labels) and not len(keys):
+        def spelt(labels): return ", ".join(map(str, labels))
+        raise UserError(f"{path}: holds maps of labels {spelt(found.labels)}; its image has {spelt(wanted+1)}. Is the "
+                        "file of another image, or are its classes counted in another way?")
+    if not len(keys): return keys,np.zeros((0,*size), np.float32)
     maps = resize(torch.from_numpy(found.maps)[None], size)[0]
     if found.kind == "logits": maps = maps.softmax(0)
-    keys = np.intersect1d(np.flatnonzero(image_labels), found.labels-1)
     maps = maps.numpy()[[int(np.flatnonzero(found.labels == k+1)[0]) for k in keys]]
     return keys,maps.clip(0)/maps.max((1,2), initial=1., keepdims=True)
+
+def _fitting(made, image, path):
+    "Return what a file says of an image; raise `UserError` if it has another size"
+    if made.shape != image.shape[:2]:
+        here,there = (f"{h}x{w}" for h,w in (image.shape[:2], made.shape))
+        raise UserError(f"{path}: has {there} pixels (height x width), its image {here}")
+    return made
 
 def _bring(job, artefact):
     "Bring an artefact of the training images into the run folder"
@@ -103,8 +116,11 @@ def _bring(job, artefact):
         size,labels = data.load_image(n).shape[:2],data.image_labels(n)
         keys,maps = given_cam(files[i], size, labels) if i in files else (np.zeros(0, int),np.zeros((0,*size)))
         write_cam(target(i), maps, keys)
-    def write_given_label(i, n): write_label(target(i), read_pseudo_label(files[i], data.num_classes))
-    def write_mask(i, n): write_image(target(i), np.where(read_confidence(files[i]), WHITE, 0).astype(np.uint8))
+    def write_given_label(i, n):
+        write_label(target(i), _fitting(read_pseudo_label(files[i], data.num_classes), data.load_image(n), files[i]))
+    def write_mask(i, n):
+        sure = _fitting(read_confidence(files[i]), data.load_image(n), files[i])
+        write_image(target(i), np.where(sure, WHITE, 0).astype(np.uint8))
     write = {"cams":write_maps, "labels":write_given_label, "confidence":write_mask}[artefact]
     job.make_files(data.ids, lambda i: [target(i)], lambda i: [files[i]] if i in files else [], write, desc=artefact)
 
@@ -201,7 +217,7 @@ def join_methods(
     made,answering = (network,last.answers) if segments(last) else (None,"")
     method = Method(name, _config_of(parts), _presets_of(parts), made, (*stages,EVALUATE),
                     _products_of(stages)+answers, answers=answering,
-                    describe=lambda job: _describe(job, parts), check=check, options=_options_of(parts),
+                    describe=lambda job: _describe(job, parts), check=check, options=_options_of(parts, missing),
                     parts=tuple(methods))
     if not any(m.source for m in methods): return method
     named = [m for m in methods if m.config is not GivenConfig]
@@ -221,9 +237,11 @@ def _products_of(stages):
     seeds = (product(SEED, s) for s in stages if "cams" in s.makes and hasattr(s.owner.config(), "bg_thresh"))
     return (*seeds, *(product(PSEUDO_LABEL, s) for s in stages if "labels" in s.makes))
 
-def _options_of(parts):
-    "Return which settings options mean: steps are those of the last part that has them, all others of the first"
-    having = {o:[k for k,m in parts.items() if hasattr(m.config(), o)] for o in ("backbone","init","iters",*HANDED_ON)}
+def _options_of(parts, missing):
+    """Return which settings options mean: steps are those of the last part that has them, all others of the first
+
+    Files are asked for where nothing in the chain makes them."""
+    having = {o:[k for k,m in parts.items() if hasattr(m.config(), o)] for o in ("backbone","init","iters",*missing)}
     return {o:f"{names[-1 if o == 'iters' else 0]}.{o}" for o,names in having.items() if names}
 
 def _describe(job, parts):

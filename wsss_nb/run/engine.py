@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..ground.core import UserError,atomic_path,first_process,pick_device
+from ..ground.io import read_cam,read_label
 from ..ground.plugins import file_hash,file_of,is_outside,lies_in
 from ..ground.parallel import first_only,join,together
 from ..data.core import Dataset
@@ -187,6 +188,27 @@ def _files_of(run, artefact, ids):
     training = training_folder(run, stage or TRAIN)
     return [f for f in (training.last,training.best,training.log) if f.exists()]
 
+def _taken_over(start, method):
+    "Return the stages of a chain that the other run has finished"
+    done = read_result(start.run.result).get("seconds", {})
+    return [s for s in method.stages if s.part.partition(".")[0] in start.settings and s.name in done]
+
+def _check_images(start, method, train, data):
+    "Raise `UserError` if CAMs or labels that are taken over are those of other images with the same names"
+    if data == read_made_with(start.run)["data"]: return
+    made = {a for s in _taken_over(start, method) for a in s.makes}
+    for n,i in enumerate(train.ids):
+        size,keys = train.load_image(n).shape[:2],{*train.image_labels(n).nonzero()[0]}
+        cams,label = (start.run.file(a, i) if a in made else None for a in ("cams","labels"))
+        good = True
+        if cams and cams.exists():
+            held,maps = read_cam(cams)
+            good = {*held} <= keys and (not len(held) or maps.shape[1:] == size)
+        if good and label and label.exists(): good = read_label(label).shape == size
+        if not good:
+            raise UserError(f"--from {start.run.path}: its {i} is another image than that of {data}, of another size "
+                            "or with other classes; go on with the data that it was made of")
+
 def take_over(
     job:Job,     # of a run that begins
     start:Start, # what it takes over
@@ -203,17 +225,17 @@ def take_over(
         update_result(job.run.result, told | {"taken_over":{stage.name:str(start.run.path)}})
     def taken():
         done = read_result(job.run.result).get("seconds", {})
-        for s in job.method.stages:
-            part = s.part.partition(".")[0]
-            if part in start.settings and s.name in theirs.get("seconds", {}) and s.name not in done: take(s)
+        for s in _taken_over(start, job.method):
+            if s.name not in done: take(s)
     first_only(taken)
 
 def _meant_by(method, given):
     "Return options as the settings of a method that they stand for; raise `UserError` for files that it cannot read"
     for option in ("cams","labels","confidence"):
         if given.get(option) is not None and option not in method.options:
-            raise UserError(f"--{option}: {method.name} makes its own; begin the chain with what reads them "
-                            "(see wsss-list chains)")
+            own = any(option in s.makes and "report" not in s.makes for s in method.stages)
+            why = "makes its own; begin the chain with what reads them" if own else "reads none; leave that out"
+            raise UserError(f"--{option}: {method.name} {why} (see wsss-list chains)")
     return {method.options.get(k, k):v for k,v in given.items() if v is not None}
 
 # %% ../../nbs/75_run/70_engine.ipynb #46ffdccb
@@ -253,7 +275,9 @@ def begin_run(
         config = resolve_config(method.config(), presets, preset, overrides, **given)
         refuse_inside(run, {"source":method.source, "data":data, "settings":asdict(config)})
         train = open_dataset(data, config.train_split)
-        if start: _check_classes(train, data, start.run, tuple(read_made_with(start.run)["classes"]))
+        if start:
+            _check_classes(train, data, start.run, tuple(read_made_with(start.run)["classes"]))
+            _check_images(start, method, train, data)
         method.check(config, train)
         if evaluates: _check_split(train, data, config.val_split)
         return config,train
@@ -266,7 +290,11 @@ def begin_run(
     record = {"command":command, "commit":source_commit(), "machine":machine()}
     def begin():
         there = read_made_with(run) if resume and run.config_file.exists() else None
-        if there: _check_source(run, there, method)
+        if there:
+            if there["method"] != method.name:
+                raise UserError(f"{run.path}: holds a run of {there['method']}, not of {method.name}; "
+                                "choose another --out")
+            _check_source(run, there, method)
         run.start(made_with, resume, asdict(settings_of(run, method)) if there else None)
         if there: tell_changed(run, there, method)
         update_result(run.result, known | record)
