@@ -36,7 +36,8 @@ class _Array:
 def _storage(data):
     "Return the storage of a tensor, read without executing anything"
     import torch  # here, as most files hold no tensors
-    return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    try: return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError: raise UserError("holds a tensor that wants to run something; do not trust it") from None
 
 def _tensor(storage, offset, size, stride, *_):
     "Return what a tensor sees of its storage, as an array"

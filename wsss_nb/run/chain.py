@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/75_run/chain.html.md"""
 
 # %% auto #0
 __all__ = ['HANDED_ON', 'SUFFIXES', 'WHITE', 'STANDARD', 'chain_stages', 'asks_for', 'offers', 'segments',
-           'GivenConfig', 'given_cam', 'given', 'part_name', 'join_methods']
+           'GivenConfig', 'given_cam', 'given', 'part_name', 'join_methods', 'options_of']
 
 # %% ../../nbs/75_run/75_chain.ipynb #b24a884f
 from collections.abc import Sequence
@@ -217,7 +217,7 @@ def join_methods(
     made,answering = (network,last.answers) if segments(last) else (None,"")
     method = Method(name, _config_of(parts), _presets_of(parts), made, (*stages,EVALUATE),
                     _products_of(stages)+answers, answers=answering,
-                    describe=lambda job: _describe(job, parts), check=check, options=_options_of(parts, missing),
+                    describe=lambda job: _describe(job, parts), check=check, options=options_of(parts, missing),
                     parts=tuple(methods))
     if not any(m.source for m in methods): return method
     named = [m for m in methods if m.config is not GivenConfig]
@@ -237,7 +237,10 @@ def _products_of(stages):
     seeds = (product(SEED, s) for s in stages if "cams" in s.makes and hasattr(s.owner.config(), "bg_thresh"))
     return (*seeds, *(product(PSEUDO_LABEL, s) for s in stages if "labels" in s.makes))
 
-def _options_of(parts, missing):
+def options_of(
+    parts:dict[str,Method],   # of a chain, by name
+    missing:Sequence[str]=(), # artefacts that nothing in the chain makes
+)->dict[str,str]:             # option -> setting
     """Return which settings options mean: steps are those of the last part that has them, all others of the first
 
     Files are asked for where nothing in the chain makes them."""

@@ -11,7 +11,7 @@ __all__ = ['go_on', 'run_method', 'is_released', 'load_run', 'save_encoder', 'li
 # %% ../../nbs/90_use/20_experiment.ipynb #635542a5
 import hashlib
 from collections.abc import Iterable,Sequence
-from dataclasses import asdict
+from dataclasses import asdict,replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..ground.viz import overlay
 from ..data.folder import find_images
 from ..backbones.core import load_matching,read_weights
 from ..refine.crf import CRF_PRESETS
-from ..run.chain import GivenConfig,asks_for,join_methods,offers,part_name
+from ..run.chain import GivenConfig,asks_for,join_methods,offers,options_of,part_name
 from ..run.engine import Start,read_made_with,run_stages,settings_of
 from ..run.evaluate import predict_image
 from ..run.folder import Run,load_checkpoint,read_result
@@ -54,7 +54,8 @@ def go_on(
     config = settings_of(run, theirs)
     settings = {part_name(m):asdict(part_of(config, part_name(m) if theirs.parts else "")) for m in parts[:last+1]}
     first = [m for m in parts[:last+1] if m.config is not GivenConfig]
-    return join_methods([*first, *mine]),Start(run, settings)
+    whole = join_methods([*first, *mine])
+    return replace(whole, options=options_of({part_name(m):m for m in mine})),Start(run, settings)
 
 def run_method(
     method:str|Path|Method,    # a name, "my_method.py", "package.module", or the object

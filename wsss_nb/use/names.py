@@ -81,6 +81,8 @@ def _one(what):
 
 def _pieces(what):
     "Return what stands between the plus signs of a chain; a plus sign may also be in the name of a file"
+    if not all(what.split("+")) and "/" not in what:
+        raise UserError(f"{what}: a part is missing beside a plus sign; see wsss-list chains")
     known,pieces,piece = {*list_methods(), *PARTS},[],""
     for word in what.split("+"):
         piece = f"{piece}+{word}" if piece else word
