@@ -38,7 +38,7 @@ def read_maps(
         with np.errstate(over="ignore"): kind,labels,maps = _recognised(found)
     except (TypeError, ValueError) as e: raise UserError(f"{path}: {str(e).splitlines()[0]}") from e
     if len(labels) and not maps.size: raise UserError(f"{path}: its maps have no pixels ({maps.shape}); make it again")
-    if not np.isfinite(maps).all(): raise UserError(f"{path}: holds numbers that are not finite; make it again")
+    if not np.isfinite(maps).all(): raise UserError(f"{path}: holds NaN or infinite numbers; make it again")
     return Maps(kind, labels, maps)
 
 def _read_npz(path):

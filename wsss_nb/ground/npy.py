@@ -37,7 +37,8 @@ def _storage(data):
     "Return the storage of a tensor, read without executing anything"
     import torch  # here, as most files hold no tensors
     try: return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError: raise UserError("holds a tensor that wants to run something; do not trust it") from None
+    except pickle.UnpicklingError:
+        raise UserError("holds a tensor that wants to run something; do not trust it") from None
 
 def _tensor(storage, offset, size, stride, *_):
     "Return what a tensor sees of its storage, as an array"

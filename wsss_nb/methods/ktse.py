@@ -453,8 +453,8 @@ def describe(
     return {"thresholds":values | ({"CRF":c.crf} if c.crf else {}),
             "ground_truth":["The masks were read to compute the scores, and for nothing else.",
                             "The seed was given the true image-level labels; the prediction was not.",
-                            "The threshold of the background is that of the settings; how those of a preset were chosen "
-                            "is on the method's page."]}
+                            "The threshold of the background is that of the settings; how those of a preset were "
+                            "chosen is on the method's page."]}
 
 # %% ../../nbs/80_methods/90_ktse.ipynb #d279e3c7
 STAGES = (Stage(TRAIN, train_classifier, makes=("checkpoints",)),

@@ -171,12 +171,17 @@ def read_settings(
     return replace(default, **values)
 
 # %% ../../nbs/75_run/15_settings.ipynb #b0d52c44
+def _comments(config_class):
+    "Return the comments of settings; a class that is made at run time, as for a chain, has none of its own"
+    try: return {k:v for k,v in docments(config_class).items() if v}
+    except OSError: return {}
+
 def describe_settings(
     config_class,  # a method's dataclass
     prefix:str="", # of the names
 )->list[str]:      # "name=default  meaning", one per setting
     "Return the settings of a method with their defaults and comments; those of parts are dotted"
-    comments = {k:v for c in reversed(config_class.__mro__) if is_dataclass(c) for k,v in docments(c).items() if v}
+    comments = {k:v for c in reversed(config_class.__mro__) if is_dataclass(c) for k,v in _comments(c).items()}
     lines = []
     for f in fields(config_class):
         if is_dataclass(f.default): lines += describe_settings(type(f.default), f"{prefix}{f.name}.")
