@@ -191,7 +191,7 @@ def test_given_files_have_to_fit_the_images(foreign, scenes, fails, tmp_path):
 @pytest.mark.parametrize("maps,say", [({9: np.ones((64, 64))}, "holds a map of label 10; this data has"),
                                       ({-1: np.ones((64, 64))}, "holds maps of labels 0; its image has"),
                                       ({"keys": np.array([0]), "cam": np.zeros((1, 0, 0))}, "its maps have no pixels"),
-                                      ({0: np.full((8, 8), 1e300)}, "holds numbers that are not finite")],
+                                      ({0: np.full((8, 8), 1e300)}, "holds NaN or infinite numbers")],
                          ids=["beyond", "below", "no pixels", "huge"])
 def test_cams_have_to_fit_the_classes(foreign, scenes, fails, tmp_path, maps, say):
     shutil.copytree(foreign/"seam", tmp_path/"cams")
