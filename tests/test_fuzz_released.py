@@ -17,7 +17,7 @@ from wsss_nb.data.voc import VOC_CLASSES
 from wsss_nb.ground.core import UserError
 from wsss_nb.use.released import load_released, our_tensors
 
-TRIES = int(os.environ.get("FUZZ", 20))  # of each family
+TRIES = int(os.environ.get("FUZZ", 12))  # of each family
 
 
 def with_encoder(shapes, backbone):
@@ -115,12 +115,12 @@ def test_names_are_odd(family, tmp_path):
 @pytest.mark.parametrize("key", ["encoder.patch_embed.proj.weight", "encoder.pos_embed", "decoder.conv6.weight",
                                  "encoder.blocks.0.mlp.fc1.weight", "decoder.conv8.weight", "proj_head.mlp.0.weight",
                                  "proj_head.last_layer.weight_v"])
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [*SHAPES, "meta", "NaN", "complex", "bytes"])
 def test_every_tensor_whose_shape_is_read(key, damage, tmp_path):
     state = toco()
     report, line = opened(state | {key: DAMAGES[damage](state[key])}, tmp_path/"w.pth")
     more_classes = (key, damage) == ("decoder.conv8.weight", "more rows")
-    assert key in line if line else key.startswith("proj_head") or damage in ("half", "double") or more_classes, line
+    assert key in line if line else key.startswith("proj_head") or more_classes, line
 
 def test_one_class_and_no_background(tmp_path):
     state = random_tensors(toco_shapes(20)) | {"decoder.conv8.weight": torch.ones(1, 24, 1, 1)}
