@@ -9,8 +9,8 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from commands import train
 from safetensors.torch import load_file
+from test_bad_input import train
 from test_fuzz_released import cpdgl, toco, tscd
 from test_released import FAMILIES as SHAPES
 from test_released import photos, random_tensors, saved  # noqa: F401
@@ -136,8 +136,7 @@ def test_stand_ins_do_nothing(name, zipped, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(Namespace, "__init__", lambda *a, **k: made.append(a))
     class Odd:
-        def __reduce__(self): return Namespace, ("first",), {"__class__": "x", "__setstate__": 1}, None, \
-            iter([("key", "value")])
+        def __reduce__(self): return Namespace, ("first",), {"__class__": "x", "__setstate__": 1}
     torch.save({"w": torch.ones(2), "odd": Odd()}, tmp_path/"a.pth", pickle_protocol=2,
                _use_new_zipfile_serialization=zipped)
     whole = tmp_path/"w.pth"

@@ -64,12 +64,11 @@ class Beside:
     "Stands for an object in a weight file that is no tensor: whatever is done to it, nothing happens"
     def __init__(self, *args, **kwargs): pass
     def __setstate__(self, state): pass
-    def __setitem__(self, key, value): pass
 
 # what training code puts beside weights, and what those are made of
 BESIDE = tuple(f"numpy.{core}.multiarray.{k}" for core in ("core","_core") for k in ("scalar","_reconstruct"))
 BESIDE += ("numpy.dtype","numpy.ndarray","argparse.Namespace","types.SimpleNamespace","datetime.datetime",
-           "datetime.timedelta","datetime.date","easydict.EasyDict","yacs.config.CfgNode","addict.addict.Dict")
+           "datetime.timedelta","datetime.date")
 BESIDE += tuple(f"{module}.{k}" for module in ("pathlib","pathlib._local")
                 for k in ("Path","PosixPath","WindowsPath","PurePath","PurePosixPath","PureWindowsPath"))
 
