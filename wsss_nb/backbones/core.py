@@ -17,6 +17,7 @@ import torch
 from torch import Tensor,nn
 
 import wsss_nb
+from .files import BESIDE,read_safetensors,read_torch,unwrapped
 from .mxnet import read_params
 from ..ground.core import UserError,did_you_mean
 from ..ground.plugins import is_outside,load_object
@@ -46,25 +47,21 @@ def why_unreadable(
     return (text.splitlines() or [type(error).__name__])[0].split(". ")[0][:120]
 
 def read_weights(
-    path:str|Path, # .safetensors, .pth, .pt, .bin, or .params of MXNet
+    path:str|Path, # .safetensors, .params of MXNet, or any other name for a file of `torch.save`
 )->dict[str,Tensor]: # tensors by name, without wrapping and without "module."
-    "Return the tensors of a weight file without executing anything in it; raise `UserError` if it cannot be read"
+    """Return the tensors of a weight file without executing anything in it
+
+    Raises `UserError` if it cannot be read or is damaged, where it has sums that tell."""
     path = Path(path)
     if not path.is_file(): raise UserError(f"{path}: no such weight file")
-    if path.suffix == ".params": return read_params(path)
+    if path.suffix.lower() == ".params": return read_params(path)
     try:
         with warnings.catch_warnings(action="ignore"):
-            if path.suffix == ".safetensors":
-                from safetensors.torch import load_file
-                state = load_file(path)
-            else: state = torch.load(path, map_location="cpu", weights_only=True)
+            safe = path.suffix.lower() == ".safetensors"
+            state = read_safetensors(path) if safe else read_torch(path, BESIDE)
     except Exception as e: raise UserError(f"{path}: not a readable weight file ({why_unreadable(e)})") from e
-    for key in ("state_dict", "model", "model_state", "teacher"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
-    if not isinstance(state, dict): raise UserError(f"{path}: holds {type(state).__name__}, not tensors by name")
-    if isinstance(several := state.get("net_state_dict"), dict):  # of BECO: "network1.…", "network2.…"
-        state = {f"{name}.{k}":v for name,net in several.items() if isinstance(net, dict) for k,v in net.items()}
-    return {k.removeprefix("module."):v for k,v in state.items() if isinstance(v, Tensor)}
+    try: return unwrapped(state)
+    except UserError as e: raise UserError(f"{path}: {e}") from None
 
 # %% ../../nbs/30_backbones/10_core.ipynb #e824f2f8
 def current_name(
@@ -80,6 +77,7 @@ def load_matching(
     "Copy `state` into `module`; raise `UserError` naming the first tensor that is missing or has another shape"
     own = module.state_dict()
     state = {k if k in own else current_name(k):v for k,v in state.items()}
+    state |= {k:v for k,v in own.items() if k.endswith("num_batches_tracked") and k not in state}  # older files lack it
     missing = [k for k in own if k not in state]
     other = "these weights are of another architecture"
     if missing: raise UserError(f"{other}: {missing[0]} is missing (and {len(missing)-1} more of {len(own)} tensors)")

@@ -12,6 +12,7 @@ __all__ = ['read_image', 'image_size', 'write_image', 'voc_colormap', 'read_labe
 import struct,zlib
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from zipfile import BadZipFile,ZIP_DEFLATED,ZipFile
 
 import numpy as np
@@ -84,18 +85,32 @@ def voc_colormap(
     return colours
 
 # %% ../../nbs/10_ground/20_io.ipynb #b7d1e5f2
+def _png_parts(path, data):
+    """Return the compressed pixels of a PNG in parts; raise `UserError` if the CRC-32 of a chunk that counts is wrong
+
+    Pillow does not look at those of pixels."""
+    at,parts,kind = 8,[],b""
+    while kind != b"IEND":
+        size,kind = struct.unpack(">I4s", data[at:at+8])
+        body = data[at+8:at+8+size]
+        noted, = struct.unpack(">I", data[at+8+size:at+12+size])
+        if kind in (b"IHDR",b"IDAT") and noted != zlib.crc32(body, zlib.crc32(kind)):
+            raise UserError(f"{path}: cannot be decoded (the sum of its {kind.decode()} chunk does not fit); "
+                            "the file is damaged: replace it")
+        if kind == b"IDAT": parts.append(body)
+        at += size+12
+    return parts
+
 def _plain_png(path):
     """Return the bytes of an 8-bit palette or greyscale PNG with unfiltered rows, (H,W) uint8
 
-    None for any other file, a damaged one among them."""
+    None for any other file, one that is cut off among them; raises `UserError` if a sum in it does not fit."""
     try:
-        data,at,parts = path.read_bytes(),33,[]
+        data = path.read_bytes()
         width,height,depth,colour,_,_,interlaced = struct.unpack(">IIBBBBB", data[16:29])
-        if data[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" or depth != 8 or colour not in (0,3) or interlaced: return None
-        while (kind := data[at+4:at+8]) != b"IEND":
-            end = at+8+struct.unpack(">I", data[at:at+4])[0]
-            if kind == b"IDAT": parts.append(data[at+8:end])
-            at = end+4
+        if data[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR": return None
+        parts = _png_parts(path, data)
+        if depth != 8 or colour not in (0,3) or interlaced: return None
         size = height*(width+1)  # each row begins with the number of its filter
         pixels = zlib.decompressobj().decompress(b"".join(parts), size+1)
         rows = np.frombuffer(pixels, np.uint8).reshape(height, width+1)
@@ -151,6 +166,10 @@ def _converted(array, dtype):
     import torch  # here, as most of this room's users need none
     return torch.from_numpy(np.require(array, requirements="CW")).to(getattr(torch, dtype)).numpy()
 
+# of a damaged archive, and of a damaged array in it
+_CAM_ERRORS = (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error, RuntimeError, SyntaxError,
+               TokenError)
+
 def read_cam(
     path:str|Path,               # a .npz written by `write_cam`
     which:str="cam",             # "cam", the maps at image size, or "small", those at the network's
@@ -159,5 +178,5 @@ def read_cam(
     try:
         with np.load(path, allow_pickle=False) as z: return z["keys"],_converted(z[which], "float32")
     except FileNotFoundError: raise UserError(f"{path}: no such file; make the CAMs first (stage `seeds`)") from None
-    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as e:
+    except _CAM_ERRORS as e:
         raise UserError(f"{path}: is no CAM file ({e}); make it again") from e

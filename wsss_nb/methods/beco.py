@@ -30,6 +30,7 @@ from ..data.loader import TrainingSet
 from ..data.mixing import MixTransform,choose_classes,colour_batch,mix_pairs,pair_order
 from ..data.transforms import normalise,resize_to
 from ..backbones.core import create_backbone,read_weights
+from ..backbones.files import depth_of,size_of
 from ..backbones.resnet import SIZES
 from ..refine.crf import CRF_PRESETS
 from ..networks.deeplab import DeepLab
@@ -369,11 +370,10 @@ def beco_settings(
     if not found or not has("encoder.layer4.0.conv1.weight"):
         raise UserError("holds no two networks of BECO's, a ResNet with DeepLab-v2 or DeepLab-v3+ each")
     def layer(i): return f"network1.encoder.layer{i}."
-    def depth(i): return 1+max(int(k.split(".")[3]) for k in state if k.startswith(layer(i)))
     deep = has("encoder.conv3.weight")
-    seen = {"blocks":tuple(map(depth, (1,2,3,4))),
-            "widths":tuple(len(state[layer(i)+"0.conv1.weight"]) for i in (1,2,3,4)),
-            "stem":len(state[f"network1.encoder.bn{3 if deep else 1}.weight"]), "deep":deep}
+    seen = {"blocks":tuple(depth_of(state, layer(i)) for i in (1,2,3,4)),
+            "widths":tuple(size_of(state, *((f"{layer(i)}0.{k}.weight",0) for k in ("conv1","bn1"))) for i in (1,2,3,4)),
+            "stem":size_of(state, (f"network1.encoder.bn{3 if deep else 1}.weight",0)), "deep":deep}
     usual = {"blocks":(3,4,6,3), "widths":(64,128,256,512), "stem":64, "deep":False}
     known = [name for name,made in SIZES.items() if usual | made == seen]
     told = ", ".join(f"{k} {v}" for k,v in seen.items())

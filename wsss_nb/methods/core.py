@@ -82,6 +82,7 @@ class SingleStageConfig(TrainConfig):
     infer_direct:bool = False                   # make each size from the image itself, not from the resized one?
     infer_fit:str = "square"                    # how: "square", or "long": the longer side gets this length
     infer_scales:tuple[float,...] = (1.,1.5,1.25) # image sizes of a prediction
+    infer_flip:bool = True                      # look at each of them in the mirror as well?
     fusion:str = "sum-max"                      # how these are joined
     infer_par:int = 0                           # rounds of PAR on a prediction; 0: none
     crf:str|None = None                         # dense CRF for a second prediction, see `wsss-list crf`; none: no CRF
@@ -214,8 +215,8 @@ def segmentation(self:MethodNet,
     "Return the logits of multi-scale inference: no image-level label takes part"
     c,side,own = self.config,self.config.infer_size,images.shape[-2:]
     fitted = (side,side) if c.infer_fit == "square" else tuple(int(n*(side/max(own))) for n in own)
-    logits = multi_scale_logits(self.seg_logits, images, size, scales or c.infer_scales, fusion=c.fusion,
-                                base_size=fitted if side else None, direct=c.infer_direct)
+    logits = multi_scale_logits(self.seg_logits, images, size, scales or c.infer_scales, c.infer_flip, c.fusion,
+                                fitted if side else None, c.infer_direct)
     if not c.infer_par: return logits
     return sharpen(resize(denormalise(images)/255, logits.shape[-2:]), logits, c.infer_par)
 

@@ -28,6 +28,7 @@ from ..data.core import Dataset
 from ..data.loader import TrainingSet,one_class_partner
 from ..data.pair_transforms import PairTransform,original_levels
 from ..backbones.core import Backbone,create_backbone,load_matching,read_weights
+from ..backbones.files import size_of
 from ..backbones.wide_resnet import freeze_norms,freeze_parts
 from ..cam.strided import strided_cams
 from ..cam.views import summed_views
@@ -414,8 +415,8 @@ def published_state(
     if not is_published(state): raise UserError("is no classifier of KTSE or AEFT")
     def ours(name): return next((o+name.removeprefix(t) for t,o in PUBLISHED if name.startswith(t)), name)
     found = {ours(k):v for k,v in state.items() if not k.startswith("bn8.")}
-    maps,num_fg = found["fc9.weight"],found["pyramid.gconv1.att_p.0.weight"].shape[1]//2
-    if len(maps) == num_fg: found["fc9.weight"] = torch.cat([torch.zeros_like(maps[:1]), maps])
+    maps,num_fg = found["fc9.weight"],size_of(found, ("pyramid.gconv1.att_p.0.weight",1))//2
+    if size_of(found, ("fc9.weight",0)) == num_fg: found["fc9.weight"] = torch.cat([torch.zeros_like(maps[:1]), maps])
     return found
 
 def published_classifier(

@@ -22,6 +22,7 @@ from torch import nn
 
 import wsss_nb
 from ..backbones.core import why_unreadable
+from ..backbones.files import read_torch,write_safetensors
 from ..ground.core import UserError,atomic_path,first_process,write_json
 from ..ground.failures import lock_folder
 from .artefacts import suffix_of
@@ -216,7 +217,7 @@ def disk_errors():
 # %% ../../nbs/75_run/20_folder.ipynb #bd7b3003
 def _read_checkpoint(path):
     "Return what `save_checkpoint` wrote; raise `UserError` if it cannot be used"
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
+    try: state = read_torch(path)
     except FileNotFoundError: raise UserError(f"{path}: no checkpoint") from None
     except Exception as e: raise UserError(f"{path}: not a readable checkpoint ({why_unreadable(e)})") from e
     if not isinstance(state, dict):
@@ -255,10 +256,9 @@ def save_weights(
     module:nn.Module,# what to save
     note:str="",     # goes into the file's metadata
 ):
-    "Write the tensors of a module"
-    from safetensors.torch import save_file
+    "Write the tensors of a module, with a sum that tells damage"
     state = {k:v.contiguous() for k,v in module.state_dict().items()}
-    with atomic_path(path) as tmp, disk_errors(): save_file(state, tmp, metadata={"note":note})
+    with atomic_path(path) as tmp, disk_errors(): write_safetensors(tmp, state, note=note)
 
 # %% ../../nbs/75_run/20_folder.ipynb #ce2e12dd
 def versions()->dict[str,str]: # name -> version

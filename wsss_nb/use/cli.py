@@ -137,7 +137,8 @@ def wsss_demo(
 
 # %% ../../nbs/90_use/40_cli.ipynb #96029116
 def wsss_predict(
-    run:str,               # run folder, a checkpoint in it, or a published checkpoint (.pth, .pt, .bin, .safetensors)
+    # run folder, a checkpoint in it, or a published checkpoint (.pth, .pt, .bin, .ckpt, .pth.tar, .safetensors)
+    run:str,
     images:Annotated[list, {"nargs":"+", "type":str}], # image files or folders of images
     out:Text=None,         # folder for label maps NAME.png
     crf:bool=False,        # refine by a dense CRF: the one that the run's setting crf names, or else toco
@@ -146,14 +147,15 @@ def wsss_predict(
     method:Text=None,      # of a published checkpoint, where its names fit several; of a run whose own cannot be found
     # names for a published checkpoint: a file, one per line, background first; by default VOC's, COCO's, or numbers
     classes:Text=None,
+    set:_PAIRS=None,       # other settings for this use, such as infer_scales=1 infer_flip=false
 ):
     "Segment images of which nothing is known"
     if not out: raise UserError("--out is missing (see wsss-predict --help)")
     from wsss_nb.ground.core import pick_device
     from wsss_nb.use.experiment import classes_found,is_released,list_images,load_run,predict_files
-    if is_released(run): model = _load_published(run, method, classes).to(pick_device(device))
+    if is_released(run): model = _load_published(run, method, classes, set or ()).to(pick_device(device))
     elif classes: raise UserError(f"{run}: --classes is for published checkpoints; a run knows its own")
-    else: model = load_run(run, pick_device(device), method=method)
+    else: model = load_run(run, pick_device(device), set or (), method)
     preset = (model.config.crf or "toco") if crf else None
     written = predict_files(model, list_images(images), out, overlay, preset)
     print(f"{len(written)} label maps in {out}" + (f", refined by the dense CRF {preset}" if preset else ""))
@@ -165,11 +167,12 @@ def _load_published(
     file:str,         # weight file
     method:str|None,  # which it is of, where its names fit several
     classes:str|None, # file with a class name per line, background first
+    overrides=(),     # settings to change, "key=value"
 ):                    # the method
     "Return the method of a published checkpoint, after printing what was made of the file"
     from wsss_nb.data.folder import read_classes
     from wsss_nb.use.released import load_released
-    model,report = load_released(file, method, read_classes(classes) if classes else None)
+    model,report = load_released(file, method, read_classes(classes) if classes else None, overrides=overrides)
     print(report, end="\n\n")
     return model
 
