@@ -191,6 +191,8 @@ def wsss_eval(
     try: matrix,records = evaluate_folders(predictions, masks, len(names), names, ids, ignore_unsure)
     except UserError as e: raise UserError(str(e).replace("drop_ignored_pred", "--ignore-unsure")) from None
     print(matrix.table(names))
+    absent = [n for n,true in zip(names, matrix.counts.sum(1)) if not true]
+    if absent: print(f"without a pixel of ground truth here, so not in the mean: {', '.join(absent)}")
     print("\nworst images:")
     for r in worst_images(records, 5): print(f"  {r['id']:24} mIoU {100*r['miou']:5.1f}   {r['reason']}: {r['detail']}")
     if not json: return
@@ -228,6 +230,8 @@ def wsss_crf(
     channels:Text=None,       # rgb or bgr, the order that the CRF sees
     scale_factor:float=1.,    # divide the standard deviations in pixels by this
     alpha:float=10.,          # for CAMs: background is (1-max)^alpha
+    logits:bool=False,        # the files hold logits (without it: those with values below 0)
+    scale:float=1.,           # what stands for 1 in the files: 255 for bytes, 100 for percent
     min_prob:float=0.,        # leave out classes that exceed this nowhere: faster, not quite the same
     save_probs:bool=False,    # write ID.npz with the refined probabilities too
     backend:str="lattice",    # lattice (compiled where it was built), torch or pydensecrf
@@ -241,7 +245,8 @@ def wsss_crf(
     from wsss_nb.refine.crf_files import crf_folder
     changes = {"iters":iters, "pos_xy_std":pos_xy_std, "pos_w":pos_w, "bi_xy_std":bi_xy_std, "bi_rgb_std":bi_rgb_std,
                "bi_w":bi_w, "crf_image":crf_image, "channels":channels}
-    how = scale_factor,alpha,min_prob,save_probs,backend,jobs,threads,pick_device(device)
+    if logits and scale != 1: raise UserError("--logits and --scale: logits have no scale; give one of the two")
+    how = scale_factor,alpha,min_prob,save_probs,backend,jobs,threads,pick_device(device),logits,scale
     return _report_crf(lambda: crf_folder(images, probabilities, out, preset, *how, **changes), out)
 
 # %% ../../nbs/90_use/40_cli.ipynb #dc6197bc
