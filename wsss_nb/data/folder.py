@@ -324,9 +324,6 @@ def read_saliency(
     saliency = read_image(path)
     if (saliency != saliency[...,:1]).any():
         raise UserError(f"{path}: has colours; save the saliency map as greyscale, white where something is")
-    if saliency.max(initial=0) == 1:
-        raise UserError(f"{path}: is a saliency map of 0 and 1, which are black and nearly black; save it as 0 and 255, "
-                        "white where something is")
     return saliency[...,0]
 
 @patch
