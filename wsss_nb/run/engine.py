@@ -20,7 +20,7 @@ from ..ground.core import UserError,atomic_path,first_process,pick_device
 from ..ground.plugins import file_hash,file_of,is_outside,lies_in
 from ..ground.parallel import first_only,join,together
 from ..data.core import Dataset
-from ..data.datasets import open_dataset
+from ..data.datasets import open_dataset,open_scored
 from .folder import Run,changed_settings,machine,read_result,source_commit,update_result
 from .method import Method
 from .settings import read_settings,resolve_config
@@ -255,7 +255,9 @@ def begin_run(
         train = open_dataset(data, config.train_split)
         if start: _check_classes(train, data, start.run, tuple(read_made_with(start.run)["classes"]))
         method.check(config, train)
-        if evaluates: _check_split(train, data, config.val_split)
+        if evaluates:
+            _check_split(train, data, config.val_split)
+            open_scored(data, config.val_split)  # what is wrong with its masks is said before the training
         return config,train
     config,train = together(prepare)
     source = {"source":method.source, "source_hash":method.source_hash} if method.source else {}

@@ -115,6 +115,7 @@ def _print_result(
     done = ", ".join(result.get("seconds", ["nothing"]))
     unscored = f"finished: {done}; `--stages evaluate` predicts, scores and reports"
     print(score_table(result) if "split" in result or "miou" in result else unscored, end="\n\n")
+    if "supervision" in result: print(f"learnt from: {result['supervision']}", end="\n\n")
     logs = [(p.name,"losses by step") for p in sorted(Path(out).glob("log*.csv"))]
     columns = f"image | CAM | refined | pseudo label | prediction | {crf}ground truth, as far as they were made"
     files = {"result.json":"numbers", "report/index.html":"report, open it in a browser", "report/picture.png":columns}
@@ -149,15 +150,20 @@ def wsss_predict(
     "Segment images of which nothing is known"
     if not out: raise UserError("--out is missing (see wsss-predict --help)")
     from wsss_nb.ground.core import pick_device
+    from wsss_nb.ground.io import image_orientation
     from wsss_nb.use.experiment import classes_found,is_released,list_images,load_run,predict_files
     if is_released(run): model = _load_published(run, method, classes).to(pick_device(device))
     elif classes: raise UserError(f"{run}: --classes is for published checkpoints; a run knows its own")
     else: model = load_run(run, pick_device(device), method=method)
     preset = (model.config.crf or "toco") if crf else None
-    written = predict_files(model, list_images(images), out, overlay, preset)
+    files = list_images(images)
+    written = predict_files(model, files, out, overlay, preset)
     print(f"{len(written)} label maps in {out}" + (f", refined by the dense CRF {preset}" if preset else ""))
     found = ", ".join(f"{k} in {n}" for k,n in classes_found(written, model.classes).items())
     print("found:", found or "nothing but background")
+    if turned := [f for f in files if image_orientation(f) != 1]:
+        print(f"{len(turned)} photos are stored turned or mirrored (EXIF orientation), such as {turned[0]}: so are their "
+              "label maps; wsss-data upright FOLDER writes photos as they look")
 
 # %% ../../nbs/90_use/40_cli.ipynb #96029117
 def _load_published(

@@ -60,7 +60,7 @@ def run_method(
     data:str|Path,             # of `open_dataset`
     out:str|Path,              # run folder
     preset:str|None=None,      # of the method; None: the one that suits the data
-    stages:Sequence[str]|None=None, # which to run; None: all of the method
+    stages:str|Sequence[str]|None=None, # which to run, also as "train,evaluate"; None: all of the method
     resume:bool=False,         # go on with what is in `out`?
     device:str="auto",         # "auto", "cpu" or "cuda"
     seed:int=0,                # of weights, order and augmentation
@@ -71,6 +71,9 @@ def run_method(
     **given,
 )->dict:                       # what `result.json` holds
     "Run the stages of a method on a dataset, in the method's order"
+    if isinstance(stages, str): stages = stages.split(",")
+    if isinstance(overrides, str): overrides = overrides.split()
+    given = {k:str(v) if isinstance(v, Path) else v for k,v in given.items()}
     whole,begun = (get_method(method),None) if start is None else go_on(method, start)
     return run_stages(whole, data, out, preset, stages, resume, device, seed, overrides, command, begun, **given)
 
