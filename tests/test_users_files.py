@@ -63,7 +63,8 @@ def halves():
     return label
 
 
-ABSENT = {"no background": halves, "no object": lambda: mask(0), "one class of two": mask, "only the last": lambda: mask(0)+2,
+ABSENT = {"no background": halves, "no object": lambda: mask(0), "one class of two": mask,
+          "only the last": lambda: mask(0)+2,
           "all ignored but a class": lambda: np.where(halves() == 2, IGNORE_INDEX, 1).astype(np.uint8)}
 
 
@@ -81,8 +82,9 @@ def test_scores_survive_absent_classes(call, here, kind):
     assert first["miou"]["prediction"] == pytest.approx(wanted) and Path("run/report/index.html").exists()
     assert call("wsss-run", "baseline", "--data", "data", "--out", "run", "--stages", "evaluate")[0] == 0
     assert result("run")["miou"] == first["miou"]
-    status, out, _ = call("wsss-eval", "data/SegmentationClass", "data/SegmentationClass", "--classes", "data/classes.txt",
-                          *(["--ignore-unsure"] if IGNORE_INDEX in ABSENT[kind]() else []), "--json", "s.json")
+    unsure = ["--ignore-unsure"] if IGNORE_INDEX in ABSENT[kind]() else []
+    status, out, _ = call("wsss-eval", *["data/SegmentationClass"]*2, "--classes", "data/classes.txt", *unsure,
+                          "--json", "s.json")
     assert status == 0 and json.loads(Path("s.json").read_text())["miou"] == 1
     for c in {*classes}-there: assert f"{c}" in out.split("without a pixel of ground truth")[1]
 
@@ -99,14 +101,16 @@ def test_scores_survive_absent_classes_in_stages(call, here):
 def binary(here):
     "A dataset with such masks; predictions: nothing found, right as 0/1, right as 0/255; ground truth of both kinds"
     dataset("data", masks=lambda: mask(255))
-    for folder, label in {"none": mask(0), "right01": mask(), "right255": mask(255), "gt01": mask(), "gt255": mask(255)}.items():
+    made = {"none": mask(0), "right01": mask(), "right255": mask(255), "gt01": mask(), "gt255": mask(255)}
+    for folder, label in made.items():
         for i in range(3): write_label(here/folder/f"val{i}.png", label)
     return here
 
 
 @pytest.mark.parametrize("options", [(), ("--ignore-unsure",)])
-@pytest.mark.parametrize("prediction,truth,named", [("none", "gt255", "gt255"), ("right01", "gt255", "gt255"), ("right255", "gt01", "right255"),
-                                                    ("right255", "gt255", "gt255")])
+@pytest.mark.parametrize("prediction,truth,named", [
+    ("none", "gt255", "gt255"), ("right01", "gt255", "gt255"), ("right255", "gt01", "right255"),
+    ("right255", "gt255", "gt255")])
 def test_masks_of_0_and_255_are_refused(fails, binary, prediction, truth, named, options):
     line = fails("wsss-eval", prediction, truth, "--classes", "data/classes.txt", *options)
     assert f"wsss-data to-voc masks {named} --map 255=1" in line and "--ignore-unsure" not in line
@@ -161,12 +165,16 @@ def test_a_class_that_no_mask_shows_is_named(here):
 P = np.where(mask() == 1, .95, .05).astype(np.float32)
 TWO = np.stack([1-P, P])
 LOGITS = np.stack([np.where(mask() == 1, 2., 6.), np.where(mask() == 1, 5., 3.)]).astype(np.float32)
-REFUSED = {"one channel": (P[None], "one channel"), "no channel": (P, "an array (64, 64)"), "positive logits": (LOGITS, "from 2 to 6"),
+REFUSED = {"one channel": (P[None], "one channel"), "no channel": (P, "an array (64, 64)"),
+           "positive logits": (LOGITS, "from 2 to 6"),
            "bytes": ((TWO*255).round().astype(np.uint8), "from 13 to 242"), "percent": (TWO*100, "--scale 100"),
-           "NaN": (np.where(np.eye(SIDE, dtype=bool), np.nan, TWO).astype(np.float32), "not finite"), "zeros": (0*TWO, "all values are 0"),
+           "NaN": (np.where(np.eye(SIDE, dtype=bool), np.nan, TWO).astype(np.float32), "not finite"),
+           "zeros": (0*TWO, "all values are 0"),
            "channels last": (TWO.transpose(1, 2, 0), "save (K,H,W)")}
-READ = {"half": TWO.astype(np.float16), "fortran": np.asfortranarray(TWO.astype(np.float64)), "big-endian": TWO.astype(">f4"),
-        "big double": TWO.astype(">f8"), "batch": TWO[None], "three": np.stack([1-P, P*.9, P*.1]), "logits below 0": LOGITS-4}
+READ = {"half": TWO.astype(np.float16), "fortran": np.asfortranarray(TWO.astype(np.float64)),
+        "big-endian": TWO.astype(">f4"),
+        "big double": TWO.astype(">f8"), "batch": TWO[None], "three": np.stack([1-P, P*.9, P*.1]),
+        "logits below 0": LOGITS-4}
 
 
 def crf(call, array, *options):
@@ -191,7 +199,8 @@ def test_any_layout_of_probabilities(call, here, kind):
     assert (status, err) == (0, "") and (label == mask()).mean() > .99
 
 
-@pytest.mark.parametrize("array,options", [(LOGITS, ("--logits",)), (TWO*255, ("--scale", "255")), (TWO*100, ("--scale", "100")),
+@pytest.mark.parametrize("array,options", [(LOGITS, ("--logits",)), (TWO*255, ("--scale", "255")),
+                                           (TWO*100, ("--scale", "100")),
                                            ((TWO*255).round().astype(np.uint8), ("--scale", "255"))])
 def test_those_who_mean_it(call, here, array, options):
     status, label, err = crf(call, array, *options)
@@ -208,7 +217,8 @@ def test_scale_makes_sense(fails, here):
 
 @pytest.mark.parametrize("kind", ["one channel", "positive logits", "percent", "NaN", "zeros"])
 def test_dense_crf_refuses_the_same(kind):
-    with pytest.raises(ValueError, match="one channel|values run from|NaN|all values are 0"): dense_crf(photo(), REFUSED[kind][0])
+    with pytest.raises(ValueError, match="one channel|values run from|NaN|all values are 0"):
+        dense_crf(photo(), REFUSED[kind][0])
 
 
 # %% EXIF
@@ -270,7 +280,8 @@ def test_calls_take_strings_and_paths(trained, scenes, here):
     files = sorted((scenes/"JPEGImages").glob("val_*.png"))[:2]
     for n, given in enumerate(([str(f) for f in files], files, tuple(files), files[0], str(files[0]))):
         made = predict_files(network, given, out=f"p{n}", overlays=True)
-        assert [p.name for p in made] == [f.name for f in files][:len(made)] and Path(f"p{n}/{files[0].stem}_overlay.png").exists()
+        assert [p.name for p in made] == [f.name for f in files][:len(made)]
+        assert Path(f"p{n}/{files[0].stem}_overlay.png").exists()
         assert list_images(given) == ([Path(given)] if isinstance(given, str | Path) else files)
     matrix, _ = evaluate_folders(Path("p0"), str(scenes/"SegmentationClass"), 6, ids=(f.stem for f in files))
     assert matrix.counts.sum() == 2*64*64
@@ -284,8 +295,11 @@ def test_run_method_takes_paths_and_words(scenes, here):
     assert "prediction" in found["miou"]
 
 
-@pytest.mark.parametrize("view", [lambda a: a[:, ::-1], lambda a: a[::-1], lambda a: np.rot90(a), lambda a: a[::2, ::2],
-                                  lambda a: np.asfortranarray(a)], ids=["mirrored", "upside down", "turned", "coarse", "fortran"])
+VIEWS = {"mirrored": lambda a: a[:, ::-1], "upside down": lambda a: a[::-1], "turned": np.rot90,
+         "coarse": lambda a: a[::2, ::2], "fortran": np.asfortranarray}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
 def test_any_layout_of_arrays(view):
     image, probs = view(photo()), np.stack([view(p) for p in TWO])
     plain = dense_crf(image.copy(), probs.copy())
@@ -321,19 +335,22 @@ def test_photos_that_are_not_read_are_named(capfd, here):
     assert "3 pictures are left out, such as IMG_1.HEIC" in capfd.readouterr().err
     assert "3 photos are not read, such as IMG_1.HEIC" in said(root)
     (root/"ImageSets"/"Segmentation"/"val.txt").write_text("IMG_2\n")
-    with pytest.raises(UserError, match="'IMG_2' has no image in JPEGImages but IMG_2.heic, which is not read"): open_dataset(root, "val")
+    with pytest.raises(UserError, match="'IMG_2' has no image in JPEGImages but IMG_2.heic, which is not read"):
+        open_dataset(root, "val")
 
 
 def test_masks_of_any_ending(here):
     root = dataset("data")
     for p in sorted((root/"SegmentationClass").iterdir()): p.rename(p.with_suffix(".PNG"))
-    assert (open_dataset(root, "val", masks=True)[1].mask == mask()).all() and said(root).count("masks, fingerprint") == 2
+    assert (open_dataset(root, "val", masks=True)[1].mask == mask()).all()
+    assert said(root).count("masks, fingerprint") == 2
     assert evaluate_folders(root/"SegmentationClass", root/"SegmentationClass", 2)[0].miou == 1
     Image.fromarray(mask()).save(root/"SegmentationClass"/"val0.jpg")
     assert "1 masks are not read, such as val0.jpg" in said(root)
 
 
-SAVED = {"jpg": lambda m, p: Image.fromarray(m*255).save(p.with_suffix(".jpg")), "PNG": lambda m, p: Image.fromarray(m*255).save(p.with_suffix(".PNG")),
+SAVED = {"jpg": lambda m, p: Image.fromarray(m*255).save(p.with_suffix(".jpg")),
+         "PNG": lambda m, p: Image.fromarray(m*255).save(p.with_suffix(".PNG")),
          "colour mode": lambda m, p: Image.fromarray(m*255).convert("RGB").save(p.with_suffix(".png")),
          "other size": lambda m, p: Image.fromarray(m*255).resize((20, 31)).save(p.with_suffix(".png")),
          "bmp": lambda m, p: Image.fromarray(m*255).save(p.with_suffix(".bmp"))}
@@ -356,11 +373,14 @@ def test_saliency_maps_of_any_ending(here, kind):
 
 def coloured(m, p):
     image = Image.fromarray(m*255)
-    Image.merge("RGB", (image, Image.new("L", image.size, 30), Image.new("L", image.size, 200))).save(p.with_suffix(".png"))
+    others = Image.new("L", image.size, 30), Image.new("L", image.size, 200)
+    Image.merge("RGB", (image, *others)).save(p.with_suffix(".png"))
 
 
-USELESS = {"0 and 1": (lambda m, p: Image.fromarray(m).save(p.with_suffix(".png")), "hold nothing but 0 and 1"), "colours": (coloured, "has colours"),
-           "other names": (lambda m, p: Image.fromarray(m*255).save(p.with_name(f"{p.name}_sal.png")), "none of them named like a training image")}
+USELESS = {"0 and 1": (lambda m, p: Image.fromarray(m).save(p.with_suffix(".png")), "hold nothing but 0 and 1"),
+           "colours": (coloured, "has colours"),
+           "other names": (lambda m, p: Image.fromarray(m*255).save(p.with_name(f"{p.name}_sal.png")),
+                           "none of them named like a training image")}
 
 
 @pytest.mark.parametrize("kind", USELESS)

@@ -341,7 +341,7 @@ def load_mask(self:FolderDataset, i):
 def saliency_files(self:FolderDataset)->dict[str,Path]: # ID -> file
     "Return the saliency maps of this folder"
     if not hasattr(self, "_saliency_files"):
-        self._saliency_files = find_images(self.root/"Saliency") if self.with_saliency else {}
+        self._saliency_files = find_images(self.root/"Saliency", lambda twice: None) if self.with_saliency else {}
     return self._saliency_files
 @patch
 def load_saliency(self:FolderDataset, i):

@@ -183,7 +183,7 @@ def folder_saliency(
     images,folder = find_images(Path(root)/"JPEGImages"),Path(root)/"Saliency"
     if not images: raise UserError(f"{Path(root)/'JPEGImages'}: holds no photos")
     did_you_mean(provider, PROVIDERS, "saliency provider")
-    there,made = any(folder.glob("[!.]*.png")),_saliency_note(folder)
+    there,made = folder.is_dir() and bool(find_images(folder)),_saliency_note(folder)
     if there and made != provider:
         origin = f"made with {made}" if made else "of unknown origin"
         raise UserError(f"{folder}: holds maps {origin}; move it away to have all made with {provider}")
