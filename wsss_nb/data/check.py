@@ -57,7 +57,8 @@ def _disagreement(mask_file, mask, present, labels, classes, strict):
     denied = "shows {}, which the labels deny","add the class to the labels, or mend the mask",strict
     unseen = "does not show {}, which the labels name","nothing to do if the object is too small or hidden",False
     if strict and ignored and not present.any():
-        unseen = (f"does not show {{}}, which the labels name, but {IGNORE_INDEX} (ignored) in {ignored:.0%} of its pixels",
+        unseen = (f"does not show {{}}, which the labels name, but {IGNORE_INDEX} (ignored) in "
+                  f"{ignored:.0%} of its pixels",
                   f"if {IGNORE_INDEX} marks the object, convert the masks (wsss-data to-voc masks)",False)
     for only,(what,advice,wrong) in ((present > labels, denied), (labels > present, unseen)):
         names = " ".join(classes[k+1] for k in np.flatnonzero(only))
@@ -68,8 +69,8 @@ def _turned(job):
     orientation = image_orientation(job.image)
     if orientation == 1: return
     what = f"is stored turned or mirrored (EXIF orientation {orientation})"
-    advice = ("the kit sees photos as they are stored, and turns masks that fit the upright photo; to have photos as they "
-              "look, and every tool agree: wsss-data upright FOLDER")
+    advice = ("the kit sees photos as they are stored, and turns masks that fit the upright photo; to have photos as "
+              "they look, and every tool agree: wsss-data upright FOLDER")
     yield False,Finding(str(job.image), what, advice)
 
 def _saliency_findings(path):
@@ -139,7 +140,8 @@ def _source_findings(ds):
 def _leftover_findings(ds, opened):
     "Yield a note for each kind of file that belongs to nothing"
     maps = ds.saliency_files().keys()
-    kinds = [(ds.root/"JPEGImages", False, "photos"), (ds.mask_folder, True, "masks"), (ds.root/"Saliency", False, "saliency maps")]
+    kinds = [(ds.root/"JPEGImages", False, "photos"), (ds.mask_folder, True, "masks"),
+             (ds.root/"Saliency", False, "saliency maps")]
     for folder,masks,what in kinds:
         if folder and (others := left_out(folder, masks)):
             yield Finding(str(folder), f"{len(others)} {what} are not read, such as {others[0].name}",

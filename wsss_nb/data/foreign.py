@@ -41,7 +41,8 @@ def read_maps(
     found = read_npy(path) if Path(path).suffix.lower() == ".npy" else _read_npz(path)
     try: kind,labels,maps = _recognised(found)
     except (TypeError, ValueError) as e: raise UserError(f"{path}: {str(e).splitlines()[0]}") from e
-    if not np.isfinite(maps).all(): raise UserError(f"{path}: holds numbers that are not finite (NaN or infinite); make it again")
+    if not np.isfinite(maps).all():
+        raise UserError(f"{path}: holds numbers that are not finite (NaN or infinite); make it again")
     if logits and kind != "cams": return Maps("logits", labels, maps)
     if scale != 1: kind,maps = "cams" if kind == "cams" else "probabilities",maps/np.float32(scale)
     if wrong := _no_maps(kind, maps): raise UserError(f"{path}: {wrong}")

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError,progress
+from ..ground.core import IGNORE_INDEX,UserError,progress
 from ..ground.cores import map_on_cores
 from ..ground.io import image_orientation,image_size,read_image,read_label,upright,write_image,write_label
 from .folder import find_images,find_masks

@@ -226,8 +226,8 @@ def check_maps(
     maps,folder = data.saliency_files(),data.root/"Saliency"
     mine = [maps[i] for i in data.ids if i in maps]
     if not mine:
-        raise UserError(f"{folder}: holds {len(maps)} maps, none of them named like a training image; name them ID.png, "
-                        f"such as {data.ids[0]}.png")
+        raise UserError(f"{folder}: holds {len(maps)} maps, none of them named like a training image; name them "
+                        f"ID.png, such as {data.ids[0]}.png")
     if only_zero_and_one(mine):
         raise UserError(f"{folder}: its maps hold nothing but 0 and 1, which is black and nearly black, so nothing is "
                         "salient; save them with 255 where something is")

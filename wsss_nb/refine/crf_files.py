@@ -91,7 +91,8 @@ def _pairs(images, probabilities):
     there = sorted(Path(probabilities).iterdir())
     arrays = [p for p in there if p.suffix.lower() in (".npy",".npz") and not p.name.startswith(".")]
     if not arrays: raise UserError(f"{probabilities}: no .npy or .npz files there")
-    twice = {p.stem for p in arrays if p.suffix.lower() == ".npy"} & {p.stem for p in arrays if p.suffix.lower() == ".npz"}
+    npy,npz = ({p.stem for p in arrays if p.suffix.lower() == s} for s in (".npy",".npz"))
+    twice = npy & npz
     if twice: raise UserError(f"{probabilities}: {min(twice)} is there as .npy and as .npz; remove one")
     return [(p.stem, photos.get(p.stem), p) for p in arrays]
 

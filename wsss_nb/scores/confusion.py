@@ -31,7 +31,7 @@ def count_pairs(
     pred,mask = _labels(pred, "prediction"),_labels(mask, "ground truth")
     if pred.shape != mask.shape:
         turned = pred.ndim == 2 and pred.shape == mask.shape[::-1]
-        why = "; one of them lies on its side: drawn on a photo that EXIF turns? (see wsss-data upright)" if turned else ""
+        why = "; one of them lies on its side: drawn on a photo that EXIF turns? (wsss-data upright)" if turned else ""
         raise ValueError(f"the prediction is {_size(pred)}, the ground truth {_size(mask)} pixels{why}")
     pred,mask = (np.ascontiguousarray(a).reshape(-1,1) for a in (pred,mask))
     half = len(pred)//2
@@ -385,6 +385,6 @@ def _refuse_binary(files, pred_dir, mask_dir, num_classes, truth=False, predicte
     number = 1 if num_classes == 2 else "NUMBER"
     for folder,k,known in ((mask_dir,2,truth), (pred_dir,1,predicted)):
         if known or not only_ignored(f[k] for f in files): continue
-        raise UserError(f"{folder}: holds nothing but 0 and {IGNORE_INDEX}, and {IGNORE_INDEX} means undecided, so no class "
-                        f"can be scored; if {IGNORE_INDEX} is meant as a class, convert the files: "
+        raise UserError(f"{folder}: holds nothing but 0 and {IGNORE_INDEX}, and {IGNORE_INDEX} means undecided, so no "
+                        f"class can be scored; if {IGNORE_INDEX} is meant as a class, convert the files: "
                         f"wsss-data to-voc masks {folder} --map {IGNORE_INDEX}={number}")

@@ -163,8 +163,8 @@ def wsss_predict(
     found = ", ".join(f"{k} in {n}" for k,n in classes_found(written, model.classes).items())
     print("found:", found or "nothing but background")
     if turned := [f for f in files if image_orientation(f) != 1]:
-        print(f"{len(turned)} photos are stored turned or mirrored (EXIF orientation), such as {turned[0]}: so are their "
-              "label maps; wsss-data upright FOLDER writes photos as they look")
+        print(f"{len(turned)} photos are stored turned or mirrored (EXIF orientation), such as {turned[0]}: so are "
+              "their label maps; wsss-data upright FOLDER writes photos as they look")
 
 # %% ../../nbs/90_use/40_cli.ipynb #96029117
 def _load_published(

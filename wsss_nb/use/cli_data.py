@@ -74,7 +74,8 @@ def _makers():
     "Return what prepares each kind of data"
     from wsss_nb.data.mend import convert_masks
     from wsss_nb.data.prepare import prepare_coco,prepare_saliency,prepare_sbd,prepare_voc
-    return {"voc":prepare_voc, "sbd":prepare_sbd, "coco":prepare_coco, "saliency":prepare_saliency, "masks":convert_masks}
+    return {"voc":prepare_voc, "sbd":prepare_sbd, "coco":prepare_coco, "saliency":prepare_saliency,
+            "masks":convert_masks}
 
 def _prepare(kind, root, given):
     "Prepare one kind of data with those of the options that it knows, and say what is there"
