@@ -393,8 +393,8 @@ def about_binary_masks(self:FolderDataset,
     number = 1 if self.num_classes == 2 else "NUMBER"
     advice = f"convert them for good: wsss-data to-voc masks {self.root} --map {IGNORE_INDEX}={number}"
     if short: return advice
-    return (f"{self.mask_folder}: its masks hold nothing but 0 and {IGNORE_INDEX}, and {IGNORE_INDEX} means that a pixel "
-            f"is not scored, so no class has ground truth; {advice}")
+    return (f"{self.mask_folder}: its masks hold nothing but 0 and {IGNORE_INDEX}, and {IGNORE_INDEX} means that a "
+            f"pixel is not scored, so no class has ground truth; {advice}")
 
 # %% ../../nbs/20_data/20_folder.ipynb #6a25b1e8
 def write_voc_folder(
