@@ -8,7 +8,7 @@ from notebooks import HIDDEN
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").rglob("[!.]*.ipynb"))
-SHORT = ("cli", "evaluate", "experiment")  # modules that are another one under a short name
+SHORT = ("cli", "evaluate", "experiment", "io")  # modules that are another one under a short name
 MODULES = sorted(p for p in (ROOT/"wsss_nb").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")
                  and p.relative_to(ROOT/"wsss_nb").with_suffix("").as_posix() not in SHORT)
 NO_TORCH = ("wsss_nb", "wsss_nb.ground.core", "wsss_nb.ground.io", "wsss_nb.ground.viz", "wsss_nb.data.core",

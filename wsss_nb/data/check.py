@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..ground.core import UserError,progress
+from ..ground.core import IGNORE_INDEX,UserError,progress
 from ..ground.cores import map_on_cores
 from .core import check_mask,labels_of_mask
 from .datasets import on_disk
-from .folder import FolderDataset,list_files,read_image_labels,read_saliency
-from ..ground.io import read_image,read_label
+from .folder import (FolderDataset,left_out,list_files,on_stored_pixels,read_image_labels,read_saliency)
+from .saliency import only_zero_and_one
+from ..ground.io import image_orientation,read_image,read_label
 
 # %% ../../nbs/20_data/70_check.ipynb #d7123ff0
 class Finding(NamedTuple):
@@ -50,13 +51,27 @@ class Check:
 class _Job(NamedTuple):
     image:Path; mask:Path|None; saliency:Path|None; labels:np.ndarray|None; classes:tuple; strict:bool
 
-def _disagreement(mask_file, present, labels, classes, strict):
+def _disagreement(mask_file, mask, present, labels, classes, strict):
     "Yield the findings of classes that only the mask or only the labels have, each with `True` if it is a problem"
+    ignored = (mask == IGNORE_INDEX).mean()
     denied = "shows {}, which the labels deny","add the class to the labels, or mend the mask",strict
     unseen = "does not show {}, which the labels name","nothing to do if the object is too small or hidden",False
+    if strict and ignored and not present.any():
+        unseen = (f"does not show {{}}, which the labels name, but {IGNORE_INDEX} (ignored) in "
+                  f"{ignored:.0%} of its pixels",
+                  f"if {IGNORE_INDEX} marks the object, convert the masks (wsss-data to-voc masks)",False)
     for only,(what,advice,wrong) in ((present > labels, denied), (labels > present, unseen)):
         names = " ".join(classes[k+1] for k in np.flatnonzero(only))
         if only.any(): yield wrong,Finding(str(mask_file), what.format(names), advice)
+
+def _turned(job):
+    "Yield a note if a photo is stored turned or mirrored"
+    orientation = image_orientation(job.image)
+    if orientation == 1: return
+    what = f"is stored turned or mirrored (EXIF orientation {orientation})"
+    advice = ("the kit sees photos as they are stored, and turns masks that fit the upright photo; to have photos as "
+              "they look, and every tool agree: wsss-data upright FOLDER")
+    yield False,Finding(str(job.image), what, advice)
 
 def _saliency_findings(path):
     "Yield what is the matter with a saliency map, which may have any size"
@@ -66,23 +81,26 @@ def _saliency_findings(path):
         yield False,Finding(str(path), what, advice)
 
 def _check_item(job):
-    "Return (is it a problem?, finding) of everything about one photo, and the hash of its mask"
-    found,digest = [],None
+    "Return (is it a problem?, finding) of everything about one photo, the hash of its mask, and its classes"
+    found,digest,present = [*_turned(job)],None,None
     def look(work, path):
         try: return work()
         except UserError as e: found.append((True,as_finding(str(e))))
         except Exception as e:
             found.append((True,Finding(str(path), f"cannot be read ({type(e).__name__}: {e})", "replace the file")))
     image = look(lambda: read_image(job.image), job.image)
-    if image is None: return found,digest  # the others are compared with its size
-    def fitting_mask(): return check_mask(read_label(job.mask), image.shape[:2], len(job.classes), job.mask)
+    if image is None: return found,digest,present  # the others are compared with its size
+    def fitting_mask():
+        mask = read_label(job.mask)
+        if job.strict: mask = on_stored_pixels(mask, job.image, image.shape[:2])
+        return check_mask(mask, image.shape[:2], len(job.classes), job.mask)
     mask = look(fitting_mask, job.mask) if job.mask else None
     if mask is not None:
         digest = hashlib.sha256(str(mask.shape).encode()+mask.tobytes()).hexdigest()
         present = labels_of_mask(mask, len(job.classes)-1)
-        if job.labels is not None: found += _disagreement(job.mask, present, job.labels, job.classes, job.strict)
+        if job.labels is not None: found += _disagreement(job.mask, mask, present, job.labels, job.classes, job.strict)
     if job.saliency: found += look(lambda: list(_saliency_findings(job.saliency)), job.saliency) or []
-    return found,digest
+    return found,digest,present
 
 # %% ../../nbs/20_data/70_check.ipynb #98e76edc
 def _open_splits(reader, root, report):
@@ -121,7 +139,13 @@ def _source_findings(ds):
 # %% ../../nbs/20_data/70_check.ipynb #1e25283a
 def _leftover_findings(ds, opened):
     "Yield a note for each kind of file that belongs to nothing"
-    maps = set(list_files(ds.root/"Saliency", ".png"))
+    maps = ds.saliency_files().keys()
+    kinds = [(ds.root/"JPEGImages", False, "photos"), (ds.mask_folder, True, "masks"),
+             (ds.root/"Saliency", False, "saliency maps")]
+    for folder,masks,what in kinds:
+        if folder and (others := left_out(folder, masks)):
+            yield Finding(str(folder), f"{len(others)} {what} are not read, such as {others[0].name}",
+                          "save masks as .png with class numbers" if masks else "save them as .jpg or .png")
     for folder,names in ((ds.mask_folder, ds.mask_files.keys()), (ds.root/"Saliency", maps)):
         if lost := sorted(names-ds.images.keys()):
             yield Finding(str(folder), f"{len(lost)} files belong to no photo, such as {lost[0]}",
@@ -131,6 +155,27 @@ def _leftover_findings(ds, opened):
     if without := sorted({i for d in training for i in d.ids}-maps):
         yield Finding(str(ds.root/"Saliency"), f"{len(without)} training images have no map, such as {without[0]}",
                       "methods with saliency learn less from them; make the maps")
+
+def _mask_findings(opened, labels, shown):
+    "Yield what is wrong with the masks together, each with `True` if it is a problem"
+    ds = next((d for d in opened if d.masks_are_binary()), None)
+    if ds: yield True,as_finding(ds.about_binary_masks())
+    ds = opened[0]
+    marked = [labels[i] for i in shown if i in labels]
+    if not marked or ds.counts: return
+    never = (np.max(marked, 0) > 0) & (np.max([*shown.values()], 0) == 0)
+    if never.any():
+        names = " ".join(ds.classes[k+1] for k in np.flatnonzero(never))
+        yield False,Finding(str(ds.mask_folder), f"no mask shows {names}, which the image-level labels name",
+                            "such a class cannot be scored; are its class numbers right?")
+
+def _map_findings(ds):
+    "Yield a problem if saliency maps hold 0 and 1"
+    try: binary = only_zero_and_one([*ds.saliency_files().values()])
+    except UserError: return  # said of the file
+    if binary:
+        yield Finding(str(ds.root/"Saliency"), "the saliency maps hold nothing but 0 and 1, black and nearly black",
+                      "save them with 255 where something is")
 
 # %% ../../nbs/20_data/70_check.ipynb #334248f2
 def _fingerprint(ds, digests):
@@ -153,14 +198,18 @@ def check_dataset(
     if not opened: return check
     ds = next(iter(opened.values()))
     labels = {i:y for d in opened.values() for i,y in d.labels.items()}
-    maps = {name:root/"Saliency"/f"{name}.png" for name in list_files(root/"Saliency", ".png")}
+    maps = ds.saliency_files()
     jobs = (_Job(photo, ds.mask_files.get(i), maps.get(i), labels.get(i), ds.classes, not ds.counts)
             for i,photo in ds.images.items())
     results = progress(map_on_cores(_check_item, jobs, workers), "checking", total=len(ds.images), unit="image")
-    digests = {}
-    for (found,digest),i in zip(results, ds.images):
+    digests,shown = {},{}
+    def tell(found):
         for wrong,f in found: (check.problems if wrong else check.notes).append(f)
-        if digest: digests[i] = digest
+    for (found,digest,present),i in zip(results, ds.images):
+        tell(found)
+        if digest: digests[i],shown[i] = digest,present
+    tell(_mask_findings([*opened.values()], labels, shown))
+    check.problems += _map_findings(ds)
     for d in opened.values():
         check.problems += _count_findings(d)
         check.notes += _source_findings(d)

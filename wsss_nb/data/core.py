@@ -44,8 +44,12 @@ def check_mask(
 )->np.ndarray:             # `mask`
     "Return `mask`; raise `UserError` if its size or one of its values does not fit"
     if mask.shape != tuple(size):
+        advice = "replace one of them (do not resize masks with interpolation)"
+        if mask.shape == tuple(size)[::-1]:
+            advice = ("was it drawn on a photo that EXIF turns by 90 degrees? `wsss-data upright FOLDER` writes such "
+                      "photos as they look; otherwise replace one of them")
         raise UserError(f"{name}: the mask has {mask.shape[1]}x{mask.shape[0]} pixels, its image {size[1]}x{size[0]}; "
-                        "replace one of them (do not resize masks with interpolation)")
+                        f"{advice}")
     present = np.flatnonzero(np.bincount(mask.reshape(-1), minlength=1))
     bad = [int(v) for v in present if v >= num_classes and v != IGNORE_INDEX]
     if bad:

@@ -17,7 +17,7 @@ import numpy as np
 from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError
 from ..ground.io import read_image,read_label
 from ..ground.npy import read_npy
-from .folder import list_files
+from .folder import find_files
 
 # %% ../../nbs/20_data/55_foreign.ipynb #aa34e906
 @dataclass(frozen=True)
@@ -30,16 +30,38 @@ class Maps:
 _NAMED = {"probs":"probabilities", "logits":"logits"}  # how our own files call them
 
 def read_maps(
-    path:str|Path, # .npy or .npz
+    path:str|Path,     # .npy or .npz
+    logits:bool=False, # are maps of all classes logits, whatever their values?
+    scale:float=1.,    # what stands for 1 in the file: 255 for bytes, 100 for percent
 )->Maps:
-    "Return the maps of a file of any project; raise `UserError` if it is damaged or holds none"
-    found = read_npy(path) if Path(path).suffix == ".npy" else _read_npz(path)
+    """Return the maps of a file of any project
+
+    Raises `UserError` if it is damaged, holds none, or holds numbers that are neither CAMs nor probabilities nor, with
+    values below 0, logits."""
+    found = read_npy(path) if Path(path).suffix.lower() == ".npy" else _read_npz(path)
     try:
         with np.errstate(over="ignore"): kind,labels,maps = _recognised(found)
     except (TypeError, ValueError) as e: raise UserError(f"{path}: {str(e).splitlines()[0]}") from e
     if len(labels) and not maps.size: raise UserError(f"{path}: its maps have no pixels ({maps.shape}); make it again")
-    if not np.isfinite(maps).all(): raise UserError(f"{path}: holds NaN or infinite numbers; make it again")
+    if not np.isfinite(maps).all():
+        raise UserError(f"{path}: holds numbers that are not finite (NaN or infinite); make it again")
+    if logits and kind != "cams": return Maps("logits", labels, maps)
+    if scale != 1: kind,maps = "cams" if kind == "cams" else "probabilities",maps/np.float32(scale)
+    if wrong := _no_maps(kind, maps): raise UserError(f"{path}: {wrong}")
     return Maps(kind, labels, maps)
+
+def _no_maps(kind, maps):
+    "Return in words why numbers are not what they were taken for; None: they may be"
+    if not maps.size: return None
+    low,high = maps.min(),maps.max()
+    span = f"values from {low:.4g} to {high:.4g}"
+    way = "give --logits if they are logits, --scale 255 for bytes, --scale 100 for percent"
+    if kind == "cams": return f"CAMs with {span}, wanted are 0 to 1; give --scale {high:.4g}" if high > 1.01 else None
+    if kind == "logits": return None
+    if low < -.01 or high > 1.01: return f"{span} are no probabilities; {way}"
+    if high <= 0: return "all values are 0, so no class is probable anywhere; make it again"
+    if kind == "probabilities" and len(maps) == 1:
+        return "one channel leaves nothing to decide; save 1-p and p as (2,H,W), background first"
 
 def _read_npz(path):
     "Return the arrays of an .npz file"
@@ -60,7 +82,10 @@ def _recognised(found):
         return _of_keys([*found], [*found.values()])
     if isinstance(found, dict):
         for name,kind in _NAMED.items():
-            if name in found: return kind,*_of_all_classes(found[name])[1:]
+            if name in found:
+                rows,maps = _of_all_classes(found[name])[1:]
+                given = found.get("labels")
+                return kind,rows if np.shape(given) != rows.shape else np.asarray(given, np.int64),maps
         arrays = [v for v in found.values() if np.ndim(v) in (3,4)]
         if len(arrays) == 1: return _of_all_classes(arrays[0])
         held = ", ".join(map(str, found)) or "nothing"
@@ -86,8 +111,7 @@ def _of_all_classes(maps):
     if maps.ndim != 3 or maps.dtype.kind not in "fiub":
         raise ValueError(f"an array {maps.shape}; wanted is (K,h,w) of numbers")
     maps = maps.astype(np.float32)
-    probable = maps.size == 0 or maps.min() >= 0 and maps.max() <= 1
-    return "probabilities" if probable else "logits",np.arange(len(maps)),maps
+    return "logits" if maps.min(initial=0) < -.01 else "probabilities",np.arange(len(maps)),maps
 
 # %% ../../nbs/20_data/55_foreign.ipynb #096ad74c
 def files_of(
@@ -97,7 +121,7 @@ def files_of(
     "Return the files of a folder; raise `UserError` if it is missing or holds none of this kind"
     folder = Path(folder)
     if not folder.is_dir(): raise UserError(f"{folder}: no such folder")
-    found = {name:folder/f"{name}{suffix}" for suffix in suffixes for name in list_files(folder, suffix)}
+    found = find_files(folder, *suffixes)
     if not found: raise UserError(f"{folder}: holds no {' or '.join(suffixes)} files")
     return found
 

@@ -21,7 +21,8 @@ from ..ground.core import IGNORE_INDEX,UserError,atomic_path,did_you_mean,progre
 from ..ground.cores import map_on_cores
 from .core import check_mask,labels_of_mask
 from .datasets import on_disk
-from .folder import find_images,is_path,list_files,read_ids,read_image_labels,read_saliency,write_lines
+from .folder import (find_images,find_masks,is_path,list_files,read_ids,read_image_labels,read_saliency,
+                                 write_lines)
 from .voc import COCO_CLASSES,COCO_COUNTS,VOC_CLASSES,VOC_COUNTS,CocoDataset,find_coco_photos,find_voc
 from ..ground.io import image_size,read_label,write_image,write_label
 
@@ -125,7 +126,7 @@ def _voc_labels(voc, source):
     if folder is None:
         raise UserError(f"{voc}: has no SegmentationClassAug and no SegmentationClass to take labels from; "
                         "unpack the archive again")
-    return {i:labels_of_mask(read_label(folder/f"{i}.png"), len(VOC_CLASSES)-1) for i in list_files(folder, ".png")}
+    return {i:labels_of_mask(read_label(p), len(VOC_CLASSES)-1) for i,p in find_masks(folder).items()}
 
 def prepare_voc(
     root:str|Path,             # .../VOC2012, the VOCdevkit around it, or the folder around that

@@ -6,7 +6,8 @@ Docs: https://example.github.io/wsss_nb/20_data/saliency.html.md"""
 
 # %% auto #0
 __all__ = ['PROVIDERS', 'NOTE', 'resize_saliency', 'superpixels', 'border_connectivity', 'robust_background',
-           'patch_means', 'neighbours', 'make_saliency', 'folder_saliency', 'saliency_origin']
+           'patch_means', 'neighbours', 'make_saliency', 'folder_saliency', 'saliency_origin',
+           'only_zero_and_one', 'check_maps']
 
 # %% ../../nbs/20_data/40_saliency.ipynb #e269c66e
 import json,multiprocessing,os,signal,threading
@@ -20,7 +21,7 @@ import numpy as np
 
 from ..ground.core import UserError,did_you_mean,num_cores,progress,write_json
 from .core import Dataset
-from .folder import FolderDataset,find_images
+from .folder import FolderDataset,find_images,read_saliency
 from .shapes import ShapesDataset
 from ..ground.io import read_image,write_image
 
@@ -182,7 +183,7 @@ def folder_saliency(
     images,folder = find_images(Path(root)/"JPEGImages"),Path(root)/"Saliency"
     if not images: raise UserError(f"{Path(root)/'JPEGImages'}: holds no photos")
     did_you_mean(provider, PROVIDERS, "saliency provider")
-    there,made = any(folder.glob("[!.]*.png")),_saliency_note(folder)
+    there,made = folder.is_dir() and bool(find_images(folder)),_saliency_note(folder)
     if there and made != provider:
         origin = f"made with {made}" if made else "of unknown origin"
         raise UserError(f"{folder}: holds maps {origin}; move it away to have all made with {provider}")
@@ -207,3 +208,26 @@ def saliency_origin(
     if not (isinstance(data, FolderDataset) and data.with_saliency): return None
     made = _saliency_note(data.root/"Saliency")
     return f"made with {made} from the images alone" if made else "found in the folder Saliency, origin not recorded"
+
+# %% ../../nbs/20_data/40_saliency.ipynb #76be1e4d
+def only_zero_and_one(
+    maps:Sequence[Path], # saliency maps
+    most:int=64,         # look at so many, evenly spaced
+)->bool:
+    "Say whether maps hold nothing but 0 and 1; raise `UserError` if one cannot be used"
+    chosen = [maps[i] for i in np.unique(np.linspace(0, len(maps)-1, min(most, len(maps))).astype(int))]
+    return max((read_saliency(p).max(initial=0) for p in chosen), default=0) == 1
+
+def check_maps(
+    data:Dataset, # training images
+):
+    "Raise `UserError` if the saliency maps of a folder cannot be learnt from"
+    if not isinstance(data, FolderDataset): return
+    maps,folder = data.saliency_files(),data.root/"Saliency"
+    mine = [maps[i] for i in data.ids if i in maps]
+    if not mine:
+        raise UserError(f"{folder}: holds {len(maps)} maps, none of them named like a training image; name them "
+                        f"ID.png, such as {data.ids[0]}.png")
+    if only_zero_and_one(mine):
+        raise UserError(f"{folder}: its maps hold nothing but 0 and 1, which is black and nearly black, so nothing is "
+                        "salient; save them with 255 where something is")

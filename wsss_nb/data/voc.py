@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..ground.core import UserError
-from .folder import FolderDataset,fail,find_images,read_ids
+from .folder import FolderDataset,fail,find_images,find_masks,read_ids
 
 # %% ../../nbs/20_data/25_voc.ipynb #6d246e74
 VOC_CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -59,7 +59,7 @@ class VocDataset(FolderDataset):
             raise UserError(f"{lists/'train_aug.txt'}: no such file, and no SegmentationClassAug to derive it from; "
                             f"make both with `wsss-data get sbd --out {self.root}`, or use split train")
         masks = self.root/"SegmentationClassAug"
-        ids = sorted({p.stem for p in masks.glob("*.png")} - set(read_ids(lists/"val.txt")))
+        ids = sorted(find_masks(masks).keys() - set(read_ids(lists/"val.txt")))
         for i in ids:
             if i not in self.images:
                 report(f"{masks/i}.png: has no image in JPEGImages; add the image or remove the mask")

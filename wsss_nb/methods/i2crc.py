@@ -24,7 +24,7 @@ from ..ground.parallel import processes,together
 from ..ground.tensors import resize
 from ..data.core import Dataset
 from ..data.loader import TrainingSet
-from ..data.saliency import PROVIDERS,make_saliency,resize_saliency,saliency_origin
+from ..data.saliency import PROVIDERS,check_maps,make_saliency,resize_saliency,saliency_origin
 from ..data.segment_transforms import SquareTransform,network_input
 from ..backbones.core import Backbone,create_backbone
 from ..backbones.vgg import plain_init
@@ -156,12 +156,13 @@ def check_data(
 ):
     """Raise `UserError` for what cannot work with this data or on so many processes
 
-    That is: saliency maps that the settings ask for do not exist; batches cannot be divided."""
+    That is: saliency maps that the settings ask for do not exist or say nothing; batches cannot be divided."""
     check_divisible(config.batch_size, processes()[1], config.accumulate)
     check_divisible(config.cls_batch, processes()[1], 1, "cls_batch")
     if config.saliency == "dataset" and saliency_origin(data) is None:
         raise UserError(f"{data.name}: has no saliency maps; let them be made (--set saliency=rbd, or once for all: "
                         f"wsss-data saliency {data.name}), or do without (--set saliency=none)")
+    if config.saliency == "dataset": check_maps(data)
 
 def training_images(
     job:Job, # of a stage

@@ -30,12 +30,14 @@ def read_scores(
     path:str|Path,         # .npy or .npz
     size:tuple[int,int],   # of the image, pixels
     alpha:float=10.,       # exponent of the background of CAMs
+    logits:bool=False,     # are maps of all classes logits, whatever their values?
+    scale:float=1.,        # what stands for 1 in the file: 255 for bytes, 100 for percent
 )->tuple[Tensor,Tensor]:   # probabilities (K,H,W) float32; label of each row (K,) int64
     """Return what a file of probabilities, logits or CAMs says of an image
 
     Raises `UserError` if it is damaged, holds none of them or does not fit.
     """
-    found = read_maps(path)
+    found = read_maps(path, logits, scale)
     maps,labels = torch.from_numpy(found.maps),torch.from_numpy(found.labels)
     if found.kind == "cams":
         labels = F.pad(labels, (1,0), value=BACKGROUND)
@@ -56,6 +58,8 @@ def _crf_file(
     save_probs:bool=False, # write `probs` (K,H,W) float16 and their `labels` too, with suffix .npz
     min_prob:float=0.,     # leave out classes that exceed this nowhere
     device:str="cpu",      # where to compute
+    logits:bool=False,     # `logits` and `scale` of `read_maps`
+    scale:float=1.,
     **options,             # `backend`, `threads` of `infer_unaries`
 ):
     """Write the label map that a CRF makes of one image and its probabilities
@@ -63,7 +67,7 @@ def _crf_file(
     Raises `UserError` for a file that cannot be used.
     """
     photo = read_image(image)
-    probs,labels = read_scores(scores, photo.shape[:2], alpha)
+    probs,labels = read_scores(scores, photo.shape[:2], alpha, logits, scale)
     if min_prob: probs,labels = (x[probs.flatten(1).amax(1) > min_prob] for x in (probs,labels))
     if not len(probs) or labels.max() > 254 or labels.min() < 0:
         highest = labels.max().item() if len(probs) else 0
@@ -85,9 +89,10 @@ def _pairs(images, probabilities):
         if not Path(folder).is_dir(): raise UserError(f"{folder}: no such folder")
     photos = find_images(Path(images))
     there = sorted(Path(probabilities).iterdir())
-    arrays = [p for p in there if p.suffix in (".npy",".npz") and not p.name.startswith(".")]
+    arrays = [p for p in there if p.suffix.lower() in (".npy",".npz") and not p.name.startswith(".")]
     if not arrays: raise UserError(f"{probabilities}: no .npy or .npz files there")
-    twice = {p.stem for p in arrays if p.suffix == ".npy"} & {p.stem for p in arrays if p.suffix == ".npz"}
+    npy,npz = ({p.stem for p in arrays if p.suffix.lower() == s} for s in (".npy",".npz"))
+    twice = npy & npz
     if twice: raise UserError(f"{probabilities}: {min(twice)} is there as .npy and as .npz; remove one")
     return [(p.stem, photos.get(p.stem), p) for p in arrays]
 
@@ -122,6 +127,8 @@ def crf_folder(
     jobs:int|None=None,      # images at a time; None: one per core
     threads:int|None=None,   # threads of one image; None: what is left of the cores
     device:str="cpu",        # where to compute; the compiled lattice is for the CPU
+    logits:bool=False,       # are maps of all classes logits, whatever their values?
+    scale:float=1.,          # what stands for 1 in the files: 255 for bytes, 100 for percent
     **changes,               # fields of `CRFSettings`; None leaves what the preset says
 )->dict:                     # `written` and `kept` (ids), `problems` (lines, one per image that could not be made)
     """Refine every image that has an array; report damaged files and go on
@@ -131,7 +138,10 @@ def crf_folder(
     settings,pairs,out = crf_settings(preset, scale_factor, **changes),_pairs(images, probabilities),Path(out)
     _check_how(backend, jobs, threads)
     out.mkdir(parents=True, exist_ok=True)
+    if not 0 < scale < float("inf"): raise ValueError(f"scale {scale}: give a positive number, such as 255")
     record = {"alpha":alpha, "min_prob":min_prob, "save_probs":save_probs, "backend":backend}
+    record |= {"logits":True} if logits else {}
+    record |= {"scale":scale} if scale != 1 else {}
     _keep_record(out/"crf.json", {**asdict(settings), **record})
     strangers = [f"{p}: no image of this name in {images}" for _,photo,p in pairs if photo is None]
     pairs = [(i, photo, p) for i,photo,p in pairs if photo is not None]
@@ -143,7 +153,7 @@ def crf_folder(
     def one(task):
         name,photo,p = task
         try:
-            _crf_file(photo, p, out/f"{name}.png", settings, alpha, save_probs, min_prob, device,
+            _crf_file(photo, p, out/f"{name}.png", settings, alpha, save_probs, min_prob, device, logits, scale,
                       backend=backend, threads=threads)
         except UserError as e: return str(e)
     for problem,task in zip(progress(map_in_order(one, todo, jobs), "dense CRF", len(todo), "image"), todo):

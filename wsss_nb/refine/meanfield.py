@@ -23,10 +23,13 @@ from .lattice import as_array,build_lattice,extension,grid_features,image_featur
 
 # %% ../../nbs/50_refine/20_meanfield.ipynb #851f8061
 def to_tensor(
-    x,        # array or tensor
+    x,        # array of any layout and byte order, tensor, or nested lists
 )->Tensor:    # shares memory where it can
     "Return a tensor, also of an array that must not be written to"
-    return torch.as_tensor(x if isinstance(x, Tensor) else np.require(x, requirements="W"))
+    if isinstance(x, Tensor): return x
+    x = np.asarray(x)
+    if any(s < 0 for s in x.strides): x = np.ascontiguousarray(x)
+    return torch.as_tensor(np.require(x, x.dtype.newbyteorder("="), "W"))
 
 def unary_from_softmax(
     probs,                   # class probabilities, (K,...), float array or tensor; need not sum to 1

@@ -21,7 +21,7 @@ from ..ground.io import read_cam,read_label
 from ..ground.plugins import file_hash,file_of,is_outside,lies_in
 from ..ground.parallel import first_only,join,together
 from ..data.core import Dataset
-from ..data.datasets import open_dataset
+from ..data.datasets import open_dataset,open_scored
 from .folder import Run,changed_settings,machine,read_result,source_commit,update_result
 from .method import Method
 from .settings import read_settings,resolve_config
@@ -279,7 +279,9 @@ def begin_run(
             _check_classes(train, data, start.run, tuple(read_made_with(start.run)["classes"]))
             _check_images(start, method, train, data)
         method.check(config, train)
-        if evaluates: _check_split(train, data, config.val_split)
+        if evaluates:
+            _check_split(train, data, config.val_split)
+            open_scored(data, config.val_split)  # what is wrong with its masks is said before the training
         return config,train
     config,train = together(prepare)
     source = {"source":method.source, "source_hash":method.source_hash} if method.source else {}

@@ -6,7 +6,8 @@ Docs: https://example.github.io/wsss_nb/65_scores/confusion.html.md"""
 
 # %% auto #0
 __all__ = ['PER_CLASS', 'OVERALL', 'REASONS', 'count_pairs', 'ConfusionMatrix', 'watched_scores', 'image_f1',
-           'sweep_matrices', 'threshold_sweep', 'image_record', 'worst_images', 'evaluate_folders']
+           'sweep_matrices', 'threshold_sweep', 'image_record', 'worst_images', 'label_files',
+           'evaluate_folders']
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #0709b2ec
 from collections import Counter
@@ -18,7 +19,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError,num_cores,progress
-from ..ground.io import read_label
+from ..ground.io import only_ignored,read_label
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #fd81138a
 def count_pairs(
@@ -29,7 +30,9 @@ def count_pairs(
     import cv2
     pred,mask = _labels(pred, "prediction"),_labels(mask, "ground truth")
     if pred.shape != mask.shape:
-        raise ValueError(f"the prediction is {_size(pred)}, the ground truth {_size(mask)} pixels")
+        turned = pred.ndim == 2 and pred.shape == mask.shape[::-1]
+        why = "; one of them lies on its side: drawn on a photo that EXIF turns? (wsss-data upright)" if turned else ""
+        raise ValueError(f"the prediction is {_size(pred)}, the ground truth {_size(mask)} pixels{why}")
     pred,mask = (np.ascontiguousarray(a).reshape(-1,1) for a in (pred,mask))
     half = len(pred)//2
     if len(pred) >= 1<<24: # float32 counts exactly up to here
@@ -291,11 +294,18 @@ def worst_images(
     return sorted((r for r in records if "reason" in r), key=lambda r: (r["miou"], r["id"]))[:n]
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #e8a04d40
+def label_files(
+    folder:str|Path, # may hold other files too
+)->dict[str,Path]:   # name without ending -> file
+    "Return the PNG files of a folder, whatever case their ending has"
+    return {p.stem:p for p in sorted(Path(folder).iterdir())
+            if p.suffix.lower() == ".png" and not p.name.startswith(".")}
+
 def _ids_to_score(
     pred_dir:str|Path,               # folder of predictions, ID.png
     mask_dir:str|Path,               # folder of ground truth, ID.png
     ids:Iterable[str]|None=None,     # which images; by default all that have ground truth
-)->list[str]:                        # image names without suffix
+)->list[tuple[str,Path,Path]]:       # name without suffix, prediction, ground truth
     """Return the images to score
 
     Raises `UserError` for a missing folder, a missing file, an empty list, a duplicate
@@ -304,10 +314,12 @@ def _ids_to_score(
     found = {}
     for folder in map(Path, (pred_dir, mask_dir)):
         if not folder.is_dir(): raise UserError(f"{folder}: no such folder")
-        found[folder] = {p.stem for p in folder.glob("*.png")}
+        found[folder] = label_files(folder)
         if found[folder]: continue
         maps = "; its .npy files are no label maps, `wsss-crf` makes some of them" if any(folder.glob("*.npy")) else ""
-        raise UserError(f"{folder}: holds no PNG label maps{maps}")
+        others = sorted(p.name for p in folder.glob("[!.]*.*"))
+        there = f" but {len(others)} other files, such as {others[0]}" if others and not maps else ""
+        raise UserError(f"{folder}: holds no PNG label maps{there}{maps}")
     ids = sorted(found[Path(mask_dir)]) if ids is None else list(ids)
     if not ids: raise UserError("the list of images to score is empty")
     odd = next((i for i in ids if not i or Path(i).name != i), None)
@@ -320,14 +332,13 @@ def _ids_to_score(
         if missing:
             raise UserError(f"{folder}: no {what} for {len(missing)} of {len(ids)} images, such as {missing[0]}.png; "
                             "add them, or give the list of images to score")
-    return ids
+    return [(i, found[Path(pred_dir)][i], found[Path(mask_dir)][i]) for i in ids]
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #7ca3f046
-def _score_chunk(ids, pred_dir, mask_dir, num_classes, classes, drop_ignored_pred):
+def _score_chunk(files, num_classes, classes, drop_ignored_pred):
     "Return the matrix and the records of some images"
     total,records = ConfusionMatrix(num_classes),[]
-    for i in ids:
-        pred,mask = Path(pred_dir)/f"{i}.png",Path(mask_dir)/f"{i}.png"
+    for i,pred,mask in files:
         try: one = ConfusionMatrix(num_classes).add(read_label(pred), read_label(mask), drop_ignored_pred)
         except ValueError as e: raise UserError(f"{pred}: {e} (ground truth: {mask})") from e
         total += one
@@ -348,15 +359,32 @@ def evaluate_folders(
 
     Raises `UserError` naming the file if one is missing, damaged, of another size or holds a label that is no class.
     """
-    ids = _ids_to_score(pred_dir, mask_dir, ids)
+    files = _ids_to_score(pred_dir, mask_dir, ids)
     names = [f"label {k}" for k in range(num_classes)] if classes is None else list(classes)
     if len(names) != num_classes: raise ValueError(f"{len(names)} class names for {num_classes} classes")
-    chunks = [ids[i:i+8] for i in range(0, len(ids), 8)]
+    chunks = [files[i:i+8] for i in range(0, len(files), 8)]
     total,records = ConfusionMatrix(num_classes),[]
-    def score(chunk): return _score_chunk(chunk, pred_dir, mask_dir, num_classes, names, drop_ignored_pred)
+    def score(chunk): return _score_chunk(chunk, num_classes, names, drop_ignored_pred)
     threads = workers or num_cores()
-    with progress(desc="evaluate", total=len(ids), unit="img") as bar, ThreadPoolExecutor(threads) as pool:
-        for matrix,some in pool.map(score, chunks):
-            total,records = total+matrix,records+some
-            bar.update(len(some))
+    with progress(desc="evaluate", total=len(files), unit="img") as bar, ThreadPoolExecutor(threads) as pool:
+        try:
+            for matrix,some in pool.map(score, chunks):
+                total,records = total+matrix,records+some
+                bar.update(len(some))
+        except UserError:
+            _refuse_binary(files, pred_dir, mask_dir, num_classes)
+            raise
+    objects = total.counts[1:].any(),total.counts[:,1:].any()
+    if not all(objects): _refuse_binary(files, pred_dir, mask_dir, num_classes, *objects)
     return total,records
+
+def _refuse_binary(files, pred_dir, mask_dir, num_classes, truth=False, predicted=False):
+    """Raise `UserError` if predictions or ground truth are masks of 0 and 255
+
+    `truth` and `predicted` say which of them are known to show a class."""
+    number = 1 if num_classes == 2 else "NUMBER"
+    for folder,k,known in ((mask_dir,2,truth), (pred_dir,1,predicted)):
+        if known or not only_ignored(f[k] for f in files): continue
+        raise UserError(f"{folder}: holds nothing but 0 and {IGNORE_INDEX}, and {IGNORE_INDEX} means undecided, so no "
+                        f"class can be scored; if {IGNORE_INDEX} is meant as a class, convert the files: "
+                        f"wsss-data to-voc masks {folder} --map {IGNORE_INDEX}={number}")

@@ -116,6 +116,7 @@ def _print_result(
     done = ", ".join(result.get("seconds", ["nothing"]))
     unscored = f"finished: {done}; `--stages evaluate` predicts, scores and reports"
     print(score_table(result) if "split" in result or "miou" in result else unscored, end="\n\n")
+    if "supervision" in result: print(f"learnt from: {result['supervision']}", end="\n\n")
     logs = [(p.name,"losses by step") for p in sorted(Path(out).glob("log*.csv"))]
     columns = f"image | CAM | refined | pseudo label | prediction | {crf}ground truth, as far as they were made"
     files = {"result.json":"numbers", "report/index.html":"report, open it in a browser", "report/picture.png":columns}
@@ -152,15 +153,20 @@ def wsss_predict(
     "Segment images of which nothing is known"
     if not out: raise UserError("--out is missing (see wsss-predict --help)")
     from wsss_nb.ground.core import pick_device
+    from wsss_nb.ground.io import image_orientation
     from wsss_nb.use.experiment import classes_found,is_released,list_images,load_run,predict_files
     if is_released(run): model = _load_published(run, method, classes, set or ()).to(pick_device(device))
     elif classes: raise UserError(f"{run}: --classes is for published checkpoints; a run knows its own")
     else: model = load_run(run, pick_device(device), set or (), method)
     preset = (model.config.crf or "toco") if crf else None
-    written = predict_files(model, list_images(images), out, overlay, preset)
+    files = list_images(images)
+    written = predict_files(model, files, out, overlay, preset)
     print(f"{len(written)} label maps in {out}" + (f", refined by the dense CRF {preset}" if preset else ""))
     found = ", ".join(f"{k} in {n}" for k,n in classes_found(written, model.classes).items())
     print("found:", found or "nothing but background")
+    if turned := [f for f in files if image_orientation(f) != 1]:
+        print(f"{len(turned)} photos are stored turned or mirrored (EXIF orientation), such as {turned[0]}: so are "
+              "their label maps; wsss-data upright FOLDER writes photos as they look")
 
 # %% ../../nbs/90_use/40_cli.ipynb #96029117
 def _load_published(
@@ -195,6 +201,8 @@ def wsss_eval(
     try: matrix,records = evaluate_folders(predictions, masks, len(names), names, ids, ignore_unsure)
     except UserError as e: raise UserError(str(e).replace("drop_ignored_pred", "--ignore-unsure")) from None
     print(matrix.table(names))
+    absent = [n for n,true in zip(names, matrix.counts.sum(1)) if not true]
+    if absent: print(f"without a pixel of ground truth here, so not in the mean: {', '.join(absent)}")
     print("\nworst images:")
     for r in worst_images(records, 5): print(f"  {r['id']:24} mIoU {100*r['miou']:5.1f}   {r['reason']}: {r['detail']}")
     if not json: return
@@ -232,6 +240,8 @@ def wsss_crf(
     channels:Text=None,       # rgb or bgr, the order that the CRF sees
     scale_factor:float=1.,    # divide the standard deviations in pixels by this
     alpha:float=10.,          # for CAMs: background is (1-max)^alpha
+    logits:bool=False,        # the files hold logits (without it: those with values below 0)
+    scale:float=1.,           # what stands for 1 in the files: 255 for bytes, 100 for percent
     min_prob:float=0.,        # leave out classes that exceed this nowhere: faster, not quite the same
     save_probs:bool=False,    # write ID.npz with the refined probabilities too
     backend:str="lattice",    # lattice (compiled where it was built), torch or pydensecrf
@@ -245,7 +255,8 @@ def wsss_crf(
     from wsss_nb.refine.crf_files import crf_folder
     changes = {"iters":iters, "pos_xy_std":pos_xy_std, "pos_w":pos_w, "bi_xy_std":bi_xy_std, "bi_rgb_std":bi_rgb_std,
                "bi_w":bi_w, "crf_image":crf_image, "channels":channels}
-    how = scale_factor,alpha,min_prob,save_probs,backend,jobs,threads,pick_device(device)
+    if logits and scale != 1: raise UserError("--logits and --scale: logits have no scale; give one of the two")
+    how = scale_factor,alpha,min_prob,save_probs,backend,jobs,threads,pick_device(device),logits,scale
     return _report_crf(lambda: crf_folder(images, probabilities, out, preset, *how, **changes), out)
 
 # %% ../../nbs/90_use/40_cli.ipynb #dc6197bc

@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/90_use/cli_data.html.md"""
 
 # %% auto #0
 __all__ = ['Number', 'Real', 'Text', 'DATA_COMMANDS', 'data_make_shapes', 'data_saliency', 'data_check', 'data_to_voc',
-           'data_get']
+           'data_upright', 'data_get']
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #f340d9a7
 import inspect
@@ -72,8 +72,10 @@ def data_check(
 # %% ../../nbs/90_use/30_cli_data.ipynb #129d4818
 def _makers():
     "Return what prepares each kind of data"
+    from wsss_nb.data.mend import convert_masks
     from wsss_nb.data.prepare import prepare_coco,prepare_saliency,prepare_sbd,prepare_voc
-    return {"voc":prepare_voc, "sbd":prepare_sbd, "coco":prepare_coco, "saliency":prepare_saliency}
+    return {"voc":prepare_voc, "sbd":prepare_sbd, "coco":prepare_coco, "saliency":prepare_saliency,
+            "masks":convert_masks}
 
 def _prepare(kind, root, given):
     "Prepare one kind of data with those of the options that it knows, and say what is there"
@@ -87,25 +89,38 @@ def _check_options(kind, given):
     for name,value in given.items():
         if value is None or name in known: continue
         options = " ".join(f"--{k}" for k in known)
+        if name == "map": value = " ".join(value)
         raise UserError(f"--{name} {value}: means nothing for {kind}, which knows {options}")
     if kind == "saliency" and not given["source"]: raise UserError("--source is missing: the folder of saliency maps")
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #1728a46d
 def data_to_voc(
-    kind:str,            # voc, sbd, coco or saliency
-    # VOC: .../VOC2012 or above it; COCO: the folder of train2014; saliency: voc:ROOT, coco:ROOT or a folder
+    kind:str,            # voc, sbd, coco, saliency or masks
+    # VOC: .../VOC2012 or above it; COCO: the folder of train2014; saliency: voc:ROOT, coco:ROOT or a folder; masks: a
+    # folder in VOC layout or one of masks
     root:str,
     # where else: sbd: benchmark_RELEASE; coco: the folder of annotations; saliency: the folder of maps
     source:Text=None,
     labels:Text=None,    # image-level labels from annotations (voc, sbd) or masks (coco)
     masks:Text=None,     # sbd: whose mask a training image gets that both drew, voc or sbd
     crowd:Text=None,     # coco: what a crowd becomes in a mask, its class or ignore
+    # masks: which value becomes which class number, such as 255=1
+    map:Annotated[list|None, {"nargs":"+", "type":str, "action":"extend", "metavar":"OLD=NEW"}]=None,
     workers:Number=None,  # processes; by default one per core
 ):
     "Make lists, masks and image-level labels from what is unpacked already; may be stopped and given again"
-    given = dict(source=source, labels=labels, masks=masks, crowd=crowd, workers=workers)
+    given = dict(source=source, labels=labels, masks=masks, crowd=crowd, map=map, workers=workers)
     _check_options(did_you_mean(kind, _makers(), "kind of data"), given)
     _prepare(kind, root, given)
+
+# %% ../../nbs/90_use/30_cli_data.ipynb #19ff1e1a
+def data_upright(
+    root:str,             # folder in VOC layout, or of photos
+    workers:Number=None,  # processes; by default one per core
+):
+    "Write the photos that EXIF turns as they look, masks with them; the files as they were are kept beside"
+    from wsss_nb.data.mend import make_upright
+    for line in make_upright(root, workers): print(line)
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #af836456
 def data_get(
@@ -137,4 +152,4 @@ def data_get(
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #2cc6a0ce
 DATA_COMMANDS = {"get":data_get, "to-voc":data_to_voc, "check":data_check, "make-shapes":data_make_shapes,
-                 "saliency":data_saliency}
+                 "saliency":data_saliency, "upright":data_upright}

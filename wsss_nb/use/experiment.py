@@ -9,7 +9,7 @@ __all__ = ['WEIGHT_FILES', 'go_on', 'run_method', 'is_released', 'load_run', 'sa
            'predict_files', 'classes_found']
 
 # %% ../../nbs/90_use/20_experiment.ipynb #635542a5
-import hashlib
+import hashlib,sys
 from collections.abc import Iterable,Sequence
 from dataclasses import asdict,replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from ..ground.core import BACKGROUND,UserError,atomic_path,did_you_mean,progress,write_json
 from ..ground.io import read_image,read_label,write_image,write_label
 from ..ground.viz import overlay
-from ..data.folder import find_images
+from ..data.folder import find_images,left_out
 from ..backbones.core import load_matching,read_weights
 from ..backbones.files import write_safetensors
 from ..refine.crf import CRF_PRESETS
@@ -63,7 +63,7 @@ def run_method(
     data:str|Path,             # of `open_dataset`
     out:str|Path,              # run folder
     preset:str|None=None,      # of the method; None: the one that suits the data
-    stages:Sequence[str]|None=None, # which to run; None: all of the method
+    stages:str|Sequence[str]|None=None, # which to run, also as "train,evaluate"; None: all of the method
     resume:bool=False,         # go on with what is in `out`?
     device:str="auto",         # "auto", "cpu" or "cuda"
     seed:int=0,                # of weights, order and augmentation
@@ -74,6 +74,9 @@ def run_method(
     **given,
 )->dict:                       # what `result.json` holds
     "Run the stages of a method on a dataset, in the method's order"
+    if isinstance(stages, str): stages = stages.split(",")
+    if isinstance(overrides, str): overrides = overrides.split()
+    given = {k:str(v) if isinstance(v, Path) else v for k,v in given.items()}
     whole,begun = (get_method(method),None) if start is None else go_on(method, start)
     return run_stages(whole, data, out, preset, stages, resume, device, seed, overrides, command, begun, **given)
 
@@ -143,10 +146,13 @@ def list_images(
     """Return the image files among `paths` and in the folders among them
 
     Raises `UserError` for a path that does not exist, or two files of one name."""
-    files = []
+    files,paths = [],[paths] if isinstance(paths, str | Path) else [*paths]
     for path in map(Path, paths):
         if not path.exists(): raise UserError(f"{path}: no such image or folder")
         files += find_images(path).values() if path.is_dir() else [path]
+        if path.is_dir() and (others := left_out(path)):
+            print(f"{path}: {len(others)} pictures are left out, such as {others[0].name}; save them as .jpg or .png",
+                  file=sys.stderr)
     if not files: raise UserError(f"{', '.join(map(str, paths))}: no images there")
     names = [f.stem for f in files]
     twice = next((n for n in names if names.count(n) > 1), None) if len(set(names)) < len(names) else None
@@ -166,7 +172,7 @@ def _check_targets(files, out, overlays):
 
 def predict_files(
     network,                  # trained, as `load_run` returns it
-    files:Sequence[Path],     # images
+    files:Sequence[str|Path], # images
     out:str|Path,             # folder for label maps
     overlays:bool=False,      # write NAME_overlay.png too?
     crf:str|None=None,        # refine by the dense CRF of this name, one of `CRF_PRESETS`
@@ -175,7 +181,8 @@ def predict_files(
 
     Raises `UserError` at the end if some images could not be read, at once if one would be overwritten."""
     if crf is not None: did_you_mean(crf, CRF_PRESETS, "CRF preset")
-    files,out,device = [Path(f) for f in files],Path(out),next(network.parameters()).device
+    files = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
+    out,device = Path(out),next(network.parameters()).device
     _check_targets(files, out, overlays)
     written,bad = [],[]
     for f in progress(files, "predict", unit="img"):
