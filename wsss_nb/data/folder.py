@@ -197,6 +197,8 @@ def read_label_dict(
                         "make it again, or use labels.csv") from e
 
 # %% ../../nbs/20_data/20_folder.ipynb #40f9c010
+_QUOTED = r'"((?:[^"]|"")+)"'
+
 class ClassNames:
     "The names of classes as people write them: with spaces or underscores, in quotes, with `;` `|` or `,` between"
     def __init__(self,
@@ -241,13 +243,13 @@ class ClassNames:
         report:Callable, # called with each problem
     )->list[int]:        # channels
         "Return the classes that a field names"
-        quoted = re.findall(r'"([^"]+)"', text)
+        quoted = [q.replace('""', '"') for q in re.findall(_QUOTED, text)]
         try: return self.of_words(text.split())
         except ValueError as e:
             if not quoted and not re.search("[;|,]", text):
                 report(str(e))
                 return []
-        rest = re.sub(r'"[^"]*"', ";" if quoted else " ", text)
+        rest = re.sub(_QUOTED, ";", text)
         pieces,found = [p.strip() for p in re.split("[;|,]", rest)],[]
         for name in [*quoted, *(p for p in pieces if p)]:
             k = self.channel(name)
@@ -261,7 +263,8 @@ class ClassNames:
         "Return what `read` reads as these labels"
         present = [c for c,p in zip(self.names, y) if p]
         if not any(re.search(r'[\s;|,"]', c) for c in self.names): return " ".join(present)
-        return ";".join(f'"{c}"' if re.search("[;|,]", c) else c for c in present) + ";"*(len(present) == 1)
+        def quoted(c): return '"{}"'.format(c.replace('"', '""')) if re.search('[;|,"]', c) else c
+        return ";".join(map(quoted, present)) + ";"*(len(present) == 1)
 
 def label_lines(
     classes:tuple, # class names, background first
