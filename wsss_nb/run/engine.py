@@ -265,7 +265,7 @@ def tell_one_sided(
 ):
     "Say on standard error if each class is in all training images or in none, so that no classifier can learn it"
     labels = getattr(train, "labels", None)
-    if not labels or not first_process(): return
+    if not labels or not first_process() or not labels.keys() >= {*train.ids}: return
     shares = np.mean([labels[i] for i in train.ids], 0)
     if len(train.ids) > 1 and np.isin(shares, (0,1)).all():
         print(f"{train.name}: every training image has the same labels, so there is nothing to tell apart; add images "
