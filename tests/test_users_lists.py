@@ -206,8 +206,10 @@ def test_a_chain_trains_with_negatives(call, with_negatives, tmp_path):
 def test_nothing_to_tell_apart(call, tmp_path):
     root = folder(tmp_path/"d", {"a":"crack", "b":"crack", "c":"crack", "d":"crack"}, ("background", "crack"))
     status,_,err = call("wsss-run", "baseline", *TINY, "--data", root, "--out", tmp_path/"one", "--stages", "train")
-    assert status == 0 and "every training image has the same labels" in err and len(err.splitlines()) == 1
+    assert status == 0 and "every image of 'train' has the same labels" in err and len(err.splitlines()) == 1
+    assert "has the same labels" in call("wsss-data", "check", root)[1]
     (root/"labels.csv").write_text((root/"labels.csv").read_text().replace("b,crack", "b,"))
+    assert "has the same labels" not in call("wsss-data", "check", root)[1]
     status,_,err = call("wsss-run", "baseline", *TINY, "--data", root, "--out", tmp_path/"two", "--stages", "train")
     assert (status, err) == (0, "")
 

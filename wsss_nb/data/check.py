@@ -20,7 +20,7 @@ from ..ground.core import UserError,progress
 from ..ground.cores import map_on_cores
 from .core import check_mask,labels_of_mask
 from .datasets import on_disk
-from .folder import FolderDataset,list_files,read_image_labels,read_saliency
+from .folder import FolderDataset,list_files,one_sided,read_image_labels,read_saliency
 from ..ground.io import read_image,read_label
 
 # %% ../../nbs/20_data/70_check.ipynb #d7123ff0
@@ -164,6 +164,7 @@ def check_dataset(
     for d in opened.values():
         check.problems += _count_findings(d)
         check.notes += _source_findings(d)
+        if d.split.startswith("train") and (said := one_sided(d)): check.notes.append(as_finding(said))
         masks = sum(i in digests for i in d.ids)
         split = {"images":len(d)}
         if d.split in d.counts: split["published"] = d.counts[d.split]

@@ -7,7 +7,7 @@ Docs: https://example.github.io/wsss_nb/20_data/folder.html.md"""
 # %% auto #0
 __all__ = ['plain_name', 'fail', 'find_images', 'files_by_name', 'list_files', 'file_called', 'is_path', 'name_of_file',
            'read_ids', 'read_classes', 'read_label_dict', 'ClassNames', 'label_lines', 'read_image_labels',
-           'FolderDataset', 'read_saliency', 'write_voc_folder', 'write_lines']
+           'FolderDataset', 'one_sided', 'read_saliency', 'write_voc_folder', 'write_lines']
 
 # %% ../../nbs/20_data/20_folder.ipynb #28820651
 import csv,io,os,re,unicodedata
@@ -436,6 +436,18 @@ def read_labels(self:FolderDataset,
     "Return the image-level labels of this folder"
     source = source or next((s for s in self.sources if (self.root/s).exists()), None)
     return read_image_labels(self.root, classes, None if self.labels_elsewhere else self.images, ids, source, report)
+
+# %% ../../nbs/20_data/20_folder.ipynb #83f1f7a2
+def one_sided(
+    train:Dataset, # of training images
+)->str|None:       # one line; None: all is well, or it cannot be told
+    "Return what is wrong if every training image has the same labels, so that no classifier can learn a class"
+    labels = getattr(train, "labels", None)
+    if not labels or len(train.ids) < 2 or not labels.keys() >= {*train.ids}: return None
+    if not np.isin(np.mean([labels[i] for i in train.ids], 0), (0,1)).all(): return None
+    return (f"{train.name}: every image of {train.split!r} has the same labels, so there is nothing to tell apart; "
+            "add images that lack the class, with an empty field in labels.csv (a line 'NAME,')")
+
 
 # %% ../../nbs/20_data/20_folder.ipynb #3ab67cc5
 def read_saliency(

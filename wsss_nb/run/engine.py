@@ -6,8 +6,8 @@ Docs: https://example.github.io/wsss_nb/75_run/engine.html.md"""
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'preset_for', 'read_made_with', 'settings_of', 'labels_hash', 'same_data', 'outside_names',
-           'refuse_inside', 'tell_changed', 'Start', 'take_over', 'backbones_at_random', 'tell_one_sided',
-           'begin_run', 'continue_run', 'run_stages']
+           'refuse_inside', 'tell_changed', 'Start', 'take_over', 'backbones_at_random', 'begin_run',
+           'continue_run', 'run_stages']
 
 # %% ../../nbs/75_run/70_engine.ipynb #7c578f1d
 import hashlib,shutil,sys
@@ -24,6 +24,7 @@ from ..ground.plugins import file_hash,file_of,is_outside,lies_in
 from ..ground.parallel import first_only,join,together
 from ..data.core import Dataset
 from ..data.datasets import data_folder,open_dataset
+from ..data.folder import one_sided
 from .folder import Run,changed_settings,machine,read_result,source_commit,update_result
 from .method import Method
 from .settings import read_settings,resolve_config
@@ -260,17 +261,6 @@ def _named_as(there, made_with):
     names = "data","data_folder","labels_hash"
     return {k:v for k,v in made_with.items() if k not in names} | {k:there[k] for k in names if k in there}
 
-def tell_one_sided(
-    train:Dataset, # of training images
-):
-    "Say on standard error if each class is in all training images or in none, so that no classifier can learn it"
-    labels = getattr(train, "labels", None)
-    if not labels or not first_process() or not labels.keys() >= {*train.ids}: return
-    shares = np.mean([labels[i] for i in train.ids], 0)
-    if len(train.ids) > 1 and np.isin(shares, (0,1)).all():
-        print(f"{train.name}: every training image has the same labels, so there is nothing to tell apart; add images "
-              "without the class, with an empty field in labels.csv ('NAME,')", file=sys.stderr)
-
 def begin_run(
     method:Method,           # whose run
     run:Run,                 # where to
@@ -294,7 +284,7 @@ def begin_run(
         train = open_dataset(data, config.train_split)
         if start: _check_classes(train, data, start.run, tuple(read_made_with(start.run)["classes"]))
         method.check(config, train)
-        tell_one_sided(train)
+        if first_process() and (said := one_sided(train)): print(said, file=sys.stderr)
         if evaluates: _check_split(train, data, config.val_split)
         return config,train
     config,train = together(prepare)
