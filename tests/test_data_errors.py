@@ -99,7 +99,7 @@ BAD = {
     "label file empty": (lambda r: (r/"labels.csv").write_text(""), "image,labels", "labels.csv"),
     "label file is no text": (lambda r: (r/"labels.csv").write_bytes(b"\xff\xfe\x00\x81"), "UTF-8", "labels.csv"),
     "image without label": (row(""), "has no label", NAME),
-    "image with empty label": (row(f"{NAME},\n"), "has no label", NAME),
+    "image without field for its labels": (row(f"{NAME}\n"), "has no field for its labels", "labels.csv"),
     "no labels at all": (lambda r: (r/"labels.csv").unlink(), "has no label", "train"),
     "dictionary of labels lacks an image": (with_npy(lambda d: d.pop(NAME)), "has no label", NAME),
     "dictionary names a missing image": (with_npy(lambda d: d.update(nowhere=np.ones(5))), "'nowhere' has no image",

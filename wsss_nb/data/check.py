@@ -20,7 +20,8 @@ from ..ground.core import IGNORE_INDEX,UserError,progress
 from ..ground.cores import map_on_cores
 from .core import check_mask,labels_of_mask
 from .datasets import on_disk
-from .folder import (FolderDataset,left_out,list_files,on_stored_pixels,read_image_labels,read_saliency)
+from .folder import (FolderDataset,left_out,list_files,on_stored_pixels,one_sided,read_image_labels,
+                                 read_saliency)
 from .saliency import only_zero_and_one
 from ..ground.io import image_orientation,read_image,read_label
 
@@ -213,6 +214,7 @@ def check_dataset(
     for d in opened.values():
         check.problems += _count_findings(d)
         check.notes += _source_findings(d)
+        if d.split.startswith("train") and (said := one_sided(d)): check.notes.append(as_finding(said))
         masks = sum(i in digests for i in d.ids)
         split = {"images":len(d)}
         if d.split in d.counts: split["published"] = d.counts[d.split]

@@ -6,10 +6,11 @@ Docs: https://example.github.io/wsss_nb/20_data/prepare.html.md"""
 
 # %% auto #0
 __all__ = ['LABEL_SOURCES', 'CROWDS', 'write_image_labels', 'prepare_voc', 'read_sbd_mask', 'find_sbd', 'prepare_sbd',
-           'CocoObject', 'read_coco', 'coco_mask', 'prepare_coco', 'prepare_saliency']
+           'CocoObject', 'CocoFile', 'read_coco_file', 'read_coco', 'coco_mask', 'annotation_files',
+           'prepare_coco', 'prepare_saliency']
 
 # %% ../../nbs/20_data/65_prepare.ipynb #a1899031
-import hashlib,json,struct,zlib
+import csv,hashlib,json,os,re,shutil,struct,zlib
 from collections.abc import Callable,Iterable,Sequence
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,8 @@ from ..ground.core import IGNORE_INDEX,UserError,atomic_path,did_you_mean,progre
 from ..ground.cores import map_on_cores
 from .core import check_mask,labels_of_mask
 from .datasets import on_disk
-from .folder import (find_images,find_masks,is_path,list_files,read_ids,read_image_labels,read_saliency,
-                                 write_lines)
+from .folder import (find_images,find_masks,is_path,label_lines,list_files,name_of_file,plain_name,read_ids,
+                                 read_image_labels,read_saliency,write_lines)
 from .voc import COCO_CLASSES,COCO_COUNTS,VOC_CLASSES,VOC_COUNTS,CocoDataset,find_coco_photos,find_voc
 from ..ground.io import image_size,read_label,write_image,write_label
 
@@ -61,9 +62,7 @@ def write_image_labels(
     "Write `labels.csv` and `cls_labels_onehot.npy`; keep those that somebody else wrote"
     root,lines = Path(root),[]
     record = _record(root)
-    def write_csv(path):
-        names = {i:" ".join(classes[k+1] for k in np.flatnonzero(y)) for i,y in labels.items()}
-        write_lines(path, ["image,labels", *(f"{i},{words}" for i,words in names.items())])
+    def write_csv(path): write_lines(path, label_lines(tuple(classes), labels.items()))
     def write_npy(path):
         vectors = {i:np.asarray(y, np.float32) for i,y in labels.items()}
         with atomic_path(path) as tmp, tmp.open("wb") as f: np.save(f, vectors)
@@ -228,49 +227,92 @@ def prepare_sbd(
 # %% ../../nbs/20_data/65_prepare.ipynb #d7859297
 class CocoObject(NamedTuple):
     "An annotated object of an image of COCO"
-    image:int          # number of the image
-    category:int       # number of the category, 1..90 with gaps
-    area:float         # pixels
+    image:int|str      # number of the image, or its name
+    category:int|str   # number of the category, 1..90 with gaps in COCO
+    area:float         # pixels; not above 0: unknown
     crowd:bool         # a region with many objects?
-    segmentation:object# polygons [x0,y0,x1,y1,...], float64 arrays, or a run length encoding
+    # polygons [x0,y0,x1,y1,...], float64 arrays, or a run length encoding; None: there is only a box
+    segmentation:object
+
+def _id(value):
+    "Return the number or text by which a file refers to something; raise `ValueError` for anything else"
+    if isinstance(value, str): return int(value) if re.fullmatch("[0-9]{1,18}", value) else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise ValueError(f"{str(value)[:40]!r} in place of a number")
+    return int(value)
 
 def _pack(found):
     "Return an annotation as `CocoObject`, any other part of the file as it is"
-    if "segmentation" not in found: return found
-    outline = found["segmentation"]
-    if isinstance(outline, list): outline = [np.asarray(p, np.float64) for p in outline]
-    return CocoObject(int(found["image_id"]), int(found["category_id"]), float(found["area"]),
-                      bool(found.get("iscrowd", 0)), outline)
+    if not {"image_id", "category_id"} <= found.keys(): return found
+    outline,area = found.get("segmentation"),found.get("area")
+    if isinstance(outline, list):
+        if outline and all(isinstance(x, int | float) for x in outline): outline = [outline]
+        outline = [np.asarray(p, np.float64) for p in outline]
+    return CocoObject(_id(found["image_id"]), _id(found["category_id"]), 0. if area is None else float(area),
+                      found.get("iscrowd") in (1, "1"), outline)
+
 
 # %% ../../nbs/20_data/65_prepare.ipynb #3dd7aac3
-def read_coco(
-    path:str|Path, # instances_....json
-)->tuple[dict[int,tuple[str,tuple[int,int]]],dict[int,list[CocoObject]]]: # number -> (name, (H,W)); number -> objects
-    "Return images and objects of an annotation file; raise `UserError` if it has another form or other categories"
+class CocoFile(NamedTuple):
+    "What is in an annotation file"
+    path:Path
+    images:dict     # ID -> (file name, (H,W)); (0,0): the file does not say
+    categories:dict # ID -> name, by number
+    above:dict      # ID -> name of the category above
+    objects:dict    # ID of an image -> its `CocoObject`s
+    def is_official(self)->bool:
+        "Return whether this has the 80 categories of COCO and photos without folder"
+        plain = not any(is_path(name) for name,_ in self.images.values())
+        return plain and tuple(n.replace(" ", "_") for n in self.categories.values()) == COCO_CLASSES[1:]
+
+def read_coco_file(
+    path:str|Path, # JSON with `images`, `categories` and `annotations`
+)->CocoFile:
+    "Return images, categories and objects of an annotation file of anybody; raise `UserError` if it has another form"
     try:
         with open(path, encoding="utf-8") as f: found = json.load(f, object_hook=_pack)
-        images = {int(i["id"]):(str(i["file_name"]), (int(i["height"]),int(i["width"]))) for i in found["images"]}
-        categories = sorted(found["categories"], key=lambda c: c["id"])
-        names = tuple(str(c["name"]).replace(" ", "_") for c in categories)
-        label = {c["id"]:k+1 for k,c in enumerate(categories)}
+        images = {_id(i["id"]):(str(i["file_name"]), tuple(int(i.get(k) or 0) for k in ("height","width")))
+                  for i in found["images"]}
+        rows = sorted(((_id(c["id"]), c) for c in found["categories"]), key=lambda r: (isinstance(r[0], str), r[0]))
+        categories = {n:plain_name(str(c["name"])).strip() for n,c in rows}
+        above = {n:str(c.get("supercategory", "")) for n,c in rows}
         objects = {}
-        for o in found["annotations"]: objects.setdefault(o.image, []).append(o._replace(category=label[o.category]))
-        if not all(0 < n < 2**16 for _,size in images.values() for n in size):
+        for o in found["annotations"]: objects.setdefault(o.image, []).append(o)
+        unknown = next((o for os in objects.values() for o in os if o.category not in categories), None)
+        if unknown: raise ValueError(f"an object of category {unknown.category}, which is not among its categories")
+        if not all(0 <= n < 2**16 for _,size in images.values() for n in size):
             raise ValueError("an image of impossible size")
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror}); unpack the archive of annotations there") from e
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
         raise UserError(f"{path}: is no file of COCO instances, or damaged ({type(e).__name__}: {e}); "
                         "unpack its archive again") from e
-    if names != COCO_CLASSES[1:]:
-        raise UserError(f"{path}: has {len(names)} categories that are not the 80 of COCO; "
-                        "use the files instances_*.json")
     for name,_ in images.values():
-        if is_path(name):
+        if is_path(name) and not name_of_file(name):
             raise UserError(f"{path}: {name!r} is a path, not the name of an image; do not trust this file")
     if lost := objects.keys()-images.keys():
-        raise UserError(f"{path}: has objects of image {min(lost)}, which is not in it; unpack its archive again")
-    return {n:(Path(name).stem, size) for n,(name,size) in images.items()},objects
+        raise UserError(f"{path}: has objects of image {min(lost, key=str)}, which is not in it; "
+                        "unpack its archive again")
+    return CocoFile(Path(path), images, categories, above, objects)
+
+def read_coco(
+    path:str|Path, # instances_....json
+)->tuple[dict[int,tuple[str,tuple[int,int]]],dict[int,list[CocoObject]]]: # number -> (name, (H,W)); number -> objects
+    "Return images and objects of an annotation file; raise `UserError` if it has another form or other categories"
+    return _of_coco(read_coco_file(path))
+
+def _of_coco(found):
+    "Return images and objects of a file, `category` the label; raise `UserError` if it is not one of COCO"
+    if not found.is_official():
+        raise UserError(f"{found.path}: has {len(found.categories)} categories that are not the 80 of COCO; "
+                        "use the files instances_*.json")
+    if not all(min(size) for _,size in found.images.values()):
+        raise UserError(f"{found.path}: is no file of COCO instances, or damaged (an image without size); "
+                        "unpack its archive again")
+    label = {n:k+1 for k,n in enumerate(found.categories)}
+    objects = {n:[o._replace(category=label[o.category]) for o in os] for n,os in found.objects.items()}
+    return {n:(Path(name).stem, size) for n,(name,size) in found.images.items()},objects
+
 
 # %% ../../nbs/20_data/65_prepare.ipynb #f2f2e4de
 CROWDS = ("class","ignore")
@@ -284,7 +326,8 @@ def coco_mask(
 
     Raises `UserError` if an outline makes no sense."""
     label = np.zeros(size, np.uint8)
-    for o in sorted(objects, key=lambda o: -o.area):
+    def area(o): return o.area if o.area > 0 else float(_filled(o, size).sum())
+    for o in sorted(objects, key=lambda o: -area(o)):
         label[_filled(o, size)] = IGNORE_INDEX if o.crowd and crowd == "ignore" else o.category
     return label
 
@@ -304,46 +347,225 @@ def _filled(o, size):
         if not outlines: return np.zeros(size, bool)
         return runs.decode(runs.merge(runs.frPyObjects(outlines, *size))).astype(bool)
     counts = s.get("counts") if isinstance(s, dict) else None
+    if isinstance(counts, str): counts = _unpacked(counts)
     if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts): raise bad
     if sum(counts) != size[0]*size[1]: raise bad
     present = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
     return present.reshape(size[::-1]).T  # runs go down the columns, absent first
 
+def _unpacked(text):
+    """Return the runs that a compressed encoding holds
+
+    A run is a number of 5 bits a letter, lowest first, 32 added to all but the last; from the fourth on, what it is
+    more than the run before the last."""
+    counts,value,shift = [],0,0
+    for letter in text:
+        bits = ord(letter)-48
+        if not 0 <= bits < 64: return None
+        value,shift = value | (bits & 31) << shift,shift+5
+        if bits & 32: continue
+        if bits & 16: value -= 1 << shift  # the highest bit is the sign
+        counts.append(value+counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    return counts
+
+
 # %% ../../nbs/20_data/65_prepare.ipynb #44acca0c
-def _coco_split(root, path, photos, crowd, workers):
+def _mask_of(path, objects, size, crowd):
+    "Return the mask of an image; raise `UserError` that names the file"
+    try: return coco_mask(objects, size, crowd)
+    except UserError as e: raise UserError(f"{path}: {e}") from None
+
+def _only_boxes(objects):
+    "Return whether the objects of an image cannot be drawn"
+    return any(o.segmentation is None for o in objects) or bool(objects) and all(o.segmentation == [] for o in objects)
+
+def _coco_split(root, found, photos, crowd, workers):
     "Draw the masks of a split; return their labels, the categories named for each image, and what is wrong"
-    images,objects = read_coco(path)
+    (images,objects),path = _of_coco(found),found.path
     named,jobs = {},[]
     for n in sorted(objects, key=lambda n: images[n][0]):
         name,size = images[n]
         named[name] = np.isin(np.arange(1, len(COCO_CLASSES)), [o.category for o in objects[n]]).astype(np.float32)
-        make,out = partial(coco_mask, objects[n], size, crowd),root/"SegmentationClass"/f"{name}.png"
+        if _only_boxes(objects[n]): continue
+        make,out = partial(_mask_of, path, objects[n], size, crowd),root/"SegmentationClass"/f"{name}.png"
         jobs.append(_Job(name, make, str(path), photos.get(name), out, len(COCO_CLASSES)))
     found,bad = _draw_all(jobs, f"masks of {path.stem}", workers)
     return found,named,bad
 
+# %% ../../nbs/20_data/65_prepare.ipynb #365c3769
+_SPLITS = {"train":("train","training","default"), "val":("val","valid","validation"), "test":("test",)}
+
+def _no_annotations(path):
+    return UserError(f"{path}: no such file; unpack the archive of annotations there, "
+                     "or name its folder or the file with --source")
+
+def annotation_files(
+    root:str|Path,             # of the dataset
+    source:str|Path|None=None, # a folder of annotations, or a file; None: annotations/ in `root`, or beside the photos
+)->dict[str,Path]:             # split -> file; `train` is there
+    "Return the annotation files of COCO 2014 or 2017 or of a tool that writes its format; raise `UserError` if none is"
+    root,folder = Path(root),Path(source or Path(root)/"annotations")
+    if folder.is_file(): return {"train":folder}
+    def places(split):
+        for n in (w for name in _SPLITS[split] for w in (name, name.capitalize())):
+            yield from (folder/f"instances_{n}{year}.json" for year in ("2014","2017",""))
+            yield from (folder/f"{n}.json", folder/f"annotations_{n}.json")
+            yield from (above/n/"_annotations.coco.json" for above in (folder, root))
+    found = {split:f for split in _SPLITS if (f := next((f for f in places(split) if f.is_file()), None))}
+    if "train" in found: return found
+    single = [f for f in (*sorted(folder.glob("*.json")), *sorted(root.glob("*.json")))
+              if f.name not in ("prepared.json","made_from.json")]
+    if len(single) == 1: return {"train":single[0]}
+    find_coco_photos(root)  # where nothing is, that is said
+    raise _no_annotations(folder/"instances_train2014.json")
+
+def _read_table(path, names):
+    "Return category -> class of a table; raise `UserError` for a category without line and a line without category"
+    try: text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot be read ({e}); write a table category,class") from e
+    rows,table = csv.DictReader(text.splitlines(), skipinitialspace=True),{}
+    if not {"category","class"} <= {*(rows.fieldnames or ())}:
+        raise UserError(f"{path}: line 1: must be 'category,class'; then one line per category, without class "
+                        "for one to leave out")
+    for row in rows:
+        name = plain_name(row["category"] or "").strip()
+        try: did_you_mean(name, names, "category")
+        except UserError as e: raise UserError(f"{path}: line {rows.line_num}: {e}") from None
+        table[name] = plain_name(row["class"] or "").strip()
+    if lost := [n for n in names if n not in table]:
+        raise UserError(f"{path}: has no line for category {lost[0]!r}; write '{lost[0]},CLASS', "
+                        f"or '{lost[0]},' to leave it out")
+    return table
+
+def _table_of(files, path):
+    "Return category -> class (empty: left out) and category -> number of objects of annotation files"
+    used = dict.fromkeys((name for f in files for name in f.categories.values()), 0)
+    for f in files:
+        for o in (o for os in f.objects.values() for o in os): used[f.categories[o.category]] += 1
+    above = {name for f in files for name in f.above.values()}
+    def kept(name): return name != "background" and (used[name] or name not in above)  # a heading has no objects
+    table = _read_table(path, used) if path else {name:name if kept(name) else "" for name in used}
+    return {name:"" if k == "background" else k for name,k in table.items()},used
+
+
+# %% ../../nbs/20_data/65_prepare.ipynb #ca4f705e
+def _photo_finder(root):
+    "Return a function that finds a photo by split and by the name that a file gives it; None: it is not there"
+    index = {}
+    for folder,_,names in os.walk(root):
+        for name in names:
+            if name_of_file(name): index.setdefault(plain_name(name), []).append(Path(folder)/name)
+    ours = {"SegmentationClass","Saliency"}
+    def find(split, name):
+        parts = [p for p in re.split(r"[/\\]", plain_name(name)) if p]
+        def fit(path):
+            there = [plain_name(p) for p in path.relative_to(root).parts]
+            same = sum(1 for n in range(1, len(parts)+1) if there[-n:] == parts[-n:])
+            of_split = any(re.fullmatch(rf"{w}(20\d\d)?", p.lower()) for w in _SPLITS[split] for p in there[:-1])
+            return same,of_split,there[0] != "JPEGImages"
+        found = [p for p in index.get(parts[-1], ()) if p.relative_to(root).parts[0] not in ours]
+        return max(sorted(found), key=fit, default=None)
+    return find
+
+def _place(photo, out):
+    "Give a photo a second name; where the disk knows none, copy it"
+    if out.exists(): return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try: out.hardlink_to(photo.resolve())
+    except OSError:
+        with atomic_path(out) as tmp: shutil.copyfile(photo, tmp)
+
+def _named_photos(root, files):
+    "Return (split, image) -> (name of its own, photo or None)"
+    find,taken,found = _photo_finder(root),{},{}
+    for split,f in files.items():
+        for n,(file,_) in f.images.items():
+            photo = find(split, file)
+            folders = "_".join(p for p in re.split(r"[/\\:]", Path(plain_name(file)).with_suffix("").as_posix()) if p)
+            names = Path(re.split(r"[/\\]", plain_name(file))[-1]).stem.strip(),folders,f"{split}_{folders}"
+            free = (w for w in names if w not in taken or photo is not None and taken[w] == photo)
+            name = next(free, names[-1])
+            taken[name],found[split,n] = photo or file,(name, photo)
+    return found
+
+def _prepare_own(root, files, train, labels, crowd, table, workers):
+    "Prepare annotations of anybody as a folder in VOC layout"
+    files = {split:train if split == "train" else read_coco_file(f) for split,f in files.items()}
+    (table,used),bad,splits,vectors,jobs,boxes = _table_of(files.values(), table),[],{},{},[],0
+    classes = ("background", *dict.fromkeys(k for k in table.values() if k))
+    if not 1 < len(classes) <= IGNORE_INDEX:
+        raise UserError(f"{train.path}: has {len(classes)-1} classes; name 1 to {IGNORE_INDEX-1} of them (--classes)")
+    meant = " ".join(f"{name}>{k}" for name,k in table.items() if name != k)
+    _settle(root, "SegmentationClass", {"crowd":crowd} | ({"categories":meant} if meant else {}))
+    outlined = any(o.segmentation for f in files.values() for os in f.objects.values() for o in os)
+    photos = _named_photos(root, files)
+    for split,f in files.items():
+        label = {n:classes.index(table[name]) if table[name] else 0 for n,name in f.categories.items()}
+        for n,(file,size) in sorted(f.images.items(), key=lambda i: photos[split,i[0]][0]):
+            name,photo = photos[split,n]
+            if photo is None: bad.append(f"{f.path}: the photo {file} is nowhere in {root}; put it there")
+            here = splits.setdefault(split, {})
+            if name in here: bad.append(f"{f.path}: has the photo {file} twice; merge the two")
+            if photo is None or name in here: continue
+            here[name] = True
+            if name in vectors: continue  # in another split as well
+            objects = [o._replace(category=label[o.category]) for o in f.objects.get(n, ()) if label[o.category]]
+            vectors[name] = np.isin(np.arange(1, len(classes)), [o.category for o in objects]).astype(np.float32)
+            _place(photo, root/"JPEGImages"/f"{name}{photo.suffix.lower()}")
+            if not outlined or _only_boxes(objects): boxes += 1
+            else:
+                make = partial(_mask_of, f.path, objects, size if min(size) else image_size(photo), crowd)
+                out = root/"SegmentationClass"/f"{name}.png"
+                jobs.append(_Job(name, make, str(f.path), photo, out, len(classes)))
+    found,wrong = _draw_all(jobs, "masks", workers)
+    if labels == "masks": vectors |= {i:y for i,y in found.items() if y.any()}
+    write_lines(root/"classes.txt", classes)
+    for split,ids in splits.items(): write_lines(root/"ImageSets"/"Segmentation"/f"{split}.txt", ids)
+    with atomic_path(root/"categories.csv") as tmp, tmp.open("w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([("category","class","objects"), *((n, table[n], used[n]) for n in table)])
+    lines = write_image_labels(root, classes, vectors)
+    _raise_if(bad+wrong, len(found)+len(bad+wrong))
+    none = sum(not y.any() for y in vectors.values())
+    return [_told_masks(root, len(found), len(found)+boxes), *lines,
+            *(f"category {n!r}: {f'class {k!r}' if k else 'left out'}, {used[n]} objects" for n,k in table.items()),
+            f"{root/'categories.csv'}: these categories; give it changed (--classes) for other classes",
+            *(_counted(split, len(ids), {}) for split,ids in splits.items()),
+            *([f"{none} images show no class: they are learnt from as such"] if none else []),
+            f"try wsss-data check {root}"]
+
+
 # %% ../../nbs/20_data/65_prepare.ipynb #6a040145
 def prepare_coco(
-    root:str|Path,             # where train2014, val2014 and annotations are
-    source:str|Path|None=None, # where the annotation files are; None: annotations/ in `root`
+    root:str|Path,             # where train2014, val2014 and annotations are, or photos and annotations of anybody
+    source:str|Path|None=None, # the folder of the annotation files, or the file itself; None: annotations/ in `root`
     # where image-level labels come from: "masks", as published, or "annotations" (also objects hidden in the mask)
     labels:str="masks",
     crowd:str="class",         # what a crowd becomes in a mask: its "class", or "ignore"
+    # own categories: a table with columns category,class (an empty class: leave it out); None: each is a class
+    classes:str|Path|None=None,
     workers:int|None=None,     # processes; None: one per core
 )->list[str]:                  # what is there now, line by line
-    "Make lists, masks and image-level labels of COCO 2014; raise `UserError` if files are missing or damaged"
+    """Make lists, masks and image-level labels of COCO 2014 or 2017, or of anybody's annotations in its format
+
+    Raises `UserError` if files are missing or damaged."""
     did_you_mean(labels, LABEL_SOURCES, "source of labels")
     did_you_mean(crowd, CROWDS, "treatment of crowds")
-    root,bad,splits,vectors,drawn = Path(root),[],{},{},0
-    photos,folder = find_coco_photos(root),Path(source or root/"annotations")
-    files = {split:folder/f"instances_{split}2014.json" for split in ("train","val")}
-    for f in files.values():
-        if not f.exists():
-            raise UserError(f"{f}: no such file; unpack the archive of annotations there, "
-                            "or name its folder with --source")
+    root = Path(root)
+    files = annotation_files(root, source)
+    train = read_coco_file(files["train"])
+    if classes or not train.is_official(): return _prepare_own(root, files, train, labels, crowd, classes, workers)
+    return _prepare_coco(root, files, train, labels, crowd, workers)
+
+def _prepare_coco(root, files, train, labels, crowd, workers):
+    "Prepare COCO itself"
+    if "val" not in files: raise _no_annotations(files["train"].with_name("instances_val2014.json"))
+    bad,splits,vectors,drawn,photos = [],{},{},0,find_coco_photos(root)
     _settle(root, "SegmentationClass", {"crowd":crowd})
-    for split,path in files.items():
-        found,named,wrong = _coco_split(root, path, photos, crowd, workers)
+    for split in ("train","val"):
+        file = train if split == "train" else read_coco_file(files[split])
+        found,named,wrong = _coco_split(root, file, photos, crowd, workers)
         vectors |= {i:found[i] if labels == "masks" and i in found and found[i].any() else y for i,y in named.items()}
         splits[split],bad,drawn = list(named),bad+wrong,drawn+len(found)
     splits["val_part"] = splits["val"][:COCO_COUNTS["val_part"]]
@@ -351,8 +573,15 @@ def prepare_coco(
     for split,ids in splits.items(): write_lines(root/"ImageSets"/"Segmentation"/f"{split}.txt", ids)
     lines = write_image_labels(root, COCO_CLASSES, vectors)
     _raise_if(bad, drawn+len(bad))
-    return [f"{root/'SegmentationClass'}: {drawn} masks", *lines,
-            *(_counted(split, len(ids), COCO_COUNTS) for split,ids in splits.items())]
+    published = COCO_COUNTS if "2017" not in files["train"].name else {}
+    return [_told_masks(root, drawn, len(vectors)), *lines,
+            *(_counted(split, len(ids), published) for split,ids in splits.items())]
+
+def _told_masks(root, drawn, images):
+    "Return in words how many masks there are"
+    without = f"; {images-drawn} images have boxes only, and so labels but no mask" if drawn < images else ""
+    return f"{root/'SegmentationClass'}: {drawn} masks{without}"
+
 
 # %% ../../nbs/20_data/65_prepare.ipynb #47ca1ed2
 def _copy_map(job):

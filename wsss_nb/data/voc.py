@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..ground.core import UserError
-from .folder import FolderDataset,fail,find_images,find_masks,read_ids
+from .folder import FolderDataset,fail,find_images,find_masks,read_classes,read_ids
 
 # %% ../../nbs/20_data/25_voc.ipynb #6d246e74
 VOC_CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -79,7 +79,7 @@ COCO_COUNTS = dict(train=82_081, val=40_137, val_part=5_000)  # images in the pu
 class CocoDataset(FolderDataset):
     "MS COCO 2014 with the splits of weakly supervised methods; raises `UserError` if files of the split are missing"
     photo_folders = [[f"{above}{split}{year}" for split in ("train","val")]
-                     for above in ("", "images/", "JPEGImages/") for year in ("2014", "")] + [["JPEGImages"]]
+                     for above in ("", "images/", "JPEGImages/") for year in ("2014", "2017", "")] + [["JPEGImages"]]
     sources,labels_elsewhere,counts = ("cls_labels.npy", "cls_labels_onehot.npy", "labels.csv"),True,COCO_COUNTS
     def __init__(self,
         root:str|Path,         # the folder that holds train2014 and val2014
@@ -89,7 +89,11 @@ class CocoDataset(FolderDataset):
         **kw,                  # `report` of `FolderDataset`
     ): super().__init__(root, split, masks, label_source, **kw)
 
-    def class_names(self): return COCO_CLASSES
+    def class_names(self):
+        if (self.root/"classes.txt").exists() and read_classes(self.root/"classes.txt") != COCO_CLASSES:
+            raise UserError(f"{self.root}: has classes of its own (classes.txt); give it as a folder, without coco:")
+        if any(Path(self.root).glob("**/train2017")): self.counts = {}  # other splits, not those of the field
+        return COCO_CLASSES
     def find_photos(self, report): return find_coco_photos(self.root, report)
     def find_masks(self): return {p.stem:p for p in self.mask_folder.rglob("*.png")}
     def read_split(self, split, report):

@@ -44,7 +44,9 @@ def open_trained(
     if data is None and isinstance(run, torch.nn.Module):
         raise UserError("a method does not know its dataset: give `data`")
     if not isinstance(data, Dataset):
-        data = open_scored(data or Run(run).load_config()["data"], method.config.val_split)
+        made_with = {} if data else Run(run).load_config()
+        data = data or made_with.get("data_folder") or made_with["data"]
+        data = open_scored(data, method.config.val_split)
     if tuple(data.classes) != method.classes:
         raise UserError(f"{data.name}: its classes are {', '.join(data.classes)}, the method knows "
                         f"{', '.join(method.classes)}; choose the dataset that it was trained on")

@@ -24,6 +24,7 @@ from ..ground.io import read_cam,read_label,write_cam,write_label
 from ..ground.parallel import first_only,gather_objects,processes,share,together
 from ..ground.tensors import resize
 from ..data.core import Dataset,Item
+from ..data.datasets import data_folder
 from ..data.transforms import denormalise,normalise
 from ..backbones.core import load_matching
 from ..cam.core import cam_to_label,normalize_cam
@@ -333,7 +334,10 @@ def _made_before(
     job:Job, # of the stage
 )->tuple[Product,...]:
     "Return the products that earlier stages have finished here, on training images of this data with ground truth"
-    if job.run.load_config().get("data", job.data) != job.data: return ()
+    made_with = job.run.load_config()
+    same = data_folder(job.data) == made_with["data_folder"] if "data_folder" in made_with else (
+        made_with.get("data", job.data) == job.data)
+    if not same: return ()
     done = read_result(job.run.result).get("seconds", {})
     made = tuple(p for p in job.method.scored(job.config) if p.stage in done and p.stage != "evaluate")
     return made if made and job.open_scored(job.config.train_split).has_masks else ()
@@ -401,9 +405,10 @@ def _record(job, data, spent):
     "Return what `result.json` says of an evaluation, scores left out"
     c,made_with,done = job.config,job.run.load_config(),read_result(job.run.result).get("seconds", {})
     before = {k:v for k,v in done.items() if spent["crf"] or k != "prediction_crf"}
+    settings = {k:v for k,v in made_with.items() if k not in ("data_folder","labels_hash")}
     known = {k:getattr(c, k, None) for k in ("backbone","supervision")}
     return {k:made_with[k] for k in ("method","preset","seed")} | known | {
-        "data":job.data, "config_hash":config_hash(made_with), "split":data.split, "classes":list(data.classes),
+        "data":job.data, "config_hash":config_hash(settings), "split":data.split, "classes":list(data.classes),
         "seconds":before | {k:round(v, 2) for k,v in spent["seconds"].items()},
         "device":job.device, "images":{data.split:len(data)}, "versions":versions()}
 

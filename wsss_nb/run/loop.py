@@ -9,10 +9,10 @@ __all__ = ['Schedule', 'encoder_head_groups', 'graceful_stop', 'LossStep', 'chec
            'check_batch', 'Trainer']
 
 # %% ../../nbs/75_run/30_loop.ipynb #869a3dcf
-import math,signal,threading,time,warnings
+import math,os,signal,stat,threading,time,warnings
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager,nullcontext
+from contextlib import contextmanager,nullcontext,suppress
 from functools import partial
 
 import torch
@@ -60,17 +60,27 @@ def encoder_head_groups(
     return [{"name":k, "params":groups[k], "lr":lr*factor} for k,factor in factors.items() if groups[k]]
 
 # %% ../../nbs/75_run/30_loop.ipynb #eccb4a9f
+def _forget_terminal():
+    "Send what is still said nowhere, if it went to a terminal: that is closed, and to write there is an error"
+    with open(os.devnull, "w") as nowhere:
+        for fd in (1,2):
+            with suppress(OSError):
+                if stat.S_ISCHR(os.fstat(fd).st_mode): os.dup2(nowhere.fileno(), fd)
+
 @contextmanager
 def graceful_stop():
-    "Yield an object whose `asked` becomes true on SIGINT or SIGTERM; a second signal acts at once"
+    "Yield an object whose `asked` becomes true on SIGINT, SIGTERM or SIGHUP; a second signal acts at once"
     class Stop: asked = False
     stop,old = Stop(),{}
     def note(signum, frame):
-        if stop.asked: raise KeyboardInterrupt
+        if stop.asked and signum != signal.SIGHUP: raise KeyboardInterrupt  # a shell and its terminal both hang up
         stop.asked = True
+        if signum == signal.SIGHUP: _forget_terminal()
         old[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     main = threading.current_thread() is threading.main_thread()
-    for s in (signal.SIGINT, signal.SIGTERM) if main else (): old[s] = signal.signal(s, note)
+    kinds = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN: kinds.append(signal.SIGHUP)  # else: nohup
+    for s in kinds if main else (): old[s] = signal.signal(s, note)
     try: yield stop
     finally:
         for s,handler in old.items(): signal.signal(s, handler or signal.SIG_DFL)
@@ -318,7 +328,7 @@ def batches(self:Trainer):
 def fit(self:Trainer)->dict: # `seconds`, `images_per_second`: of training, earlier parts of a resumed run included
     """Train to the end
 
-    On Ctrl-C, SIGTERM, NaN or a damaged image, in whichever process, a checkpoint is written and
+    On Ctrl-C, SIGTERM, SIGHUP, NaN or a damaged image, in whichever process, a checkpoint is written and
     `KeyboardInterrupt` or `UserError` raised. Validation and loading are not counted as seconds of training."""
     first_only(self.begin_log)
     self.network.train()

@@ -99,17 +99,19 @@ def data_to_voc(
     # VOC: .../VOC2012 or above it; COCO: the folder of train2014; saliency: voc:ROOT, coco:ROOT or a folder; masks: a
     # folder in VOC layout or one of masks
     root:str,
-    # where else: sbd: benchmark_RELEASE; coco: the folder of annotations; saliency: the folder of maps
+    # where else: sbd: benchmark_RELEASE; coco: the folder of annotations or a file; saliency: the folder of maps
     source:Text=None,
     labels:Text=None,    # image-level labels from annotations (voc, sbd) or masks (coco)
     masks:Text=None,     # sbd: whose mask a training image gets that both drew, voc or sbd
     crowd:Text=None,     # coco: what a crowd becomes in a mask, its class or ignore
     # masks: which value becomes which class number, such as 255=1
     map:Annotated[list|None, {"nargs":"+", "type":str, "action":"extend", "metavar":"OLD=NEW"}]=None,
+    # coco: a table category,class for own categories; by default each is a class
+    classes:Text=None,
     workers:Number=None,  # processes; by default one per core
 ):
     "Make lists, masks and image-level labels from what is unpacked already; may be stopped and given again"
-    given = dict(source=source, labels=labels, masks=masks, crowd=crowd, map=map, workers=workers)
+    given = dict(source=source, labels=labels, masks=masks, crowd=crowd, map=map, classes=classes, workers=workers)
     _check_options(did_you_mean(kind, _makers(), "kind of data"), given)
     _prepare(kind, root, given)
 
