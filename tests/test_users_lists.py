@@ -37,15 +37,24 @@ def folder(root, rows, classes=C, masks=True):
         mask[12:36,16:48] = 1
         if masks: write_label(root/"SegmentationClass"/f"{i}.png", mask)
     (root/"ImageSets"/"Segmentation").mkdir(parents=True)
-    for split in ("train","val"): (root/"ImageSets"/"Segmentation"/f"{split}.txt").write_text("".join(f"{i}\n" for i in rows))
+    for split in ("train", "val"):
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{i}\n" for i in rows))
     (root/"classes.txt").write_text("\n".join(classes)+"\n")
     (root/"labels.csv").write_text("image,labels\n"+"".join(f"{i},{f}\n" for i,f in rows.items()))
     return root
 
 
 # %% Lists
-FORMS = {"pairs":"/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png", "folders":"VOC2012/JPEGImages/{0}.jpg\tVOC2012/x/{0}.png",
-         "endings":"{0}.jpg", "capitals":"{0}.JPG", "labelled":"{0}.jpg 0 14", "windows":"JPEGImages\\{0}.png", "comma":"{0}.jpg,{0}.png"}
+FORMS = {
+    "pairs": "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png",
+    "folders": "VOC2012/JPEGImages/{0}.jpg\tVOC2012/x/{0}.png",
+    "endings": "{0}.jpg",
+    "capitals": "{0}.JPG",
+    "labelled": "{0}.jpg 0 14",
+    "windows": "JPEGImages\\{0}.png",
+    "comma": "{0}.jpg,{0}.png",
+}
+
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -61,7 +70,11 @@ def test_lists_with_a_sign_name_all_their_images(tmp_path, text):
 
 def test_names_that_end_in_a_number_are_names(tmp_path):
     (tmp_path/"list.txt").write_text("photo 1\nphoto 0\n")
-    assert read_ids(tmp_path/"list.txt") == read_ids(tmp_path/"list.txt", ("photo 0", "photo 1")) == ("photo 1", "photo 0")
+    assert (
+        read_ids(tmp_path / "list.txt")
+        == read_ids(tmp_path / "list.txt", ("photo 0", "photo 1"))
+        == ("photo 1", "photo 0")
+    )
     (tmp_path/"list.txt").write_text("x.jpg\n")
     assert read_ids(tmp_path/"list.txt", ("x.jpg",)) == ("x.jpg",)  # the photo x.jpg.png
 
@@ -96,17 +109,37 @@ def test_eval_takes_pairs(tmp_path, call):
 
 
 # %% Labels
-@pytest.mark.parametrize("field,present", [
-    ("traffic light", [1,0]), ("traffic light person", [1,1]), ("person traffic light", [1,1]), ("traffic_light", [1,0]),
-    ("traffic light;person", [1,1]), ("person | traffic light", [1,1]), ('"traffic light, person"', [1,1]), ("", [0,0]),
-    ('"""traffic light"" person"', [1,1]), ('"traffic light"', [1,0]), ("person", [0,1]), ("traffic light;", [1,0])])
+@pytest.mark.parametrize(
+    "field,present",
+    [
+        ("traffic light", [1, 0]),
+        ("traffic light person", [1, 1]),
+        ("person traffic light", [1, 1]),
+        ("traffic_light", [1, 0]),
+        ("traffic light;person", [1, 1]),
+        ("person | traffic light", [1, 1]),
+        ('"traffic light, person"', [1, 1]),
+        ("", [0, 0]),
+        ('"""traffic light"" person"', [1, 1]),
+        ('"traffic light"', [1, 0]),
+        ("person", [0, 1]),
+        ("traffic light;", [1, 0]),
+    ],
+)
 def test_class_names_with_spaces(tmp_path, field, present):
     (tmp_path/"labels.csv").write_text(f"image,labels\nx,{field}\n")
     assert read_image_labels(tmp_path, C, {"x":0}, ("x",))["x"].tolist() == present
 
-@pytest.mark.parametrize("text", ["image;labels\nx;traffic light\n", "image\tlabels\nx\ttraffic light\n",
-                                  "image, labels\nx, traffic light\n", '\ufeff"image","labels"\n"x.jpg","traffic light"\n',
-                                  "image,labels\nimages/x.jpg,traffic_light\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image;labels\nx;traffic light\n",
+        "image\tlabels\nx\ttraffic light\n",
+        "image, labels\nx, traffic light\n",
+        '\ufeff"image","labels"\n"x.jpg","traffic light"\n',
+        "image,labels\nimages/x.jpg,traffic_light\n",
+    ],
+)
 def test_tables_of_other_programs(tmp_path, text):
     (tmp_path/"labels.csv").write_text(text, encoding="utf-8")
     assert read_image_labels(tmp_path, C, {"x":0}, ("x",))["x"].tolist() == [1,0]
@@ -122,7 +155,10 @@ def test_what_no_class_is_called(tmp_path, field, words):
 def test_two_readings_are_refused_and_what_is_written_is_read():
     names,problems = ClassNames(("background", "traffic light", "traffic", "light")),[]
     assert names.read("traffic light", problems.append) == [] and "can be read in two ways" in problems[0]
-    for classes in (("background", "traffic light", "traffic", "light"), ("background", "a;b", "c d", 'e"f', "g,h", "i|j")):
+    for classes in (
+        ("background", "traffic light", "traffic", "light"),
+        ("background", "a;b", "c d", 'e"f', "g,h", "i|j"),
+    ):
         import csv
         names = ClassNames(classes)
         for n in range(2**(len(classes)-1)):
@@ -145,14 +181,26 @@ def test_a_number_that_two_images_end_in(tmp_path):
     np.save(tmp_path/"cls_labels.npy", {9:[0,1]})
     assert "9 may be" in refused(read_image_labels, tmp_path, C, None, ("train_09", "val_9"))
 
-@pytest.mark.parametrize("vector,words", [([0,3.], "'x' has the value 3 for class 'person'"),
-    ([.9,0], "'x' has the value 0.9 for class 'traffic light'"), ([0,-1], "has the value -1 for class 'person'"),
-    ([0,0,1], "has 3 values; it must have a zero or one for each of the 2 classes, so leave out the one of the background")])
+@pytest.mark.parametrize(
+    "vector,words",
+    [
+        ([0, 3.0], "'x' has the value 3 for class 'person'"),
+        ([0.9, 0], "'x' has the value 0.9 for class 'traffic light'"),
+        ([0, -1], "has the value -1 for class 'person'"),
+        (
+            [0, 0, 1],
+            "has 3 values; it must have a zero or one for each of the 2 classes, "
+            "so leave out the one of the background",
+        ),
+    ],
+)
 def test_label_values(tmp_path, vector, words):
     np.save(tmp_path/"cls_labels.npy", {"x":vector})
     assert words in refused(read_image_labels, tmp_path, C, None, ("x",))
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "shift_jis", "euc-kr", "gb2312", "big5", "iso-8859-1", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-16", "shift_jis", "euc-kr", "gb2312", "big5", "iso-8859-1", "cp1252"]
+)
 def test_annotations_in_any_encoding(tmp_path, encoding):
     (tmp_path/"Annotations").mkdir()
     word = {"shift_jis":"信号", "euc-kr":"신호", "gb2312":"红灯", "big5":"紅燈"}.get(encoding, "Grün")
@@ -179,7 +227,8 @@ def test_negatives_are_meant_or_forgotten(tmp_path):
     assert open_dataset(root)[0].image_labels.tolist() == [0,0]
     (root/"cls_labels.npy").unlink()
     (root/"Annotations").mkdir()
-    for i,o in (("a",""), ("b","<object><name>person</name></object>")): (root/"Annotations"/f"{i}.xml").write_text(f"<a>{o}</a>")
+    for i, o in (("a", ""), ("b", "<object><name>person</name></object>")):
+        (root / "Annotations" / f"{i}.xml").write_text(f"<a>{o}</a>")
     assert open_dataset(root)[0].image_labels.tolist() == [0,0]
 
 @pytest.fixture(scope="module")
@@ -188,7 +237,9 @@ def with_negatives(scenes, tmp_path_factory):
     root = shutil.copytree(scenes, tmp_path_factory.mktemp("negatives")/"scenes")
     train = set((root/"ImageSets"/"Segmentation"/"train.txt").read_text().split()[::3])
     rows = [r.split(",") for r in (root/"labels.csv").read_text().splitlines()]
-    (root/"labels.csv").write_text("".join(f"{i},{'' if i.startswith('train') and i not in train else f}\n" for i,f in rows))
+    (root / "labels.csv").write_text(
+        "".join(f"{i},{'' if i.startswith('train') and i not in train else f}\n" for i, f in rows)
+    )
     return root
 
 @pytest.mark.parametrize("name", METHODS)
@@ -200,7 +251,15 @@ def test_every_method_trains_with_negatives(call, with_negatives, tmp_path, name
         assert last.stat().st_size
 
 def test_a_chain_trains_with_negatives(call, with_negatives, tmp_path):
-    status,_,err = call("wsss-run", "baseline+crf+deeplab", *chain("baseline", "crf", "deeplab"), "--data", with_negatives, "--out", tmp_path/"out")
+    status, _, err = call(
+        "wsss-run",
+        "baseline+crf+deeplab",
+        *chain("baseline", "crf", "deeplab"),
+        "--data",
+        with_negatives,
+        "--out",
+        tmp_path / "out",
+    )
     assert (status, err) == (0, ""), err
 
 def test_nothing_to_tell_apart(call, tmp_path):
@@ -218,7 +277,15 @@ def test_nothing_to_tell_apart(call, tmp_path):
 SQUARE = [[16,16, 48,16, 48,48, 16,48]]
 CATEGORIES = [{"id":7, "name":"leaf spot"}, {"id":3, "name":"rust", "supercategory":"none"}]
 
-def annotated(root, annotations, categories=CATEGORIES, files=("a.jpg", "b.jpg", "c.jpg"), where="images", name="annotations/instances_train.json", **image):
+def annotated(
+    root,
+    annotations,
+    categories=CATEGORIES,
+    files=("a.jpg", "b.jpg", "c.jpg"),
+    where="images",
+    name="annotations/instances_train.json",
+    **image,
+):
     for f in files: write_image(root/where/f, np.full((64,64,3), 90, np.uint8))
     images = [{"id":k+1, "file_name":f, "height":64, "width":64} | image for k,f in enumerate(files)]
     (root/name).parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +293,15 @@ def annotated(root, annotations, categories=CATEGORIES, files=("a.jpg", "b.jpg",
     return root
 
 def ann(image, category, **kw):
-    return {k:v for k,v in ({"image_id":image, "category_id":category, "segmentation":SQUARE, "area":1024, "bbox":[16,16,32,32]} | kw).items() if v != "-"}
+    return {
+        k: v
+        for k, v in (
+            {"image_id": image, "category_id": category, "segmentation": SQUARE, "area": 1024, "bbox": [16, 16, 32, 32]}
+            | kw
+        ).items()
+        if v != "-"
+    }
+
 
 def right(root, labels=([0,1], [1,0], [0,0]), masks=True):
     "Test that a folder has these labels, and masks with the square in the right class"
@@ -245,8 +320,20 @@ def compressed():
     square[16:48,16:48] = 1
     return mask.encode(np.asfortranarray(square))["counts"].decode()
 
-@pytest.mark.parametrize("change", [{}, {"area":"-"}, {"area":0}, {"iscrowd":"0"}, {"segmentation":SQUARE[0]}, {"text":True},
-                                    {"bbox":"-", "area":None}, {"runs":True}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"area": "-"},
+        {"area": 0},
+        {"iscrowd": "0"},
+        {"segmentation": SQUARE[0]},
+        {"text": True},
+        {"bbox": "-", "area": None},
+        {"runs": True},
+    ],
+    ids=str,
+)
 def test_own_categories(tmp_path, change):
     pytest.importorskip("pycocotools")
     if change.pop("runs", False): change = {"segmentation":{"size":[64,64], "counts":compressed()}}
@@ -259,10 +346,16 @@ def test_own_categories(tmp_path, change):
     assert prepare_coco(root) == lines  # given again
     assert not check_dataset(root).problems
 
-@pytest.mark.parametrize("where,name,files", [
-    ("train", "train/_annotations.coco.json", ("a.jpg", "b.jpg", "c.jpg")), ("train2017", "annotations/instances_train2017.json", ("a.jpg", "b.jpg", "c.jpg")),
-    (".", "annotations/instances_default.json", ("x/1.jpg", "y/1.jpg", "z.jpg")), ("JPEGImages", "labels.json", ("a.jpg", "b.jpg", "c.jpg")),
-    ("data", "annotations/train.json", ("train/a.jpg", "train/b.jpg", "train/c.jpg"))])
+@pytest.mark.parametrize(
+    "where,name,files",
+    [
+        ("train", "train/_annotations.coco.json", ("a.jpg", "b.jpg", "c.jpg")),
+        ("train2017", "annotations/instances_train2017.json", ("a.jpg", "b.jpg", "c.jpg")),
+        (".", "annotations/instances_default.json", ("x/1.jpg", "y/1.jpg", "z.jpg")),
+        ("JPEGImages", "labels.json", ("a.jpg", "b.jpg", "c.jpg")),
+        ("data", "annotations/train.json", ("train/a.jpg", "train/b.jpg", "train/c.jpg")),
+    ],
+)
 def test_own_layouts(tmp_path, where, name, files):
     pytest.importorskip("pycocotools")
     root = annotated(tmp_path/"d", [ann(1, 7), ann(2, 3)], where=where, name=name, files=files)
@@ -271,7 +364,12 @@ def test_own_layouts(tmp_path, where, name, files):
 
 def test_sizes_that_are_missing_and_names_as_ids(tmp_path):
     pytest.importorskip("pycocotools")
-    root = annotated(tmp_path/"d", [ann("one", "s"), ann("two", "r")], [{"id":"r", "name":"rust"}, {"id":"s", "name":"leaf spot"}], height=None)
+    root = annotated(
+        tmp_path / "d",
+        [ann("one", "s"), ann("two", "r")],
+        [{"id": "r", "name": "rust"}, {"id": "s", "name": "leaf spot"}],
+        height=None,
+    )
     found = json.loads((root/"annotations"/"instances_train.json").read_text())
     for i,n in zip(found["images"], ("one", "two", "three"), strict=True): i["id"] = n
     (root/"annotations"/"instances_train.json").write_text(json.dumps(found))
@@ -289,7 +387,8 @@ def test_boxes_only(tmp_path, call, empty):
 def test_train_and_val_of_the_same_names(tmp_path):
     pytest.importorskip("pycocotools")
     root = tmp_path/"d"
-    for split in ("train", "valid"): annotated(root, [ann(1, 7), ann(2, 3)], where=split, name=f"{split}/_annotations.coco.json")
+    for split in ("train", "valid"):
+        annotated(root, [ann(1, 7), ann(2, 3)], where=split, name=f"{split}/_annotations.coco.json")
     write_image(root/"valid"/"a.jpg", np.full((64,64,3), 200, np.uint8))
     prepare_coco(root)
     right(root)
@@ -298,20 +397,35 @@ def test_train_and_val_of_the_same_names(tmp_path):
 
 def test_a_table_of_categories(tmp_path, call, fails):
     pytest.importorskip("pycocotools")
-    root = annotated(tmp_path/"d", [ann(1, 7), ann(2, 3)], [{"id":0, "name":"plants"}, *({**c, "supercategory":"plants"} for c in CATEGORIES)])
+    root = annotated(
+        tmp_path / "d",
+        [ann(1, 7), ann(2, 3)],
+        [{"id": 0, "name": "plants"}, *({**c, "supercategory": "plants"} for c in CATEGORIES)],
+    )
     assert call("wsss-data", "to-voc", "coco", root)[0] == 0
     right(root)  # the heading "plants" is no class
-    assert (root/"categories.csv").read_text().splitlines() == ["category,class,objects", "plants,,0", "rust,rust,1", "leaf spot,leaf spot,1"]
+    assert (root / "categories.csv").read_text().splitlines() == [
+        "category,class,objects",
+        "plants,,0",
+        "rust,rust,1",
+        "leaf spot,leaf spot,1",
+    ]
     (tmp_path/"t.csv").write_text("category,class\nplants,\nrust,ill\nleaf spot,ill\n")
-    assert "remove this folder to make them anew" in fails("wsss-data", "to-voc", "coco", root, "--classes", tmp_path/"t.csv")
+    assert "remove this folder to make them anew" in fails(
+        "wsss-data", "to-voc", "coco", root, "--classes", tmp_path / "t.csv"
+    )
     shutil.rmtree(root/"SegmentationClass")
     assert call("wsss-data", "to-voc", "coco", root, "--classes", tmp_path/"t.csv")[0] == 0
     ds = open_dataset(root, masks=True)
     assert ds.classes == ("background", "ill") and [i.image_labels.tolist() for i in ds] == [[1],[1],[0]]
     (tmp_path/"t.csv").write_text("category,class\nrost,ill\n")
-    assert "t.csv: line 2: unknown category 'rost': did you mean rust?" in fails("wsss-data", "to-voc", "coco", root, "--classes", tmp_path/"t.csv")
+    assert "t.csv: line 2: unknown category 'rost': did you mean rust?" in fails(
+        "wsss-data", "to-voc", "coco", root, "--classes", tmp_path / "t.csv"
+    )
     (tmp_path/"t.csv").write_text("category,class\nrust,ill\n")
-    assert "t.csv: has no line for category 'plants'; write 'plants,CLASS'" in fails("wsss-data", "to-voc", "coco", root, "--classes", tmp_path/"t.csv")
+    assert "t.csv: has no line for category 'plants'; write 'plants,CLASS'" in fails(
+        "wsss-data", "to-voc", "coco", root, "--classes", tmp_path / "t.csv"
+    )
     assert "has classes of its own" in refused(open_dataset, f"coco:{root}")
 
 def test_what_cannot_be_prepared_is_named(tmp_path):
@@ -343,7 +457,14 @@ def test_coco_2017(tmp_path, call):
     numbers = [n for n in range(1, 91) if n not in (12,26,29,30,45,66,68,69,71,83)]
     categories = [{"id":n, "name":c.replace("_", " ")} for n,c in zip(numbers, COCO_CLASSES[1:], strict=True)]
     for k,split in enumerate(("train", "val")):
-        annotated(tmp_path/"d", [ann(1, 90)], categories, (f"{k+1:012d}.jpg",), f"{split}2017", f"annotations/instances_{split}2017.json")
+        annotated(
+            tmp_path / "d",
+            [ann(1, 90)],
+            categories,
+            (f"{k + 1:012d}.jpg",),
+            f"{split}2017",
+            f"annotations/instances_{split}2017.json",
+        )
     status,out,_ = call("wsss-data", "to-voc", "coco", tmp_path/"d")
     assert status == 0 and "published" not in out
     ds = open_dataset(f"coco:{tmp_path/'d'}", "train", masks=True)
@@ -355,28 +476,38 @@ def test_coco_2017(tmp_path, call):
 def test_a_run_knows_its_dataset(call, fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder(tmp_path/"data", {"a":"person", "b":"traffic light", "c":"", "d":"person"})
-    def go(data, out="run"): return call("wsss-run", "baseline", *TINY, "--data", data, "--out", out, "--stages", "train", "--resume")
+
+    def go(data, out="run"):
+        return call("wsss-run", "baseline", *TINY, "--data", data, "--out", out, "--stages", "train", "--resume")
+
     assert go("data")[::2] == (0, "")
     (tmp_path/"sub").mkdir()
     (tmp_path/"link").symlink_to("data")
     before = load_checkpoint(Run("run"))["model"]
-    for data in ("data/", "./data", tmp_path/"data", f"{tmp_path}/sub/../data/", "link"): assert go(data)[::2] == (0, ""), data
+    for data in ("data/", "./data", tmp_path / "data", f"{tmp_path}/sub/../data/", "link"):
+        assert go(data)[::2] == (0, ""), data
     monkeypatch.chdir(tmp_path/"sub")
     assert go("../data", "../run")[::2] == (0, "")
     status,_,err = call("wsss-run", "baseline", *TINY, "--data", "../data", "--out", "../run", "--stages", "evaluate")
     assert (status, err) == (0, "")
     shutil.copytree(tmp_path/"data", tmp_path/"sub"/"data")
-    assert "data_folder" in fails("wsss-run", "baseline", *TINY, "--data", "data", "--out", "../run", "--stages", "train", "--resume")
+    assert "data_folder" in fails(
+        "wsss-run", "baseline", *TINY, "--data", "data", "--out", "../run", "--stages", "train", "--resume"
+    )
     (tmp_path/"data").rename(tmp_path/"moved")
     assert go("../moved", "../run")[::2] == (0, "")
     (tmp_path/"moved"/"labels.csv").write_text("image,labels\na,person\nb,\nc,\nd,person\n")
-    assert "holds a run with other settings" in fails("wsss-run", "baseline", *TINY, "--data", "../moved", "--out", "../run", "--stages", "train", "--resume")
+    assert "holds a run with other settings" in fails(
+        "wsss-run", "baseline", *TINY, "--data", "../moved", "--out", "../run", "--stages", "train", "--resume"
+    )
     assert all((load_checkpoint(Run("../run"))["model"][k] == v).all() for k,v in before.items())
 
 def test_a_hangup_saves(scenes, tmp_path):
     out = tmp_path/"out"
     settings = ("baseline", *TINY, "iters=3000", "log_every=1", "val_every=9999", "save_every=9999")
-    process = started("wsss-run", *settings, "--data", scenes, "--out", out, "--stages", "train", start_new_session=True)
+    process = started(
+        "wsss-run", *settings, "--data", scenes, "--out", out, "--stages", "train", start_new_session=True
+    )
     import time
     end = time.monotonic()+100
     while not (out/"log.csv").exists():

@@ -127,7 +127,10 @@ class Calls:
 
 def renamed(data, name, module, new):
     "A pickle of protocol 2 in which a global has another name"
-    return data.replace(f"c{module}\n{name}\n".encode(), f"c{new.rpartition('.')[0]}\n{new.rpartition('.')[2]}\n".encode())
+    return data.replace(
+        f"c{module}\n{name}\n".encode(), f"c{new.rpartition('.')[0]}\n{new.rpartition('.')[2]}\n".encode()
+    )
+
 
 @pytest.mark.parametrize("name", BESIDE)
 @pytest.mark.parametrize("zipped", [True, False])
@@ -174,8 +177,15 @@ def test_tscd_and_afa(tmp_path):
     x = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     method, report = load_released(tmp_path/"w.pth")
     c = method.config
-    assert (report.method, report.also, c.infer_size, c.infer_scales, c.infer_flip) == ("tscd", ("afa",), 0, (1.,), False)
-    with torch.no_grad(): one_look = torch.nn.functional.interpolate(method.seg_logits(x), x.shape[-2:], mode="bilinear")
+    assert (report.method, report.also, c.infer_size, c.infer_scales, c.infer_flip) == (
+        "tscd",
+        ("afa",),
+        0,
+        (1.0,),
+        False,
+    )
+    with torch.no_grad():
+        one_look = torch.nn.functional.interpolate(method.seg_logits(x), x.shape[-2:], mode="bilinear")
     assert torch.allclose(method.segmentation(x), one_look, atol=1e-6)
     assert "infer_size=0 infer_scales=1 infer_flip=false" in str(report)
     assert "also     --method afa: longer side 512, three scales, mirrors" in str(report)

@@ -443,7 +443,7 @@ def _table_of(files, path):
     "Return category -> class (empty: left out) and category -> number of objects of annotation files"
     used = dict.fromkeys((name for f in files for name in f.categories.values()), 0)
     for f in files:
-        for o in (o for os in f.objects.values() for o in os): used[f.categories[o.category]] += 1
+        for o in (o for marks in f.objects.values() for o in marks): used[f.categories[o.category]] += 1
     above = {name for f in files for name in f.above.values()}
     def kept(name): return name != "background" and (used[name] or name not in above)  # a heading has no objects
     table = _read_table(path, used) if path else {name:name if kept(name) else "" for name in used}
@@ -499,7 +499,7 @@ def _prepare_own(root, files, train, labels, crowd, table, workers):
         raise UserError(f"{train.path}: has {len(classes)-1} classes; name 1 to {IGNORE_INDEX-1} of them (--classes)")
     meant = " ".join(f"{name}>{k}" for name,k in table.items() if name != k)
     _settle(root, "SegmentationClass", {"crowd":crowd} | ({"categories":meant} if meant else {}))
-    outlined = any(o.segmentation for f in files.values() for os in f.objects.values() for o in os)
+    outlined = any(o.segmentation for f in files.values() for marks in f.objects.values() for o in marks)
     photos = _named_photos(root, files)
     for split,f in files.items():
         label = {n:classes.index(table[name]) if table[name] else 0 for n,name in f.categories.items()}
