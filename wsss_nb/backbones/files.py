@@ -62,7 +62,10 @@ def damaged_member(
 # %% ../../nbs/30_backbones/07_files.ipynb #90144860
 class Beside:
     "Stands for an object in a weight file that is no tensor: whatever is done to it, nothing happens"
-    def __init__(self, *args, **kwargs): pass
+    def __init__(self,
+        *args,    # of no use
+        **kwargs, # of no use
+    ): pass
     def __setstate__(self, state): pass
 
 # what training code puts beside weights, and what those are made of
