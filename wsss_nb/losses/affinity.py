@@ -11,7 +11,7 @@ __all__ = ['affinity_loss']
 import torch
 from torch import Tensor
 
-from ..ground.parallel import mean_over_processes,processes
+from ..ground.parallel import loss_mean,loss_processes
 
 # %% ../../nbs/70_losses/60_affinity.ipynb #42ea522a
 def affinity_loss(
@@ -25,7 +25,7 @@ def affinity_loss(
     if affinity.shape != affinity_label.shape:
         raise ValueError(f"affinity is {tuple(affinity.shape)}, its label {tuple(affinity_label.shape)}")
     affinity,same,other = affinity.float(),affinity_label == 1,affinity_label == 0
-    n1,one = same.sum(),1/processes()[1]
-    denied = .5*(n1-torch.where(same, affinity, 0).sum())/(mean_over_processes(n1)+one)
-    claimed = .5*torch.where(other, affinity, 0).sum()/(mean_over_processes(other.sum())+one)
+    n1,one = same.sum(),1/loss_processes()
+    denied = .5*(n1-torch.where(same, affinity, 0).sum())/(loss_mean(n1)+one)
+    claimed = .5*torch.where(other, affinity, 0).sum()/(loss_mean(other.sum())+one)
     return denied + claimed

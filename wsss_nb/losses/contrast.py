@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ground.parallel import mean_over_processes,processes
+from ..ground.parallel import loss_mean,loss_processes
 
 # %% ../../nbs/70_losses/20_contrast.ipynb #35089ea9
 def patch_contrast_loss(
@@ -30,8 +30,8 @@ def patch_contrast_loss(
     with torch.autocast(features.device.type, enabled=False):
         tokens = F.normalize(features.float().flatten(2), dim=1, eps=1e-8)
         similarity = (tokens.transpose(1,2) @ tokens).abs()
-        one = 1/processes()[1]
-        def mean_over(pairs): return torch.where(pairs, similarity, 0).sum()/(mean_over_processes(pairs.sum())+one)
+        one = 1/loss_processes()
+        def mean_over(pairs): return torch.where(pairs, similarity, 0).sum()/(loss_mean(pairs.sum())+one)
         return .5*(1-mean_over(affinity_label == 1)) + .5*mean_over(affinity_label == 0)
 
 # %% ../../nbs/70_losses/20_contrast.ipynb #c733b56a

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ground.parallel import mean_over_processes,rows_of_all
+from ..ground.parallel import loss_mean,rows_of_all
 
 # %% ../../nbs/70_losses/40_correlation.ipynb #4c0a7506
 def shrink(
@@ -42,7 +42,7 @@ def _targets(cams1, cams2):
     "Return (B,P,C+1) and (B,Q,C+1) whose products are the centred cosines of the CAMs"
     f1,f2 = _units(cams1),_units(cams2)
     mean1,mean2 = f1.mean(1),f2.mean(1)
-    overall = mean_over_processes((mean1*mean2).sum(1).mean()).expand(*f2.shape[:2], 1)
+    overall = loss_mean((mean1*mean2).sum(1).mean()).expand(*f2.shape[:2], 1)
     return F.pad(f1, (0,1), value=1.),torch.cat([f2-mean2[:,None], overall], dim=2)
 
 def correlation_maps(

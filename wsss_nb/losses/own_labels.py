@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ground.core import BACKGROUND,IGNORE_INDEX
-from ..ground.parallel import mean_over_processes
+from ..ground.parallel import loss_mean
 
 # %% ../../nbs/70_losses/85_own_labels.ipynb #db5a461b
 def mean_of(
@@ -21,7 +21,7 @@ def mean_of(
     safe_empty:bool,   # 0 where none counts, in any process? Else that is NaN
 )->Tensor:             # scalar
     "Return the mean over the pixels that count"
-    n = mean_over_processes(counts.sum())
+    n = loss_mean(counts.sum())
     return (values*counts).sum()/(n + ((n == 0) if safe_empty else 0))
 
 def label_losses(
@@ -36,7 +36,7 @@ def label_losses(
     background = mean_of(each, label == BACKGROUND, safe_empty)
     objects = (label != BACKGROUND) & (label != IGNORE_INDEX)
     if which is None: return background,mean_of(each, objects, safe_empty)
-    if not mean_over_processes(which.sum()): return background,(each*0).sum()
+    if not loss_mean(which.sum()): return background,(each*0).sum()
     return background,mean_of(each, objects & which[:,None,None], safe_empty)
 
 # %% ../../nbs/70_losses/85_own_labels.ipynb #c0849b5a
@@ -48,7 +48,7 @@ def runner_up_gap(
     scores,counts = scores.float(),counts.float()
     top = scores.detach().amax(1)
     second = scores.masked_fill(scores == top[:,None], 0).amax(1)    # a tie at the top leaves none of them
-    return ((second-top)*counts).sum()/(mean_over_processes(counts.sum())+1e-5)
+    return ((second-top)*counts).sum()/(loss_mean(counts.sum())+1e-5)
 
 def own_label_losses(
     scores:Tensor,         # class maps at image size, rectified, background first, (B,C+1,H,W)

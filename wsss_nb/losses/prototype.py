@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..ground.core import BACKGROUND,did_you_mean
-from ..ground.parallel import mean_count,mean_over_processes,processes
+from ..ground.parallel import loss_mean,loss_processes,mean_count
 
 # %% ../../nbs/70_losses/50_prototype.ipynb #57206bb0
 LCL_FORMS = ("mean","sum")
@@ -46,14 +46,14 @@ def local_contrast_loss(
         z = (z - z.detach().amax(1, keepdim=True))*known
         positive = z*((tags[:,None] == key_tags) & known)
         noisy = noisy_rows(positive.detach())
-        if form == "sum": noisy = (mean_over_processes(noisy.any()) > 0).expand_as(noisy)
+        if form == "sum": noisy = (loss_mean(noisy.any()) > 0).expand_as(noisy)
         positive = positive*~noisy[:,None]
         e = (z*(key_tags != -1)).exp()
         others = torch.where(e == 1, 0, e).sum(1)
         rows = positive.sum(1) - z.shape[1]*(others+1e-12).log()
         if form == "mean":
             counted = torch.where((others > 0) & (rows < 0), rows, 0)
-            loss = counted.mean()/(processes()[1]*mean_count(positive != 0))
+            loss = counted.mean()/(loss_processes()*mean_count(positive != 0))
         else:
             some = (positive != 0).any(1)
             loss = torch.where(some, rows, 0).sum()/mean_count(some)
@@ -62,7 +62,7 @@ def local_contrast_loss(
 # %% ../../nbs/70_losses/50_prototype.ipynb #d11d0319
 def _restricted(logits, own):
     "Return the cross entropy among classes that occur, a mean over the rows that have one"
-    among = logits*(mean_over_processes(own.any(0)) > 0)
+    among = logits*(loss_mean(own.any(0)) > 0)
     e = among.exp()
     total = torch.where(e == 1, 0, e).sum(1, keepdim=True)
     entries = torch.where(own & (among != 0) & (total > 0), among - (total+1e-12).log(), 0)
@@ -78,7 +78,7 @@ def _margin(logits, own, margin):
     spread = (logits - logits.amax(1, keepdim=True)).exp().sum(1)
     hinge = (torch.where(own, 0, logits).amax(1) - margin).clamp(min=0)
     entropy = (spread+1e-12).log() - torch.where(own, logits, 0).sum(1)
-    count = mean_over_processes(tagged.sum())+1e-6/processes()[1]
+    count = loss_mean(tagged.sum())+1e-6/loss_processes()
     return mean(entropy, count) + mean(hinge, mean_count(tagged))
 
 # %% ../../nbs/70_losses/50_prototype.ipynb #0879973b

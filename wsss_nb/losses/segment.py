@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ground.core import BACKGROUND,IGNORE_INDEX
-from ..ground.parallel import mean_over_processes,processes
+from ..ground.parallel import loss_mean,loss_processes
 
 # %% ../../nbs/70_losses/10_segment.ipynb #1205dcb5
 def balanced_seg_loss(
@@ -25,7 +25,7 @@ def balanced_seg_loss(
     pixel_loss = F.cross_entropy(seg_logits, label, ignore_index=IGNORE_INDEX, reduction="none")
     loss = 0
     for half in (label == BACKGROUND, (label != BACKGROUND) & (label != IGNORE_INDEX)):
-        count = mean_over_processes(half.sum())
-        if empty_ok: count = count.clamp(min=1/processes()[1])
+        count = loss_mean(half.sum())
+        if empty_ok: count = count.clamp(min=1/loss_processes())
         loss = loss + .5*torch.where(half, pixel_loss, 0).sum()/count
     return loss

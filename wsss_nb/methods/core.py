@@ -60,6 +60,10 @@ class TrainConfig:
     val_images:int = 200                        # images of each, from the start of the split
     save_every:int = 500                        # steps between checkpoints
     log_every:int = 20                          # steps between lines of the log
+    # what losses divide by: what counts in "all" processes, or in each "process" alone, as published
+    loss_counts:str = "all"
+    # gradients of weights whose terms do not count yet: "absent", or "zero", as where terms are multiplied by 0
+    idle_gradients:str = "absent"
 
 # %% ../../nbs/80_methods/10_core.ipynb #a10ff4c1
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def check(self:SingleStageConfig):
     ordered = len(self.scale_range) == 2 and self.scale_range[0] <= self.scale_range[1]
     must(self, "scale_range", ordered, "two numbers such as 0.5,2")
     choices = {"precision":("no","bf16","fp16"), "fusion":FUSION, "pooling":POOLING, "cam_layer":("last","aux"),
-               "infer_fit":("square","long")}
+               "infer_fit":("square","long"), "loss_counts":("all","process"), "idle_gradients":("absent","zero")}
     for name,valid in choices.items(): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
     if self.crf is not None: did_you_mean(self.crf, CRF_PRESETS, "CRF preset")
 
@@ -241,7 +245,8 @@ def train_network(
         return net,TrainingSet(data, net.transform(), job.seed)
     validate = None if val is None else lambda net: quick_validation(net, val, c.val_images, job.device)
     factor = partial(lr_factor, max_iter=c.iters, warmup_iter=c.warmup_iter, power=c.lr_power)
-    recipe = ("iters","batch_size","weight_decay","val_every","save_every","log_every","workers","precision")
+    recipe = ("iters","batch_size","weight_decay","val_every","save_every","log_every","workers","precision",
+              "loss_counts","idle_gradients")
     return job.train(TRAIN, make, validate, factor=factor, **{k:getattr(c, k) for k in recipe})
 
 # %% ../../nbs/80_methods/10_core.ipynb #fa40bcc2

@@ -23,7 +23,8 @@ from ..losses.contrast import class_contrast_loss
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
 from .core import MethodNet,single_stage
-from .step import PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,pseudo_label,scaled_energy
+from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,pseudo_label,
+                                  scaled_energy)
 from ..run.settings import must
 
 # %% ../../nbs/80_methods/40_toco.ipynb #42a2a209
@@ -137,4 +138,5 @@ PRESETS = {
     "photos": BASELINE["photos"] | scaled_energy(224) | {
         "contrast_start":100, "local_size":48, "proj_hidden":512, "proj_bottleneck":128, "proj_dim":256},
 }
+PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","coco")}
 METHOD = single_stage("toco", Config, PRESETS, Network)

@@ -31,7 +31,7 @@ from ..losses.affinity import affinity_loss
 from ..losses.correlation import correlation_loss,equivariance_gap,shrink
 from ..losses.segment import balanced_seg_loss
 from .core import MethodNet,single_stage
-from .step import PseudoLabelConfig,TrainingStep,dense_energy,pseudo_label,scaled_energy
+from .step import AS_PUBLISHED,PseudoLabelConfig,TrainingStep,dense_energy,pseudo_label,scaled_energy
 from ..run.method import PREDICTION,PREDICTION_CRF,PSEUDO_LABEL,SEED,WALKED
 from ..run.settings import must
 
@@ -278,6 +278,7 @@ PRESETS = {
         "lr":5e-4, "head_mult":1., "decoder_mult":1., "iters":600, "seg_start":300, "val_every":600, "val_images":50,
         "cam_size":224, "infer_size":224, "infer_scales":(1.,)},
 }
+PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","coco")}
 PRESETS["voc-320"] = PRESETS["voc"] | {"crop_size":320}
 PRESETS["afa"] = PRESETS["voc"] | AFA | {"walk_start":6000}
 PRESETS["afa-coco"] = PRESETS["coco"] | AFA | {"refine_iters":15, "walk_start":15_000, "affinity_target":"seg"}

@@ -22,7 +22,8 @@ from ..losses.correlation import correlation_loss,equivariance_gap,shrink
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
 from .core import MethodNet,single_stage
-from .step import PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,pseudo_label,scaled_energy
+from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,pseudo_label,
+                                  scaled_energy)
 from ..run.settings import must
 
 # %% ../../nbs/80_methods/50_tsd_cam.ipynb #5c0a8605
@@ -148,5 +149,6 @@ PRESETS = {
     "photos": BASELINE["photos"] | scaled_energy(224) | {
         "corr_start":220, "ptc_warmup":False, "view_scale":.5, "corr_samples":18},
 }
+PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","coco")}
 PRESETS["script"] = PRESETS["voc"] | dict.fromkeys(("w_ptc","w_reg","w_corr","w_er"), 0.)
 METHOD = single_stage("tsd-cam", Config, PRESETS, Network)

@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/75_run/loop.html.md"""
 
 # %% auto #0
 __all__ = ['Schedule', 'encoder_head_groups', 'graceful_stop', 'LossStep', 'check_finite', 'check_divisible',
-           'check_batch', 'Trainer']
+           'check_batch', 'zero_idle_gradients', 'Trainer']
 
 # %% ../../nbs/75_run/30_loop.ipynb #869a3dcf
 import math,os,signal,stat,threading,time,warnings
@@ -22,7 +22,8 @@ from torch import Tensor,nn
 from ..ground.core import UserError,progress
 from ..ground.failures import told_plainly
 from ..data.loader import TrainingSet,training_batches
-from ..ground.parallel import any_process,first_only,gather_objects,join,processes,share_batch_norms,together
+from ..ground.parallel import (any_process,counted_per_process,first_only,gather_objects,join,processes,
+                                     share_batch_norms,together)
 from .schedules import lr_factor
 from .folder import Run,append_log,latest_checkpoint,rewind_log,save_checkpoint,save_weights
 
@@ -98,15 +99,16 @@ def _check_terms(
 class LossStep(nn.Module):
     "Calls `training_losses` in its forward, so that DDP and autocast apply; returns total and value of each term"
     def __init__(self,
-        network:nn.Module, # offers `training_losses(batch, step)`
+        network:nn.Module,      # offers `training_losses(batch, step)`
+        per_process:bool=False, # do losses divide by what counts in this process alone?
     ):
         super().__init__()
-        self.network = network
+        self.network,self.per_process = network,per_process
     def forward(self,
         batch:dict, # of `training_batches`
         step:int,   # steps done so far
     )->tuple[Tensor,dict[str,Tensor]]: # weighted sum, value of each term
-        terms = self.network.training_losses(batch, step)
+        with counted_per_process(self.per_process): terms = self.network.training_losses(batch, step)
         _check_terms(terms)
         total = sum(weight*value for weight,value in terms.values())
         return total,{name:value.detach() for name,(weight,value) in terms.items()}
@@ -155,6 +157,14 @@ def check_batch(
     "Raise `UserError` if a batch cannot be divided among the processes: all that most methods have to check"
     check_divisible(config.batch_size, processes()[1], getattr(config, "accumulate", 1))
 
+# %% ../../nbs/75_run/30_loop.ipynb #6c35eb09
+def zero_idle_gradients(
+    optimizer:torch.optim.Optimizer, # before its step
+):
+    "Give weights without a gradient one of zeros, as if all terms were computed and some multiplied by 0"
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        if p.grad is None and p.requires_grad: p.grad = torch.zeros_like(p)
+
 # %% ../../nbs/75_run/30_loop.ipynb #6c35eb07
 class Trainer:
     "The training loop of one run"
@@ -179,9 +189,12 @@ class Trainer:
         factor:Callable|None=None, # of the rate, by steps done; None: `lr_factor`
         accumulate:int=1,       # parts of a batch that go through one after the other before a step
         shared_norms:bool=True, # do batch norms take their statistics over all processes, or each over its own images?
+        loss_counts:str="all",  # what losses divide by: what counts in "all" processes, or in each "process" alone
+        # gradients of weights that no term of a step reaches: "absent", or "zero" as where terms are multiplied by 0
+        idle_gradients:str="absent",
     ):
         self.run,self.samples,self.validate = run,samples,validate
-        self.iters,self.workers,self.accumulate = iters,workers,accumulate
+        self.iters,self.workers,self.accumulate,self.idle_gradients = iters,workers,accumulate,idle_gradients
         self.batch_size = batch_size if callable(batch_size) else lambda consumed: batch_size
         self.every = {"val":val_every, "save":save_every, "log":log_every}
         self.accelerator = _accelerator(device, precision)
@@ -189,7 +202,7 @@ class Trainer:
         self.network = network.to(self.accelerator.device)
         if shared_norms: share_batch_norms(self.network)
         made = optimizer(network.param_groups(), weight_decay=weight_decay)
-        self.model,self.optimizer = self.accelerator.prepare(LossStep(self.network), made)
+        self.model,self.optimizer = self.accelerator.prepare(LossStep(self.network, loss_counts == "process"), made)
         curve = partial(lr_factor, max_iter=iters, warmup_iter=warmup_iter)
         self.schedule = Schedule(self.optimizer, factor=factor or curve)
         self.step,self.consumed,self.best,self.seconds,self.events = 0,0,-math.inf,0.,None
@@ -241,6 +254,7 @@ def one_step(self:Trainer,
             together(lambda: check_finite(terms, self.step, part["id"]))
             self.accelerator.backward(total/len(parts))
         rows.append({"loss":total.detach(), **terms})
+    if self.idle_gradients == "zero": zero_idle_gradients(self.optimizer)
     self.optimizer.step()
     self.optimizer.zero_grad(set_to_none=True)
     self.step,self.consumed = self.step+1,self.consumed+self.batch_size(self.consumed)
