@@ -30,7 +30,7 @@ def method_like(z, monkeypatch, **changes):
 def step_of(z, monkeypatch, **changes):
     "Return network, what one step after the warm-up looks at, and the terms that it computes"
     monkeypatch.setattr(torch.nn.functional, "dropout2d", lambda x, *_: x)
-    images = torch.stack([normalise(i.permute(1, 2, 0).numpy()) for i in z["in/image_u8"]])
+    images = torch.stack([normalise(i.permute(1, 2, 0).numpy(), grey_levels=True) for i in z["in/image_u8"]])
     net = method_like(z, monkeypatch, crop_size=images.shape[-1], radius=int(z["opt/radius"]),
                       view_scale=float(z["opt/scale_factor"]), seg_start=int(z["opt/cam_iters"]),
                       corr_samples=z["in/coords1"].shape[1], **changes)

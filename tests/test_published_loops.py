@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,7 +35,8 @@ def network(name, *more):
 def batch(net, seed, size=64):
     torch.manual_seed(seed)
     images = {view: torch.randn(2, 3, size, size) for view in net.views}
-    return images | {"box": torch.tensor([[0, size, 0, size]] * 2), "image_labels": torch.tensor([[1.0, 0, 0], [0, 1, 1]])}
+    labels = torch.tensor([[1.0, 0, 0], [0, 1, 1]])
+    return images | {"box": torch.tensor([[0, size, 0, size]] * 2), "image_labels": labels}
 
 
 def trained(name, form):
@@ -84,7 +86,7 @@ def test_published_presets_have_both():
 
 @pytest.mark.parametrize("form,steps", [("zero", {3}), ("absent", {3, 1, None})])
 def test_runs_follow_the_setting(call, tmp_path, scenes, form, steps):
-    "A segmenter that learns in the last of three steps only: its weights have been seen three times, once, or not at all"
+    "A segmenter that learns in the last of three steps: its weights have been seen three times, or once; others never"
     given = [*TINY, *SMALL.get("toco", ()), "iters=3", "seg_start=1", "contrast_start=5", f"idle_gradients={form}"]
     assert call("wsss-run", "toco", "--data", scenes, "--out", tmp_path / "run", "--stages", "train", *given)[0] == 0
     state = load_checkpoint(Run(tmp_path / "run"))["optimizer"]
@@ -135,3 +137,22 @@ def test_losses_count_in_their_own_process(tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["true"] < 1e-5 < 1e-3 < told["false"]
+
+
+@pytest.mark.parametrize("name,wanted", [("toco", False), ("tsd-cam", False), ("cpdgl", False), ("tscd", True)])
+def test_each_normalises_in_its_own_order(name, wanted):
+    "A training image is what the recipe's own arithmetic gives, to the last bit"
+    method = get_method(name)
+    net = method.network(resolve_config(method.config(), method.presets, "shapes", ["photometric=false"]), CLASSES)
+    transform = net.transform()
+    size = transform.size
+    levels = np.tile(np.arange(256, dtype=np.uint8), size * size)[: size * size].reshape(size, size, 1).repeat(3, 2)
+    transform.scale_range = (1.0, 1.0)
+    found = transform(levels, np.random.RandomState(0))["input"].numpy()
+    mean, std = (np.float32([v]).T[..., None] for v in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
+    x = np.float32(levels.transpose(2, 0, 1))
+    if not wanted:
+        mean, std = (np.float32([v]).T[..., None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        x = x / np.float32(255)
+    x = (x - mean) / std
+    assert any(np.array_equal(found, y) for y in (x, x[..., ::-1]))

@@ -116,18 +116,22 @@ IMAGENET_MEAN,IMAGENET_STD = (.485,.456,.406),(.229,.224,.225)  # red, green, bl
 MEAN_RGB = (122.675, 116.669, 104.008)                          # the mean in grey levels, as DeepLab rounds it
 
 def normalise(
-    image:np.ndarray, # (H,W,3) uint8
-)->Tensor:            # (3,H,W) float32
-    "Return the image as a tensor with ImageNet's mean and standard deviation taken out"
+    image:np.ndarray,       # (H,W,3) uint8
+    grey_levels:bool=False, # take mean and deviation in grey levels, not those in 0…1 after a division by 255?
+)->Tensor:                  # (3,H,W) float32
+    """Return the image as a tensor with ImageNet's mean and standard deviation taken out
+
+    Both ways differ by rounding alone (ToCo, data pipeline; TSCD 5.2)."""
     x = np.empty((3,*image.shape[:2]), np.float32)
-    for plane,table,out in zip(cv2.split(image), _normalised_levels(), x): cv2.LUT(plane, table, dst=out)
+    for plane,table,out in zip(cv2.split(image), _normalised_levels(grey_levels), x): cv2.LUT(plane, table, dst=out)
     return torch.from_numpy(x)
 
-@lru_cache(maxsize=1)
-def _normalised_levels():
+@lru_cache(maxsize=2)
+def _normalised_levels(grey_levels):
     "Return what each grey level of each channel becomes, (3,256) float32"
-    mean,std = (torch.tensor(v)[:,None] for v in (IMAGENET_MEAN,IMAGENET_STD))
-    return ((torch.arange(256)/255-mean)/std).numpy()
+    unit,levels = (255,torch.arange(256.)) if grey_levels else (1,torch.arange(256)/255)
+    mean,std = (torch.tensor([unit*v for v in values])[:,None] for values in (IMAGENET_MEAN,IMAGENET_STD))
+    return ((levels-mean)/std).numpy()
 
 def denormalise(
     x:Tensor,  # normalised images, (...,3,H,W) float32
@@ -270,11 +274,12 @@ class TrainTransform:
         photometric:bool=True,                    # change colours, blur, solarise?
         input_blur:float=1.,                      # probability that `input` is blurred
         plain_input:bool=False,                   # keep `input` as cropped: no second mirror, no colours (SeCo, CPDGL)?
+        grey_levels:bool=False,                   # normalise as `normalise` does with it (AFA, TSCD)?
     ):
         self.size,self.scale_range,self.sync_flip = size,scale_range,sync_flip
         self.photometric,self.input_blur = photometric,input_blur
         self.views = tuple(did_you_mean(v, VIEWS, "view") for v in views)
-        self.untouched = ("input",) if plain_input else ()
+        self.untouched,self.grey_levels = ("input",) if plain_input else (),grey_levels
 
     def __call__(self,
         image:np.ndarray,          # (H,W,3) uint8
@@ -295,7 +300,8 @@ class TrainTransform:
         def stream_of(view):
             stream.seed(seeds[view])  # seeded anew: to make one takes 50 times as long
             return stream
-        sample = dict(box=box)|{v:normalise(self._view(v, crops[v], stream_of(v))) for v in self.views}
+        views = {v:self._view(v, crops[v], stream_of(v)) for v in self.views}
+        sample = dict(box=box)|{v:normalise(x, self.grey_levels) for v,x in views.items()}
         if mask is not None:
             label,_ = place(mask, IGNORE_INDEX)
             sample["mask"] = self._second_flip(label, stream_of("input"), "input")

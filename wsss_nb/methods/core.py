@@ -127,6 +127,7 @@ class MethodNet(SingleStageNet):
     "A network with its settings and the names of its classes; a method adds `training_losses(batch, step)`"
     views:tuple[str,...] = ("input",) # augmented views that the losses need
     plain_input = False               # is `input` left as it was cropped, without second mirror and change of colour?
+    grey_levels = False               # are mean and deviation of a training image those of grey levels, not of 0…1?
     # (images, CAMs, image labels, size) -> labels after a random walk, of networks with an affinity; None: it has none
     random_walk_seed = None
     def __init__(self,
@@ -153,7 +154,7 @@ class MethodNet(SingleStageNet):
     def transform(self)->TrainTransform: # of training images
         c = self.config
         return TrainTransform(c.crop_size, c.scale_range, views=self.views, sync_flip=c.sync_flip,
-                              photometric=c.photometric, plain_input=self.plain_input)
+                              photometric=c.photometric, plain_input=self.plain_input, grey_levels=self.grey_levels)
     @property
     def loss_names(self)->tuple[str,...]: # for the log
         return tuple(self.config.weights(0))
