@@ -54,6 +54,7 @@ def test_from_image_level_labels_to_predictions(made, scenes, call, name, tmp_pa
     assert told["coverage"].keys() == {"seed", "pseudo_label"}
     for kind in ("cams", "labels"): assert len([*(out/kind).iterdir()]) == len(images(scenes))
     assert "The masks were read to compute the scores, and for nothing else." in told["ground_truth"]
+    assert f"{SYSTEMS[name][0]}: background (seed)" in told["thresholds"]
     photo = sorted((scenes/"JPEGImages").glob("val_*"))[0]
     assert call("wsss-predict", out, photo, "--out", tmp_path)[::2] == (0, "")
     assert np.array_equal(read_label(tmp_path/f"{photo.stem}.png"), read_label(out/"predictions"/f"{photo.stem}.png"))

@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/80_methods/core.html.md"""
 
 # %% auto #0
 __all__ = ['CAMS', 'LABELS', 'TrainConfig', 'SingleStageConfig', 'MethodNet', 'train_network', 'write_cams',
-           'write_labels', 'single_stage']
+           'write_labels', 'describe_labels', 'single_stage']
 
 # %% ../../nbs/80_methods/10_core.ipynb #3cf1baa7
 from dataclasses import asdict,dataclass
@@ -285,6 +285,14 @@ _TRAIN = Stage(TRAIN, train_network, makes=("checkpoints",))
 CAMS = Stage("cams", write_cams, ("checkpoints",), ("cams",))
 LABELS = Stage("labels", write_labels, ("cams",), ("labels",))
 
+def describe_labels(
+    job:Job, # of the evaluation of a chain that takes CAMs or labels from here
+)->dict:     # `thresholds`, `ground_truth` of `result.json`
+    "Return in words and values what seed and pseudo label of a network mean"
+    c,values = job.config,{"background (seed)":job.config.bg_thresh}
+    if LABELS.name in job.method.stage_names(): values |= {"background":c.low_thresh, "object":c.high_thresh}
+    return {"thresholds":values, "ground_truth":["Seed and pseudo label were given the true image-level labels."]}
+
 def single_stage(
     name:str,          # as on a command line
     config:type,       # dataclass of settings, derived from `SingleStageConfig`
@@ -294,4 +302,4 @@ def single_stage(
 )->Method:
     "Return a method of one network"
     return Method(name, config, presets, network, (_TRAIN,EVALUATE), products, check=check_batch,
-                  chain_stages=(_TRAIN,CAMS,LABELS))
+                  chain_stages=(_TRAIN,CAMS,LABELS), describe_labels=describe_labels)

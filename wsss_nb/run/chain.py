@@ -252,7 +252,8 @@ def _describe(job, parts):
     told = {"thresholds":{}, "ground_truth":["The masks were read to compute the scores, and for nothing else."]}
     *before,last = parts.items()
     for k,m,tell in [(k, m, m.describe_labels or m.describe) for k,m in before] + [(*last, last[1].describe)]:
-        words = tell(replace(job, config=part_of(job.config, k), method=m)) if tell else {}
+        mine = replace(m, stages=tuple(s for s in job.method.stages if s.part == k))  # what the chain runs of it
+        words = tell(replace(job, config=part_of(job.config, k), method=mine)) if tell else {}
         told["thresholds"] |= {f"{k}: {name}":v for name,v in words.get("thresholds", {}).items()}
         told["ground_truth"] += [s for s in words.get("ground_truth", ()) if s not in told["ground_truth"]]
         told |= {name:v for name,v in words.items() if name not in told}
