@@ -17,6 +17,7 @@ from nbdev.processors import FilterDefaults
 from nbformat import from_dict
 
 import cite
+import troubles
 
 # A widget's signature names `Self`, which traitlets imports for type checkers only; early releases of Python 3.11 look
 # it up.
@@ -238,12 +239,13 @@ def generate(dst):
             continue
         nb = made[path]
         if rel.name == cfg.readme_nb:
-            nb.cells += [_toc([f"{room}/index" for room in (*ROOMS, "recipes")], "Rooms"),
+            nb.cells += [_toc([f"{room}/index" for room in (*ROOMS, "recipes")], "Rooms"), _toc(["troubles"], "Help"),
                          _toc([Path(name).stem for name in PROJECT if name.endswith(".md")], "Project")]
         else: rooms[rel.parts[0]][_page(rel)] = _heading(read_nb(path))
         write(dst/f"{_page(rel)}.ipynb", nb)
     for room,pages in rooms.items(): write(dst/room/"index.ipynb", _room(room, pages))
     _recipes(lambda name, md: write(dst/"recipes"/name, md))
+    write(dst/"troubles.md", troubles.page())
     for name in PROJECT:  # links to notebooks lead to their pages
         text = (root/name).read_text(encoding="utf-8")
         write(dst/name, re.sub(r"\]\(nbs/([^)#]+\.ipynb)", lambda m: f"]({_page(m[1])}.ipynb", text))

@@ -57,3 +57,12 @@ def test_nothing_from_elsewhere():
         found = re.findall(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*"',
                            page.read_text(encoding="utf-8"))
         assert not found, f"{page.name}: {found}"
+
+def test_troubles_are_those_of_the_tests():
+    "The table of what can go wrong with data has a row for every marked test"
+    text = (ROOT/"tests"/"test_users_files.py").read_text(encoding="utf-8")
+    text += (ROOT/"tests"/"test_users_lists.py").read_text(encoding="utf-8")
+    rows = re.findall("<tr.*?</tr>", (SITE/"troubles.html").read_text(encoding="utf-8"), re.DOTALL)
+    marked = text.count("@pytest.mark.trouble(")
+    assert marked > 15 and len(rows)-1 >= marked
+    assert any("EXIF" in row and "wsss-data upright" in row for row in rows)

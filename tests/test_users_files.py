@@ -70,6 +70,11 @@ ABSENT = {"no background": halves, "no object": lambda: mask(0), "one class of t
           "all ignored but a class": lambda: np.where(halves() == 2, IGNORE_INDEX, 1).astype(np.uint8)}
 
 
+@pytest.mark.trouble(
+    "A class has no score, or `nan` stood in a table",
+    "No mask of the split shows this class: it is left out of the mean, and named under it",
+    "Nothing; or score images that show it (`wsss-eval --list`)",
+)
 @pytest.mark.parametrize("kind", ABSENT)
 def test_scores_survive_absent_classes(call, here, kind):
     "A run ends with scores of the classes that are there, and can be evaluated again"
@@ -109,6 +114,11 @@ def binary(here):
     return here
 
 
+@pytest.mark.trouble(
+    "`wsss-eval` refuses masks, or everything was 100 %",
+    "Binary masks saved as 0 and 255; 255 means *not scored*",
+    "`wsss-data to-voc masks FOLDER --map 255=1`",
+)
 @pytest.mark.parametrize("options", [(), ("--ignore-unsure",)])
 @pytest.mark.parametrize("prediction,truth,named", [
     ("none", "gt255", "gt255"), ("right01", "gt255", "gt255"), ("right255", "gt01", "right255"),
@@ -134,6 +144,11 @@ def test_check_finds_masks_of_0_and_255(call, binary):
     assert status == 1 and "hold nothing but 0 and 255" in out and "wsss-data to-voc masks data --map 255=1" in out
 
 
+@pytest.mark.trouble(
+    "A run says that 255 is read as your class",
+    "The data has one class, and its masks are 0 and 255",
+    "`wsss-data to-voc masks DATA --map 255=1`, to have it for good",
+)
 def test_a_run_reads_255_as_the_only_class(call, binary):
     status, _, err = call("wsss-run", "baseline", "--data", "data", "--out", "run", *TINY)
     assert status == 0 and "255 is read as crack" in err
@@ -158,6 +173,11 @@ def test_ignored_pixels_stay_ignored(here):
     assert (open_dataset(root, "val", masks=True)[0].mask == mask(255)).all()
 
 
+@pytest.mark.trouble(
+    "`check` names a class that no mask shows",
+    "Labels claim a class whose number is in no mask: other numbers, or another order of `classes.txt`",
+    "`wsss-data to-voc masks DATA --map OLD=NEW`, or mend `classes.txt`",
+)
 def test_a_class_that_no_mask_shows_is_named(here):
     root = dataset("data", ("background", "crack", "rust"))
     assert "no mask shows rust, which the image-level labels name" in said(root)
@@ -188,6 +208,11 @@ def crf(call, array, *options):
     return status, read_label("out/a.png") if Path("out/a.png").exists() else None, err
 
 
+@pytest.mark.trouble(
+    "`wsss-crf` refuses an array and names its range",
+    "Logits, bytes or percent where probabilities in 0…1 are wanted, or one channel",
+    "`wsss-crf … --logits`, `--scale 255`, `--scale 100`",
+)
 @pytest.mark.parametrize("kind", REFUSED)
 def test_no_probabilities(call, here, kind):
     array, words = REFUSED[kind]
@@ -250,6 +275,11 @@ def overlap(item):
     return (red & (item.mask == 1)).sum()/(red | (item.mask == 1)).sum()
 
 
+@pytest.mark.trouble(
+    "IoU near 0 on photos of a phone; `check` names EXIF",
+    "The photo is stored sideways, its mask was drawn on the upright one",
+    "`wsss-data upright DATA`",
+)
 def test_masks_lie_on_photos_that_exif_turns(phone):
     assert min(map(overlap, open_dataset(phone, "val", masks=True))) > .9
     assert said(phone).count("EXIF orientation") == 14  # all but orientation 1
@@ -330,6 +360,11 @@ def test_photos_of_any_ending(here, ending):
     assert read_image(f"photos/0.{ending}").shape == (SIDE, SIDE, 3)
 
 
+@pytest.mark.trouble(
+    "Fewer images than files in the folder",
+    "Formats that are not read (`.heic`, raw files): they are counted and named",
+    "Save them as `.jpg`",
+)
 def test_photos_that_are_not_read_are_named(capfd, here):
     root = dataset("data")
     for name in ("IMG_1.HEIC", "IMG_2.heic", "x.dng"): (root/"JPEGImages"/name).touch()
@@ -385,6 +420,11 @@ USELESS = {"0 and 1": (lambda m, p: Image.fromarray(m).save(p.with_suffix(".png"
                            "none of them named like a training image")}
 
 
+@pytest.mark.trouble(
+    "I2CRC stops before its training and names `Saliency`",
+    "Saliency maps of 0 and 1, in colour, or of other names than the photos",
+    "Save them as grey maps 0 to 255 with the names of the photos, or `--set saliency=rbd`",
+)
 @pytest.mark.parametrize("kind", USELESS)
 def test_useless_saliency_maps_are_named_before_training(fails, here, kind):
     save, words = USELESS[kind]

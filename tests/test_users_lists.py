@@ -56,6 +56,11 @@ FORMS = {
 }
 
 
+@pytest.mark.trouble(
+    "A list in the form of another project",
+    "Lines such as `/JPEGImages/x.jpg /SegmentationClassAug/x.png`, `x.jpg`, `x -1`",
+    "Nothing: these forms are read",
+)
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_lists_of_other_projects(tmp_path, form, known):
@@ -83,6 +88,11 @@ def test_a_list_leads_nowhere(tmp_path, bad):
     (tmp_path/"list.txt").write_text(bad)
     assert "is a path, not a name" in refused(read_ids, tmp_path/"list.txt")
 
+@pytest.mark.trouble(
+    'A name in a list is "not there", though you see the file',
+    "macOS stores an ä as two signs, lists as one",
+    "Nothing: both are the same name",
+)
 @pytest.mark.parametrize("disk", ["NFC", "NFD"])
 def test_accents_are_the_same_however_stored(tmp_path, disk):
     def name(form): return unicodedata.normalize(form, "Bäume_é")
@@ -109,6 +119,11 @@ def test_eval_takes_pairs(tmp_path, call):
 
 
 # %% Labels
+@pytest.mark.trouble(
+    "`unknown class 'traffic'`",
+    "Names of classes with spaces in `labels.csv`",
+    "Write `;` behind each class: `x.jpg,traffic light;person`",
+)
 @pytest.mark.parametrize(
     "field,present",
     [
@@ -168,6 +183,11 @@ def test_two_readings_are_refused_and_what_is_written_is_read():
             assert row["image"] == "x,y" and sorted(found) == [k for k,p in enumerate(y) if p]
     assert label_lines(("background","cat","dog"), [("a",[1,1]), ("b",[0,0])]) == ["image,labels", "a,cat dog", "b,"]
 
+@pytest.mark.trouble(
+    "`cls_labels.npy` has numbers for names",
+    "Keys 9, 25, … stand for `COCO_train2014_000000000009`, 2007000032 for `2007_000032`",
+    "Nothing: they are found by their digits; two images with the same are named",
+)
 @pytest.mark.parametrize("keys", [(9, 25), ("9", "25"), (np.int64(9), np.int64(25)), ("000000000009", "000000000025"),
                                   ("COCO_train2014_000000000009.jpg", "x/COCO_train2014_000000000025.jpg")])
 def test_numbers_of_coco_as_keys(tmp_path, keys):
@@ -181,6 +201,11 @@ def test_a_number_that_two_images_end_in(tmp_path):
     np.save(tmp_path/"cls_labels.npy", {9:[0,1]})
     assert "9 may be" in refused(read_image_labels, tmp_path, C, None, ("train_09", "val_9"))
 
+@pytest.mark.trouble(
+    "A label `has the value 3`, or 0.9",
+    "Label vectors hold 0 or 1 for each class, without the background",
+    "Write zeros and ones",
+)
 @pytest.mark.parametrize(
     "vector,words",
     [
@@ -215,6 +240,11 @@ def test_an_encoding_that_nobody_knows(tmp_path):
 
 
 # %% Images without any class
+@pytest.mark.trouble(
+    "Images without any class",
+    "An empty field in `labels.csv` says that no class is there; a missing line says nothing",
+    "Write `NAME,` for an image that shows no class",
+)
 def test_negatives_are_meant_or_forgotten(tmp_path):
     root = folder(tmp_path/"d", {"a":"", "b":"person"})
     assert open_dataset(root)[0].image_labels.tolist() == [0,0]
@@ -262,6 +292,11 @@ def test_a_chain_trains_with_negatives(call, with_negatives, tmp_path):
     )
     assert (status, err) == (0, ""), err
 
+@pytest.mark.trouble(
+    "`every image of 'train' has the same labels`",
+    "Nothing can be learnt from labels that are all alike",
+    "Add images that lack the class, each with a line `NAME,`",
+)
 def test_nothing_to_tell_apart(call, tmp_path):
     root = folder(tmp_path/"d", {"a":"crack", "b":"crack", "c":"crack", "d":"crack"}, ("background", "crack"))
     status,_,err = call("wsss-run", "baseline", *TINY, "--data", root, "--out", tmp_path/"one", "--stages", "train")
@@ -320,6 +355,11 @@ def compressed():
     square[16:48,16:48] = 1
     return mask.encode(np.asfortranarray(square))["counts"].decode()
 
+@pytest.mark.trouble(
+    "Annotations in COCO's form with your own categories",
+    "Any categories, folders and ids; each category becomes a class",
+    "`wsss-data to-voc coco FOLDER`; a table of your own with `--classes table.csv`",
+)
 @pytest.mark.parametrize(
     "change",
     [
@@ -376,6 +416,11 @@ def test_sizes_that_are_missing_and_names_as_ids(tmp_path):
     prepare_coco(root)
     right(root)
 
+@pytest.mark.trouble(
+    "Annotations with boxes and no outlines",
+    "Image-level labels can be had of them, masks cannot",
+    "`wsss-data to-voc coco FOLDER`: the dataset trains, and has no masks to score with",
+)
 @pytest.mark.parametrize("empty", ["-", None, []])
 def test_boxes_only(tmp_path, call, empty):
     root = annotated(tmp_path/"d", [ann(1, 7, segmentation=empty), ann(2, 3, segmentation=empty)])
@@ -473,6 +518,11 @@ def test_coco_2017(tmp_path, call):
 
 
 # %% The same dataset under other names
+@pytest.mark.trouble(
+    "`holds a run with other settings`: `data`",
+    "The folder of the dataset was moved, or is another",
+    "Give `--data` the new place: the same images are the same dataset",
+)
 def test_a_run_knows_its_dataset(call, fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder(tmp_path/"data", {"a":"person", "b":"traffic light", "c":"", "d":"person"})
@@ -502,6 +552,11 @@ def test_a_run_knows_its_dataset(call, fails, tmp_path, monkeypatch):
     )
     assert all((load_checkpoint(Run("../run"))["model"][k] == v).all() for k,v in before.items())
 
+@pytest.mark.trouble(
+    "A connection broke in the middle of a training",
+    "The run saved and ended",
+    "The same command with `--resume`",
+)
 def test_a_hangup_saves(scenes, tmp_path):
     out = tmp_path/"out"
     settings = ("baseline", *TINY, "iters=3000", "log_every=1", "val_every=9999", "save_every=9999")
