@@ -5,7 +5,7 @@ from wsss_nb.backbones import core
 from wsss_nb.use.names import METHODS, get_method
 
 DATA = ("--data", "shapes:n=6,size=64", "--set", "train_split=train")
-SMALL = ("iters=1", "crop_size=64", "batch_size=2", "workers=0", "val_images=1", "crf=none")
+SMALL = ("iters=1", "crop_size=64", "batch_size=2", "workers=0", "val_images=1", "cam_scales=1")
 
 
 @pytest.fixture
@@ -27,11 +27,9 @@ def cut_off(monkeypatch, tmp_path):
     ("tsd-cam", "coco", "orig_in21k_ft_in1k"), ("cpdgl", "released", "orig_in21k_ft_in1k"), ("baseline", "voc", "orig_in21k"),
     ("tscd", "voc", "mit_b1 begins with mit_b1.pth of SegFormer's release"), ("tscd", "afa", "mit_b1.pth"),
     ("i2crc", "voc", "resnet101-63fe2227.pth"), ("resnet-cam", "voc", "resnet50-0676ba61.pth"),
-    ("ktse-cam+irn+beco", "voc", "--set ktse-cam.init=FILE")])
+    ("resnet-cam+irn+beco", "voc", "(--set resnet_cam.init=FILE)")])
 def test_one_line_before_any_work(cut_off, fails, tmp_path, method, preset, words):
-    if "+" in method: method,words = method.replace("ktse-cam", "resnet-cam"),"resnet50-0676ba61.pth"
-    if "+" in method: data = DATA[:2]+("--set", "resnet-cam.train_split=train")
-    else: data = DATA
+    data = (*DATA[:3], "resnet_cam.train_split=train") if "+" in method else DATA
     more = ("saliency=none",) if method == "i2crc" else ()
     said = fails("wsss-run", method, *data, *more, "--preset", preset, "--out", tmp_path/"out")
     assert words in said and "--init none" in said
@@ -40,8 +38,8 @@ def test_one_line_before_any_work(cut_off, fails, tmp_path, method, preset, word
 
 
 def test_random_on_purpose(cut_off, call, tmp_path):
-    argv = ("wsss-run", "toco", *DATA, *SMALL, "--preset", "voc", "--stages", "train", "--out", tmp_path/"out")
-    status,_,err = call(*argv, "local_size=32", "--init", "none", "--backbone", "deit_tiny_patch16_224.fb_in1k")
+    argv = ("wsss-run", "baseline", *DATA, *SMALL, "--preset", "voc", "--stages", "train", "--out", tmp_path/"out")
+    status,_,err = call(*argv, "--init", "none", "--backbone", "deit_tiny_patch16_224.fb_in1k")
     assert status == 0 and not cut_off and "random" not in err
     assert "pretrained = false" in (tmp_path/"out"/"config.toml").read_text()
 
@@ -54,20 +52,20 @@ def test_weights_that_are_here_are_taken(cut_off, call, tmp_path, monkeypatch):
         return real(name, **options)
     monkeypatch.setattr("wsss_nb.backbones.vit.build_backbone", build)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args: "here")
-    argv = ("wsss-run", "toco", *DATA, *SMALL, "local_size=32", "--preset", "voc", "--stages", "train")
+    argv = ("wsss-run", "baseline", *DATA, *SMALL, "--preset", "voc", "--stages", "train")
     status,_,err = call(*argv, "--backbone", "deit_tiny_patch16_224.fb_in1k", "--out", tmp_path/"out")
     assert (status, made) == (0, [("deit_tiny_patch16_224.fb_in1k", True)]), err
     assert not cut_off and "pretrained = true" in (tmp_path/"out"/"config.toml").read_text()
 
 
 def test_toys_begin_as_before(cut_off, call, tmp_path):
-    argv = ("wsss-run", "toco", *DATA, *SMALL, "local_size=32", "--preset", "voc", "--stages", "train")
+    argv = ("wsss-run", "baseline", *DATA, *SMALL, "--preset", "voc", "--stages", "train")
     status,_,err = call(*argv, "--backbone", "vit_toy", "--set", "aux_layer=-2", "--out", tmp_path/"out")
     assert status == 0 and "vit_toy begins with random weights" in err and not cut_off
 
 
 def test_runs_of_before_go_on(cut_off, call, tmp_path):
-    argv = ("wsss-run", "toco", *DATA, *SMALL, "local_size=32", "--preset", "voc", "--stages", "train",
+    argv = ("wsss-run", "baseline", *DATA, *SMALL, "--preset", "voc", "--stages", "train",
             "--backbone", "deit_tiny_patch16_224", "--out", tmp_path/"out")
     assert call(*argv, "--init", "none")[0] == 0
     assert call(*argv, "--resume")[0] == 0 and not cut_off  # begun with pretrained=false

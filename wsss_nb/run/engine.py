@@ -273,9 +273,9 @@ def beginnings(
 
 def _parts_with_backbones(config, prefix=""):
     "Yield the prefix and the settings of whatever has a backbone that may begin at random"
-    names = {f.name for f in fields(config)}
-    if {"backbone","init","pretrained"} <= names and not (config.pretrained or getattr(config, "weights", None)):
-        yield prefix,config
+    names = [f.name for f in fields(config)]
+    trained = isinstance(getattr(config, "weights", None), str)  # a file of the whole network, not of its beginning
+    if {"backbone","init","pretrained"} <= {*names} and not (config.pretrained or trained): yield prefix,config
     for n in names:
         if is_dataclass(part := getattr(config, n)): yield from _parts_with_backbones(part, f"{prefix}{n}.")
 
