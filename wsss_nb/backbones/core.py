@@ -138,7 +138,8 @@ def create_backbone(
         backbone = build(pretrained=pretrained, **options)
     else:
         did_you_mean(kind, list_backbones(), "backbone")
-        if tag and not timm_tags(kind): raise UserError(f"backbone {name}: {kind} has no weights with tags; leave .{tag} out")
+        if tag and not timm_tags(kind):
+            raise UserError(f"backbone {name}: {kind} has no weights with tags; leave .{tag} out")
         if tag: did_you_mean(tag, timm_tags(kind), f"weights of {kind}")
         family = next(m for m in map(import_module, FAMILIES) if kind in m.backbone_names())
         backbone = family.build_backbone(name, pretrained=pretrained, **options)

@@ -235,9 +235,11 @@ class Step(TrainingStep):
 PRESETS = {
     "voc": {"train_split":"train_aug", "backbone":VIT_B, "crf":"cpdgl"},
     "released": {
-        "train_split":"train_aug", "backbone":VIT_B, "crf":"cpdgl", "pcl_form":"margin", "lcl_form":"sum", "reg_filter":"off"},
+        "train_split":"train_aug", "backbone":VIT_B, "crf":"cpdgl", "pcl_form":"margin", "lcl_form":"sum",
+        "reg_filter":"off"},
     "coco": {
-        "backbone":VIT_B, "batch_size":8, "iters":80_000, "cam_scales":(1.,.5,.75,1.25,1.5), "high_thresh":.65, "bg_thresh":.45,
+        "backbone":VIT_B, "batch_size":8, "iters":80_000, "cam_scales":(1.,.5,.75,1.25,1.5),
+        "high_thresh":.65, "bg_thresh":.45,
         "w_ptc":.2, "w_lcl":.3, "ramp":"step", "ptc_start":8000, "contrast_start":12_000, "seg_start":16_000,
         "proto_from":6000, "proto_momentum":.99, "final_from":50_000,
         "infer_size":0, "infer_direct":False, "crf":"cpdgl"},
