@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/30_backbones/core.html.md"""
 
 # %% auto #0
 __all__ = ['FAMILIES', 'Backbone', 'why_unreadable', 'read_weights', 'current_name', 'load_matching', 'shipped_weights',
-           'list_backbones', 'create_backbone', 'check_contract']
+           'list_backbones', 'timm_tags', 'split_tag', 'create_backbone', 'check_contract']
 
 # %% ../../nbs/30_backbones/10_core.ipynb #b351cc54
 import re,warnings
@@ -104,21 +104,43 @@ def list_backbones()->list[str]: # names for `create_backbone`
     "Return the names of all backbones"
     return [name for family in FAMILIES for name in import_module(family).backbone_names()]
 
+def timm_tags(
+    kind:str, # name of a backbone, without tag
+)->tuple[str,...]: # "augreg2_in21k_ft_in1k", …; none: its weights are not timm's
+    "Return the trainings whose weights timm has for a backbone, its default first"
+    from timm.models import get_arch_pretrained_cfgs
+    taken = ("wsss_nb.backbones.vit","wsss_nb.backbones.mobilenet")
+    if not any(kind in import_module(m).backbone_names() for m in taken): return ()
+    return tuple(n.partition(".")[2] for n in get_arch_pretrained_cfgs(kind))
+
+def split_tag(
+    name:str,          # of a backbone, with sizes or a tag of timm's, or a file or module
+)->tuple[str,str]:     # "vit_base_patch16_224", "augreg_in21k"; ("", "") for a file or module
+    "Return the name of a backbone without sizes and tag, and the tag"
+    kind = name.partition(":")[0]
+    bare,_,tag = kind.partition(".")
+    if tag and bare in list_backbones(): return bare,tag
+    return ("","") if is_outside(name) and kind not in list_backbones() else (kind,"")
+
 # %% ../../nbs/30_backbones/10_core.ipynb #f3ed94ab
 def create_backbone(
-    # one of `list_backbones()`, with sizes behind a colon where the family takes them; or your own: "my_backbone.py"
+    # one of `list_backbones()`, with sizes behind a colon where the family takes them, or with a tag of timm's behind a
+    # dot (`deit_base_patch16_224.fb_in1k`); or your own: "my_backbone.py"
     name:str,
     pretrained:bool=False,  # fetch the weights that timm has for this name? (needs a network)
     init:str|Path|None=None,# local weight file instead
     **options,              # of the family, such as `aux_layer=9` for ViT
 )->Backbone:                # in training mode, on the CPU
     "Return a backbone by name; raise `UserError` for an unknown name or weights of another architecture"
-    kind = name.partition(":")[0]
-    if is_outside(name) and kind not in list_backbones():
+    kind,tag = split_tag(name)
+    if not kind:
         build = load_object(name, "build_backbone", "a function (pretrained, **options) -> Backbone")
         backbone = build(pretrained=pretrained, **options)
     else:
         did_you_mean(kind, list_backbones(), "backbone")
+        if tag and not timm_tags(kind):
+            raise UserError(f"backbone {name}: {kind} has no weights with tags; leave .{tag} out")
+        if tag: did_you_mean(tag, timm_tags(kind), f"weights of {kind}")
         family = next(m for m in map(import_module, FAMILIES) if kind in m.backbone_names())
         backbone = family.build_backbone(name, pretrained=pretrained, **options)
     if init is not None:

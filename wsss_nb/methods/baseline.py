@@ -19,7 +19,7 @@ from ..ground.tensors import enlarge
 from ..data.transforms import denormalise
 from ..labels.pseudo import make_pseudo_label
 from ..losses.segment import balanced_seg_loss
-from .core import MethodNet,SingleStageConfig,single_stage
+from .core import VIT_B,MethodNet,SingleStageConfig,single_stage
 from .step import TrainingStep
 from ..run.settings import must
 
@@ -82,7 +82,7 @@ class Network(MethodNet):
 
 # %% ../../nbs/80_methods/30_baseline.ipynb #eb7893fd
 PRESETS = {
-    "voc": {"train_split":"train_aug"},
+    "voc": {"train_split":"train_aug", "backbone":VIT_B},
     "shapes": {
         "backbone":"vit_toy", "pretrained":True, "aux_layer":-2, "hidden":128, "zero_heads":True,
         "crop_size":112, "scale_range":(.9,1.5), "photometric":False, "sync_flip":True, "batch_size":8, "workers":0,

@@ -14,6 +14,7 @@ from collections.abc import Callable,Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ class Config:
     backbone:str = "resnet101"                  # a name of `list_backbones()`
     pretrained:bool = False                     # fetch the weights that are known for it? (needs a network)
     init:str|None = None                        # or a local weight file, for both networks
+    imagenet:ClassVar[str] = "V2"               # which of torchvision's weights belong to it
     networks:int = 2                            # that teach each other; 1: no co-training
     crop_size:int = 512                         # side of a training piece, pixels
     crop_area:tuple[float,...] = (.5,.75)       # part of the image that a piece has, from and to
@@ -161,7 +163,7 @@ def make_segmenter(
     resnet = config.backbone in SIZES
     options = _RESNET.get(config.segmenter, {}) if resnet else {}
     fetch = config.pretrained and config.init is None
-    if fetch and resnet: options = options | {"weights":"V2"}
+    if fetch and resnet: options = options | {"weights":config.imagenet}
     return SEGMENTERS[config.segmenter](create_backbone(config.backbone, fetch, config.init, **options), num_classes)
 
 # %% ../../nbs/80_methods/94_beco.ipynb #6f0292a1

@@ -24,7 +24,7 @@ from ..networks.memory import GATHER,MemoryNet,gathered,move_prototypes
 from ..losses.prototype import LCL_FORMS,PCL_FORMS,local_contrast_loss,prototype_contrast_loss
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
-from .core import MethodNet,single_stage
+from .core import VIT_B,MethodNet,single_stage
 from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,pseudo_label,
                                   scaled_energy)
 from ..run.settings import must
@@ -234,11 +234,13 @@ class Step(TrainingStep):
 
 # %% ../../nbs/80_methods/60_cpdgl.ipynb #15720b24
 PRESETS = {
-    "voc": {"train_split":"train_aug", "crf":"cpdgl"},
+    "voc": {"train_split":"train_aug", "backbone":VIT_B, "crf":"cpdgl"},
     "released": {
-        "train_split":"train_aug", "crf":"cpdgl", "pcl_form":"margin", "lcl_form":"sum", "reg_filter":"off"},
+        "train_split":"train_aug", "backbone":VIT_B, "crf":"cpdgl", "pcl_form":"margin", "lcl_form":"sum",
+        "reg_filter":"off"},
     "coco": {
-        "batch_size":8, "iters":80_000, "cam_scales":(1.,.5,.75,1.25,1.5), "high_thresh":.65, "bg_thresh":.45,
+        "backbone":VIT_B, "batch_size":8, "iters":80_000, "cam_scales":(1.,.5,.75,1.25,1.5),
+        "high_thresh":.65, "bg_thresh":.45,
         "w_ptc":.2, "w_lcl":.3, "ramp":"step", "ptc_start":8000, "contrast_start":12_000, "seg_start":16_000,
         "proto_from":6000, "proto_momentum":.99, "final_from":50_000,
         "infer_size":0, "infer_direct":False, "crf":"cpdgl"},
@@ -249,5 +251,5 @@ PRESETS = {
         "infer_size":0, "infer_direct":False, "local_size":48, "proj_hidden":512, "momentum":.95, "queue_len":1920,
         "proto_from":60, "ptc_start":100, "contrast_start":100, "ramp_iters":300, "final_from":210},
 }
-PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","released","coco")}
-METHOD = single_stage("cpdgl", Config, PRESETS, Network)
+PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","released","logged","coco")}
+METHOD = single_stage("cpdgl", Config, PRESETS, Network, published=("voc","released","logged","coco"))

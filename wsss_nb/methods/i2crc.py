@@ -139,14 +139,19 @@ def param_groups(self:Classifier)->list[dict]: # for the optimiser
         if p.requires_grad: groups[name.partition(".")[0], name.endswith("bias")]["params"].append(p)
     return [g for g in groups.values() if g["params"]]
 
+@patch
+def beginnings(self:Config)->dict[str,tuple]: # setting that names a weight file -> (backbone, that file or None)
+    "Return what the two networks begin with; the classifier takes the segmenter's file if the backbone is the same"
+    same = self.init if self.cls_backbone in (None,self.backbone) else None
+    return {"init":(self.backbone, self.init), "cls_init":(self.cls_backbone or self.backbone, self.cls_init or same)}
+
 def make_classifier(
     config:Config,          # resolved settings
     classes:tuple[str,...], # names, background first
 )->Classifier:              # freshly made
     "Return the network of the stage `classify`"
-    init = config.cls_init or (config.init if config.cls_backbone in (None,config.backbone) else None)
-    fetch = config.pretrained and init is None
-    encoder = create_backbone(config.cls_backbone or config.backbone, fetch, init)
+    name,init = config.beginnings()["cls_init"]
+    encoder = create_backbone(name, config.pretrained and init is None, init)
     return Classifier(encoder, len(classes)-1, config)
 
 # %% ../../nbs/80_methods/80_i2crc.ipynb #fc624754

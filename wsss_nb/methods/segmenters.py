@@ -31,6 +31,7 @@ from ..run.method import PREDICTION,PREDICTION_CRF,Method
 from ..run.schedules import lr_factor,poly_factor
 from ..run.settings import must
 from ..run.stage import FileDataset,Job,Stage
+from .core import VIT_B
 
 # %% ../../nbs/80_methods/75_segmenters.ipynb #b4f37c97
 @dataclass(frozen=True)
@@ -222,6 +223,7 @@ DEEPLAB = _part("deeplab", SegmenterConfig, Network, {
                      "crf":"psa"},
     "photos":_PHOTOS | {"backbone":"mobilenetv2_100", "lr":5e-5, "decoder_mult":4.}})
 LARGEFOV = _part("largefov", LargeFOVConfig, LargeFOVNetwork, {
+    "voc":{"backbone":VIT_B},
     "shapes":_TOY | _WARM | {"backbone":"vit_toy", "hidden":128},
     "photos":_PHOTOS | _WARM | {"backbone":"deit_tiny_patch16_224", "hidden":128, "crop_size":224}})
 SEGFORMER = _part("segformer", SegFormerConfig, SegFormerNetwork, {

@@ -22,7 +22,7 @@ from ..networks.projection import ProjectionNet
 from ..losses.contrast import class_contrast_loss
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
-from .core import MethodNet,single_stage
+from .core import VIT_B,MethodNet,single_stage
 from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,pseudo_label,
                                   scaled_energy)
 from ..run.settings import must
@@ -128,9 +128,9 @@ class Step(TrainingStep):
 
 # %% ../../nbs/80_methods/40_toco.ipynb #4ec72a29
 PRESETS = {
-    "voc": {"train_split":"train_aug", "crf":"toco"},
+    "voc": {"train_split":"train_aug", "backbone":VIT_B, "crf":"toco"},
     "coco": {
-        "batch_size":8, "iters":80_000, "val_every":4000, "aux_layer":9, "seg_start":8000, "contrast_start":12_000,
+        "backbone":VIT_B, "batch_size":8, "iters":80_000, "val_every":4000, "aux_layer":9, "seg_start":8000, "contrast_start":12_000,
         "temperature":1., "high_thresh":.65, "bg_thresh":.45,
         "infer_size":448, "infer_scales":(1.,1.25,1.5), "fusion":"max-sum", "crf":"toco"},
     "shapes": BASELINE["shapes"] | scaled_energy(112) | {

@@ -285,4 +285,5 @@ PRESETS["afa"] = PRESETS["voc"] | AFA | {"walk_start":6000}
 PRESETS["afa-coco"] = PRESETS["coco"] | AFA | {"refine_iters":15, "walk_start":15_000, "affinity_target":"seg"}
 PRESETS["afa-shapes"] = PRESETS["shapes"] | AFA | {"walk_start":500}
 PRESETS["afa-photos"] = PRESETS["photos"] | AFA | {"walk_start":450}
-METHOD = single_stage("tscd", Config, PRESETS, Network, (SEED,WALKED,PSEUDO_LABEL,PREDICTION,PREDICTION_CRF))
+METHOD = single_stage("tscd", Config, PRESETS, Network, (SEED,WALKED,PSEUDO_LABEL,PREDICTION,PREDICTION_CRF),
+                      published=("voc","voc-320","coco","afa","afa-coco"))

@@ -21,7 +21,7 @@ from ..cam.core import normalize_cam,valid_cam
 from ..losses.correlation import correlation_loss,equivariance_gap,shrink
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
-from .core import MethodNet,single_stage
+from .core import VIT_B,MethodNet,single_stage
 from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,pseudo_label,
                                   scaled_energy)
 from ..run.settings import must
@@ -139,9 +139,9 @@ class Step(TrainingStep):
 
 # %% ../../nbs/80_methods/50_tsd_cam.ipynb #5c0a8617
 PRESETS = {
-    "voc": {"train_split":"train_aug", "crf":"tsd_cam_voc"},
+    "voc": {"train_split":"train_aug", "backbone":VIT_B, "crf":"tsd_cam_voc"},
     "coco": {
-        "batch_size":8, "iters":80_000, "val_every":4000, "aux_layer":9, "seg_start":8000, "corr_start":12_000,
+        "backbone":VIT_B, "batch_size":8, "iters":80_000, "val_every":4000, "aux_layer":9, "seg_start":8000, "corr_start":12_000,
         "ptc_warmup":False, "high_thresh":.65, "bg_thresh":.45,
         "infer_size":448, "infer_scales":(1.,1.25,1.5), "fusion":"max-sum", "crf":"tsd_cam_coco"},
     "shapes": BASELINE["shapes"] | scaled_energy(112) | {
@@ -151,4 +151,4 @@ PRESETS = {
 }
 PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","coco")}
 PRESETS["script"] = PRESETS["voc"] | dict.fromkeys(("w_ptc","w_reg","w_corr","w_er"), 0.)
-METHOD = single_stage("tsd-cam", Config, PRESETS, Network)
+METHOD = single_stage("tsd-cam", Config, PRESETS, Network, published=("voc","coco","script"))

@@ -95,6 +95,7 @@ class Method:
     # options of a command line that stand for a setting of a part: "iters" -> "beco.iters"
     options:Mapping[str,str] = field(default_factory=dict)
     parts:tuple = ()               # of a chain: its methods, in order
+    published:tuple[str,...] = ("voc","coco") # presets that begin with the weights that belong to them
     source:str = ""                # where it came from, if not from the kit: a file, a module; `get_method` notes it
     source_hash:str = ""           # of that file
     def stage_names(self)->tuple[str,...]: # in order

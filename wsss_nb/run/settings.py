@@ -130,8 +130,10 @@ def resolve_config(
     for name in dotted(changes): did_you_mean(name, known, f"setting in preset {preset}")
     config = with_settings(config, changes)
     given = {k:v for k,v in given.items() if v is not None}
-    for name in given: did_you_mean(name, setting_values(config), "setting")
-    config = with_settings(config, given)
+    known = setting_values(config)
+    for name in given: did_you_mean(name, known, "setting")
+    def absent(name, v): return "None" in known[name][1] and str(v).lower() == "none"
+    config = with_settings(config, {k:None if absent(k, v) else v for k,v in given.items()})
     for pair in overrides:
         name,eq,text = pair.partition("=")
         if not eq: raise UserError(f"--set {pair}: write key=value")

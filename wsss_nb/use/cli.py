@@ -87,7 +87,7 @@ def wsss_run(
     confidence:Text=None,     # folder of masks of what to trust in them, ID.png with 0 and 255
     preset:Text=None,         # see `wsss-list presets`; by default the one that suits the data
     backbone:Text=None,       # see `wsss-list backbones`; in a chain, of the first part that has one
-    init:Text=None,           # local weight file for it (.safetensors, .pth)
+    init:Text=None,           # local weight file for it (.safetensors, .pth); none: random weights, on purpose
     stages:Text=None,         # which stages to run, such as train,evaluate; by default all, see `wsss-list stages`
     iters:Number=None,        # training steps (of the network that finally segments)
     resume:bool=False,        # go on with what is in --out
