@@ -73,7 +73,7 @@ _PER_PROCESS = ContextVar("_PER_PROCESS", default=False)
 def counted_per_process(
     alone:bool=True, # or over all processes?
 ):
-    "Within, losses divide by what counts in their own process, as code does that knows of one GPU and is run on several"
+    "Within, losses divide by what counts in their own process, as code for one GPU does that is run on several"
     token = _PER_PROCESS.set(alone)
     try: yield
     finally: _PER_PROCESS.reset(token)

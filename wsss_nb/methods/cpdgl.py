@@ -25,8 +25,8 @@ from ..losses.prototype import LCL_FORMS,PCL_FORMS,local_contrast_loss,prototype
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
 from .core import VIT_B,MethodNet,single_stage
-from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,pseudo_label,
-                                  scaled_energy)
+from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,
+                                  pseudo_label,scaled_energy)
 from ..run.settings import must
 
 # %% ../../nbs/80_methods/60_cpdgl.ipynb #83543e00
@@ -251,5 +251,5 @@ PRESETS = {
         "infer_size":0, "infer_direct":False, "local_size":48, "proj_hidden":512, "momentum":.95, "queue_len":1920,
         "proto_from":60, "ptc_start":100, "contrast_start":100, "ramp_iters":300, "final_from":210},
 }
-PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","released","logged","coco")}
+PRESETS |= {k:p | AS_PUBLISHED for k,p in PRESETS.items() if k not in ("shapes","photos")}
 METHOD = single_stage("cpdgl", Config, PRESETS, Network, published=("voc","released","logged","coco"))

@@ -23,8 +23,8 @@ from ..losses.contrast import class_contrast_loss
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
 from .core import VIT_B,MethodNet,single_stage
-from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,pseudo_label,
-                                  scaled_energy)
+from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,
+                                  pseudo_label,scaled_energy)
 from ..run.settings import must
 
 # %% ../../nbs/80_methods/40_toco.ipynb #42a2a209

@@ -22,8 +22,8 @@ from ..losses.correlation import correlation_loss,equivariance_gap,shrink
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
 from .core import VIT_B,MethodNet,single_stage
-from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,pseudo_label,
-                                  scaled_energy)
+from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,
+                                  pseudo_label,scaled_energy)
 from ..run.settings import must
 
 # %% ../../nbs/80_methods/50_tsd_cam.ipynb #5c0a8605
