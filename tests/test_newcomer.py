@@ -1,0 +1,132 @@
+"The first hour with the kit: own photos become a dataset, predictions are scored, names are found."
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsss_nb.data.check import check_dataset
+from wsss_nb.data.folder import FolderDataset, read_ids
+from wsss_nb.data.new import new_dataset
+from wsss_nb.ground.core import UserError
+from wsss_nb.ground.io import write_image, write_label
+
+
+def photo(path, value, size=(40,50)): write_image(path, np.full((*size,3), value, np.uint8))
+
+def split(root, name): return read_ids(root/"ImageSets"/"Segmentation"/f"{name}.txt")
+
+def state(root):
+    "Return name, content and time of every file"
+    return {p.relative_to(root):(p.read_bytes(), p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file()}
+
+@pytest.fixture
+def pets(tmp_path):
+    "A folder per class, whose photos have the same names"
+    for k,(name,n) in enumerate((("cat",5), ("guinea pig",5), ("background",3))):
+        for i in range(n): photo(tmp_path/"pets"/name/f"{i}.png", 60*k+i)
+    return tmp_path/"pets"
+
+
+# %% A dataset in one go
+def test_a_folder_per_class(call, pets):
+    status,out,err = call("wsss-data", "new", pets)
+    assert (status, err) == (0, "") and "try wsss-data check" in out
+    assert (pets/"classes.txt").read_text() == "background\ncat\nguinea pig\n"
+    train,val = FolderDataset(pets, "train"),FolderDataset(pets, "val")
+    assert (len(train), len(val)) == (10, 3) and not {*train.ids} & {*val.ids}
+    assert train.labels["guinea pig_2"].tolist() == [0,1] and train.labels["background_0"].tolist() == [0,0]
+    for k in range(2): assert any(train.labels[i][k] for i in train.ids)
+    assert os.stat(pets/"JPEGImages"/"cat_1.png").st_ino == os.stat(pets/"cat"/"1.png").st_ino
+    assert check_dataset(pets, 1).problems == []
+
+def test_called_again_it_touches_nothing(call, pets):
+    assert call("wsss-data", "new", pets)[0] == 0
+    (pets/"classes.txt").write_text("background\ncat\nguinea pig\nparrot\n")
+    before = state(pets)
+    status,out,_ = call("wsss-data", "new", pets, "--seed", "3", "--val", "0.5")
+    assert status == 0 and state(pets) == before
+    for name in ("classes.txt", "labels.csv", "train.txt", "val.txt"): assert f"{name}: is there already, kept" in out
+    (pets/"ImageSets"/"Segmentation"/"val.txt").unlink()
+    (pets/"labels.csv").unlink()
+    assert call("wsss-data", "new", pets)[0] == 0
+    assert state(pets).keys() == before.keys()
+    assert {k:v for k,v in state(pets).items() if k.name not in ("val.txt","labels.csv")} == \
+           {k:v for k,v in before.items() if k.name not in ("val.txt","labels.csv")}
+    assert {p.name:state(pets)[p][0] for p in before if p.name in ("val.txt","labels.csv")} == \
+           {p.name:before[p][0] for p in before if p.name in ("val.txt","labels.csv")}
+
+def test_the_same_photo_in_two_folders_shows_both(pets):
+    photo(pets/"cat"/"both.png", 222)
+    photo(pets/"guinea pig"/"both.png", 222)
+    new_dataset(pets)
+    assert FolderDataset(pets, "train").labels["both"].tolist() == [1,1]
+
+def test_photos_and_a_table(call, tmp_path):
+    root = tmp_path/"photos"
+    for n in range(10): photo(root/f"p{n}.jpg", 10*n)
+    photo(root/"extra.jpg", 222)
+    table = tmp_path/"table.csv"
+    table.write_text("image,labels\n"+"".join(f"p{n}.jpg,{('dog','cat dog','')[n%3]}\n" for n in range(10)))
+    status,out,err = call("wsss-data", "new", root, "--labels", table, "--val", "0.3")
+    assert (status, err) == (0, "")
+    assert (root/"classes.txt").read_text().split() == ["background","cat","dog"]
+    assert (len(split(root, "train")), len(split(root, "val")), split(root, "test")) == (7, 3, ("extra",))
+    assert FolderDataset(root, "val").labels["p1"].tolist() == [1,1]
+    assert check_dataset(root, 1).problems == []
+
+def test_names_of_several_words(tmp_path):
+    for n in range(4): photo(tmp_path/"d"/"JPEGImages"/f"p{n}.jpg", 10*n)
+    (tmp_path/"d"/"labels.csv").write_text("image,labels\np0,traffic light;\np1,traffic light;car\np2,\np3,car\n")
+    new_dataset(tmp_path/"d")
+    assert (tmp_path/"d"/"classes.txt").read_text() == "background\ncar\ntraffic light\n"
+    assert FolderDataset(tmp_path/"d", "train").classes == ("background","car","traffic light")
+
+def test_what_is_scored_has_a_mask(tmp_path):
+    for n in range(10): photo(tmp_path/"JPEGImages"/f"p{n}.png", 10*n)
+    for n in (2,3,4,5): write_label(tmp_path/"SegmentationClass"/f"p{n}.png", np.full((40,50), 1, np.uint8))
+    (tmp_path/"labels.csv").write_text("image,labels\n"+"".join(f"p{n},a{n%2+1}\n" for n in range(10)))
+    (tmp_path/"classes.txt").write_text("background\na1\na2\n")
+    new_dataset(tmp_path, val=.3)
+    assert len(split(tmp_path, "val")) == 3 and {*split(tmp_path, "val")} <= {f"p{n}" for n in (2,3,4,5)}
+
+@pytest.mark.parametrize("files,options,said", [
+    (["a.png","b.png"], [], "give a table image,labels"),
+    (["images/a.png","images/b.png"], [], "photos in one folder only (images)"),
+    (["train/cat/a.png","train/dog/b.png"], [], "call it on d/train"),
+    ([], ["--labels","t.csv"], "no photos"),
+    (["a.png"], ["--labels","t.csv"], "'b' has no photo"),
+    (["a.png","b.png"], ["--labels","none.csv"], "no such file"),
+    (["a.png","b.png"], ["--labels","t.csv","--val","1"], "--val 1"),
+    (["a/1.png","b/1.png","b/x.png"], ["--labels","t.csv"], "and 1 more problem"),
+])
+def test_what_does_not_fit_is_one_line_and_nothing_is_written(fails, here, files, options, said):
+    (here/"d").mkdir()
+    for n,f in enumerate(files): photo(here/"d"/f, n)
+    (here/"t.csv").write_text("image,labels\na,cat\nb,dog\n")
+    before = state(here)
+    assert said in fails("wsss-data", "new", "d", *options)
+    assert state(here) == before
+
+def test_check_goes_on_after_what_cannot_be_read(call, pets, tmp_path):
+    "Three things that each used to hide the others"
+    new_dataset(pets)
+    (pets/"classes.txt").unlink()
+    with (pets/"ImageSets"/"Segmentation"/"val.txt").open("a") as f: f.write("nowhere\n")
+    (pets/"JPEGImages"/"cat_1.png").unlink()
+    (pets/"JPEGImages"/"cat_1.png").write_bytes(b"")
+    status,out,_ = call("wsss-data", "check", pets, "--sheet", tmp_path/"sheet.png")
+    assert status == 1
+    for words in ("classes.txt: no such file", "'nowhere' has no image", "the file is empty", "3 problems"): assert words in out
+    assert Image.open(tmp_path/"sheet.png").size[0] > 100
+
+def test_the_sheet_shows_labels_and_masks(call, fails, pets, tmp_path):
+    new_dataset(pets)
+    mask = np.zeros((40,50), np.uint8)
+    mask[:,:25] = 2
+    for i in FolderDataset(pets, "train").ids: write_label(pets/"SegmentationClass"/f"{i}.png", mask)
+    status,out,_ = call("wsss-data", "check", pets, "--sheet", tmp_path/"sheet.png")
+    assert "what the kit understood" in out
+    plain = np.asarray(Image.open(tmp_path/"sheet.png").convert("RGB"))
+    assert (plain == (0,128,0)).all(-1).any()  # the colour of class 2, in the legend
+    assert "must end with .png" in fails("wsss-data", "check", pets, "--sheet", "sheet.jpg")
