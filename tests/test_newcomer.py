@@ -1,15 +1,23 @@
 "The first hour with the kit: own photos become a dataset, predictions are scored, names are found."
+import json
 import os
+import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from commands import TINY
 from wsss_nb.data.check import check_dataset
 from wsss_nb.data.folder import FolderDataset, read_ids
 from wsss_nb.data.new import new_dataset
 from wsss_nb.ground.core import UserError
-from wsss_nb.ground.io import write_image, write_label
+from wsss_nb.data.voc import VOC_CLASSES
+from wsss_nb.ground.io import read_image, read_label, write_image, write_label
+from wsss_nb.ground.viz import overlay
+from wsss_nb.use.cli import main
+from wsss_nb.use.experiment import predict_files
 
 
 def photo(path, value, size=(40,50)): write_image(path, np.full((*size,3), value, np.uint8))
@@ -130,3 +138,120 @@ def test_the_sheet_shows_labels_and_masks(call, fails, pets, tmp_path):
     plain = np.asarray(Image.open(tmp_path/"sheet.png").convert("RGB"))
     assert (plain == (0,128,0)).all(-1).any()  # the colour of class 2, in the legend
     assert "must end with .png" in fails("wsss-data", "check", pets, "--sheet", "sheet.jpg")
+
+
+# %% From predictions to scores
+@pytest.fixture
+def scored(here):
+    "Four masks, two predictions"
+    for n in range(4):
+        label = np.zeros((10,10), np.uint8)
+        label[:5] = n%2+1
+        write_label(here/"masks"/f"m{n}.png", label)
+        if n < 2: write_label(here/"maps"/f"m{n}.png", label*(n == 0))
+    (here/"classes.txt").write_text("background\ncat\ndog\n")
+    (here/"two.txt").write_text("m0\nm1\n")
+    return "wsss-eval", "maps", "masks", "--classes", "classes.txt"
+
+def test_missing_predictions_name_the_options(fails, scored):
+    said = fails(*scored)
+    assert "no prediction for 2 of 4 images" in said and "--list FILE" in said and "--partial" in said
+
+def test_what_is_there_is_scored_if_told(call, fails, here, scored):
+    status,out,err = call(*scored, "--partial", "--json", "partial.json")
+    assert (status, err) == (0, "") and "scored: 2 of 4 images; 2 have no prediction" in out
+    assert call(*scored, "--list", "two.txt", "--json", "list.json")[0] == 0
+    partial,listed = (json.loads((here/f"{k}.json").read_text()) for k in ("partial","list"))
+    assert partial.pop("without_prediction") == 2 and partial == listed
+    (here/"three.txt").write_text("m0\nm1\nm2\n")
+    assert "scored: 2 of 3 images" in call(*scored, "--partial", "--list", "three.txt")[1]
+    for p in (here/"maps").iterdir(): p.rename(here/"maps"/f"x{p.name}")
+    assert "of none of the 4 images" in fails(*scored, "--partial")
+
+def test_probabilities_go_on_to_the_crf(call, here, scenes, trained):
+    photos = sorted((scenes/"JPEGImages").glob("val*"))[:2]
+    for p in photos: photo_as(p, here/"photos"/p.name, (60,120))
+    status,out,err = call("wsss-predict", trained[0], "--out", "maps", "--probabilities", "--overlay", "photos")
+    assert (status, err) == (0, "") and "wsss-crf" in out
+    for p in photos:
+        with np.load(here/"maps"/f"{p.stem}.npz") as z: probs = z["probs"].astype(np.float32)
+        assert probs.shape[1:] == (60,120) and abs(probs.sum(0)-1).max() < .01
+        assert (probs.argmax(0) == read_label(here/"maps"/p.name)).mean() > .99
+    status,out,err = call("wsss-crf", "photos", "maps", "--out", "refined")
+    assert (status, err) == (0, "") and "2 label maps" in out
+    assert not list((here/"maps").glob(".*"))
+
+def photo_as(source, target, size):
+    "Write a photo in another size, (H,W)"
+    target.parent.mkdir(exist_ok=True)
+    with Image.open(source) as im: im.resize(size[::-1]).save(target)
+
+def test_an_overlay_names_its_classes(tmp_path):
+    class Network(torch.nn.Module):
+        "Says class 2 on the left, background on the right"
+        classes,config = ("background","cat","dog"),None
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(1))
+        def segmentation(self, x):
+            logits = torch.zeros(1,3,*x.shape[-2:])
+            logits[:,2,:,:x.shape[-1]//2] = 5
+            logits[:,0,:,x.shape[-1]//2:] = 5
+            return logits
+    photo(tmp_path/"a.png", 77, (50,140))
+    predict_files(Network(), [tmp_path/"a.png"], tmp_path/"out", overlays=True)
+    shown,label = read_image(tmp_path/"out"/"a_overlay.png"),read_label(tmp_path/"out"/"a.png")
+    assert (shown[:50,:140] == overlay(read_image(tmp_path/"a.png"), label)).all()
+    strip = shown[54:]
+    assert (strip == (0,128,0)).all(-1).any() and not (strip == (128,0,0)).all(-1).any()
+
+
+# %% VOC's test server
+@pytest.fixture
+def voc(here, trained, scenes):
+    "A miniature of VOC's test split, without labels and masks, and a published file of 21 classes"
+    root = here/"VOCdevkit"/"VOC2012"
+    for n in range(3): photo(root/"JPEGImages"/f"2008_00000{n}.jpg", 50*n, (32,40+n))
+    (root/"ImageSets"/"Segmentation").mkdir(parents=True)
+    (root/"ImageSets"/"Segmentation"/"test.txt").write_text("".join(f"2008_00000{n}\n" for n in range(3)))
+    return here
+
+@pytest.fixture
+def voc_run(tmp_path_factory):
+    "A run on a folder with VOC's classes"
+    root = tmp_path_factory.mktemp("run")
+    for n in range(4): photo(root/"data"/"JPEGImages"/f"p{n}.png", 50*n)
+    (root/"data"/"labels.csv").write_text("image,labels\n"+"".join(f"p{n},{('cat','dog')[n%2]}\n" for n in range(4)))
+    (root/"data"/"classes.txt").write_text("\n".join(VOC_CLASSES)+"\n")
+    new_dataset(root/"data")
+    assert main(["wsss-run", "baseline", "--data", str(root/"data"), "--out", str(root/"run"), "--stages", "train", *TINY]) == 0
+    return root/"run"
+
+def test_the_archive_of_the_server(call, voc, voc_run):
+    status,out,err = call("wsss-predict", voc_run, "--data", "voc:VOCdevkit", "--split", "test", "--server", "results.tgz")
+    assert (status, err) == (0, ""), err
+    assert "results.tgz: 3 label maps" in out and "as published 1456" in out
+    with tarfile.open("results.tgz") as tar:
+        assert tar.getnames() == [f"results/VOC2012/Segmentation/comp6_test_cls/2008_00000{n}.png" for n in range(3)]
+        for n,name in enumerate(tar.getnames()):
+            with Image.open(tar.extractfile(name)) as im: assert (im.mode, im.size, np.asarray(im).max() <= 20) == ("P", (40+n,32), True)
+    assert sorted(p.name for p in voc.iterdir()) == ["VOCdevkit","results.tgz"]
+    assert call("wsss-predict", voc_run, "--data", "voc:VOCdevkit", "--split", "test", "--server", "b.tgz", "--out", "maps")[0] == 0
+    assert len([*(voc/"maps").glob("*.png")]) == 3
+
+def test_what_the_server_would_not_take(fails, voc, voc_run, trained, scenes):
+    data = "--data", "voc:VOCdevkit", "--split", "test"
+    assert "other classes than VOC" in fails("wsss-predict", trained[0], *data, "--server", "r.tgz")
+    assert "must end with .tgz" in fails("wsss-predict", voc_run, *data, "--server", "r.zip")
+    assert "PASCAL VOC alone" in fails("wsss-predict", voc_run, "--data", scenes, "--server", "r.tgz")
+    assert "goes with --data" in fails("wsss-predict", voc_run, "a.png", "--server", "r.tgz")
+    assert "not both" in fails("wsss-predict", voc_run, "a.png", *data, "--server", "r.tgz")
+    assert "has no files" in fails("wsss-predict", voc_run, "--data", "shapes:n=2", "--out", "o")
+    (voc/"VOCdevkit"/"VOC2012"/"JPEGImages"/"2008_000001.jpg").write_bytes(b"damaged")
+    assert "2008_000001" in fails("wsss-predict", voc_run, *data, "--server", "r.tgz")
+    assert not [*voc.glob("*.tgz"), *voc.glob(".*")]
+
+def test_a_split_is_predicted_and_scored(call, here, scenes, trained):
+    assert call("wsss-predict", trained[0], "--data", scenes, "--split", "val", "--out", "maps")[0] == 0
+    lists = scenes/"ImageSets"/"Segmentation"
+    assert call("wsss-eval", "maps", scenes/"SegmentationClass", "--classes", scenes/"classes.txt", "--list", lists/"val.txt")[0] == 0

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..ground.core import BACKGROUND,UserError
 from ..ground.io import read_image
-from ..ground.viz import image_grid,label_legend,overlay
+from ..ground.viz import image_grid,overlay,with_legend
 from .datasets import on_disk
 
 # %% ../../nbs/20_data/72_sheet.ipynb #a9eccf34
@@ -56,7 +56,7 @@ def dataset_sheet(
 )->Image.Image|None:    # RGB picture; None: there is no image to show
     """Return photos under their image-level labels, with their masks laid over, and a legend of what masks show
 
-    A photo or mask that cannot be read is grey. What is wrong with the dataset is not said here: `check_dataset` does."""
+    A photo or mask that cannot be read is grey. What is wrong is not said here: `check_dataset` does."""
     reader,root = on_disk(spec)
     def opened(split): return reader(root, split, report=lambda said: None)
     chosen = sheet_images({name:opened(name) for name in opened("train").splits()}, most)
@@ -70,9 +70,4 @@ def dataset_sheet(
         titles.append(f"{words} ({ds.split} {ds.ids[n]})")
         shown |= labels
     grid = image_grid(panels, titles, cols=min(len(panels), 6), size=140)
-    if not shown: return grid
-    legend = label_legend(chosen[0][0].classes, sorted(shown), max(grid.width, 160))
-    page = Image.new("RGB", (max(grid.width, legend.width), grid.height+4+legend.height), "white")
-    page.paste(grid, (0,0))
-    page.paste(legend, (0, grid.height+4))
-    return page
+    return with_legend(grid, chosen[0][0].classes, sorted(shown))
