@@ -255,3 +255,51 @@ def test_a_split_is_predicted_and_scored(call, here, scenes, trained):
     assert call("wsss-predict", trained[0], "--data", scenes, "--split", "val", "--out", "maps")[0] == 0
     lists = scenes/"ImageSets"/"Segmentation"
     assert call("wsss-eval", "maps", scenes/"SegmentationClass", "--classes", scenes/"classes.txt", "--list", lists/"val.txt")[0] == 0
+
+
+# %% Names
+def test_the_overview_fits_on_a_screen(call):
+    status,out,err = call("wsss-list")
+    assert (status, err) == (0, "") and len(out.splitlines()) < 45 and max(map(len, out.splitlines())) < 120
+    for words in ("methods:", "toco", "beco", "vit_toy", "voc:ROOT", "wsss-list settings METHOD", "wsss-list all"): assert words in out
+    assert len(call("wsss-list", "all")[1].splitlines()) > 400
+
+def test_lists_are_searched(call, fails):
+    names = call("wsss-list", "backbones", "MIT_")[1].split()
+    assert names == [n for n in call("wsss-list", "backbones")[1].split() if "mit_" in n] and len(names) > 5
+    assert call("wsss-list", "presets", "toco")[1].splitlines() == \
+           [l for l in call("wsss-list", "presets")[1].splitlines() if l.startswith("toco ")]
+    found = call("wsss-list", "settings", "toco", "iters")[1].splitlines()
+    assert found and all("iters" in l for l in found)
+    assert "backbones:\n  mit_b0" in call("wsss-list", "all", "mit_b0")[1]
+    assert "nothing in this list" in fails("wsss-list", "backbones", "nowhere")
+    assert "one list at a time" in fails("wsss-list", "methods", "backbones")
+
+def test_settings_of_a_method(call, here):
+    for method in ("toco", "deeplab", "ktse", "toco+irn+beco"):
+        status,out,err = call("wsss-list", "settings", method)
+        assert (status, err) == (0, "") and "=" in out
+    lines = call("wsss-list", "settings", "toco")[1].splitlines()
+    iters = next(l for l in lines if l.startswith("iters="))
+    from wsss_nb.use.names import get_method
+    presets = get_method("toco").presets
+    for preset,changes in presets.items():
+        if "iters" in changes: assert f"{preset} {changes['iters']}" in iters
+    assert "steps" in iters
+
+@pytest.mark.parametrize("argv,said", [
+    ("wsss-run mit_b1 --data shapes --out x", "that is a backbone (--backbone mit_b1)"),
+    ("wsss-run toco+mit_b1 --data shapes --out x", "that is a backbone (--backbone mit_b1)"),
+    ("wsss-run photos --data shapes --out x", "that is a preset (--preset photos"),
+    ("wsss-run toco --data photos --out x", "that is a preset (--preset photos"),
+    ("wsss-run toco --data tscd --out x", "that is a method (wsss-run tscd"),
+    ("wsss-run toco --data shapes:n=2 --out x --preset deeplab", "that is a part"),
+    ("wsss-run toco --data shapes:n=2 --out x --preset mit_b1", "that is a backbone"),
+    ("wsss-run toco --data shapes:n=2 --out x --stages photos", "that is a preset"),
+    ("wsss-list mit_b1", "that is a backbone"),
+    ("wsss-list toco", "wsss-list settings toco"),
+    ("wsss-run tocco --data shapes --out x", "did you mean toco"),
+    ("wsss-run toco --data voc --out x", "did you mean voc:ROOT"),
+])
+def test_a_name_in_the_wrong_place(fails, here, argv, said):
+    assert said in fails(*argv.split())

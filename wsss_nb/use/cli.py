@@ -37,6 +37,14 @@ def _fails_alone(error):
     atexit.unregister(parallel.leave)
     return True
 
+def _message(error):
+    "Return what is wrong in one line; of a name that exists elsewhere, where"
+    plain = " ".join(str(error).splitlines())
+    if not error.unknown or error.unknown[1] == "option" or not first_process(): return plain
+    from wsss_nb.use.lists import better_hint
+    try: return better_hint(error)
+    except UserError: return plain  # an installed method that cannot be loaded
+
 # %% ../../nbs/90_use/40_cli.ipynb #21257ea7
 def run_command(
     func:Callable,        # documented function
@@ -58,7 +66,7 @@ def run_command(
         for k in ("pdb","xtra"): args.pop(k, None)
         status = func(**args)
     except UserError as e:
-        say(" ".join(str(e).splitlines()), _fails_alone(e))
+        say(_message(e), _fails_alone(e))
         return 2
     except KeyboardInterrupt:
         repeats = prog.startswith(("wsss-crf","wsss-data"))
@@ -369,15 +377,29 @@ def _chain_lines(parts, names):
     files = "without a first: --cams, --labels, --confidence DIR, or --from RUN; without a last: ends with labels"
     return [*lines, f"fits  {fits}", f"fits  {files}", *(f"{k} = {v}" for k,v in names.items())]
 
+_OF_A_METHOD = ("stages","presets","settings","artefacts")
+
+def _searched(lines, what, words, kinds):
+    "Return the lines that have all words in them; raise `UserError` if none has"
+    found = [l for l in lines if all(w.lower() in l.lower() for w in words)]
+    if found: return found
+    said = " ".join(words)
+    if words[0] in kinds: raise UserError(f"unrecognized arguments: {said}: one list at a time, wsss-list {words[0]}")
+    raise UserError(f"{said}: nothing in this list has that in it; wsss-list {what} prints all of it")
+
 def wsss_list(
-    # methods, chains, stages, backbones, datasets, presets, settings, artefacts, crf or all
-    what:Annotated[str, {"nargs":"?", "opt":False}]="all",
+    # methods, chains, stages, backbones, datasets, presets, settings, artefacts, crf or all; by default an overview
+    what:Annotated[str, {"nargs":"?", "opt":False}]="",
+    # print what has these words in it; a method's name first lists what is of this method (settings METHOD)
+    words:Annotated[list, {"nargs":"*", "type":str, "opt":False}]=(),
     method:Text=None, # of which method, also of your own (my_method.py); by default all
 ):
     "List what can be named on a command line"
     from wsss_nb.backbones.core import list_backbones
+    from wsss_nb.ground.plugins import is_outside
     from wsss_nb.refine.crf import CRF_PRESETS
     from wsss_nb.run.settings import describe_settings
+    from wsss_nb.use.lists import overview,settings_table
     from wsss_nb.use.names import CHAINS,get_method,list_methods,list_parts,parts_of
     def methods(): return [get_method(m) for m in ([method] if method else list_methods())]
     lists = {"methods":lambda: [m.name for m in methods()] if method else list_methods(),
@@ -388,9 +410,21 @@ def wsss_list(
              "settings":lambda: [f"{m.name} {line}" for m in methods() for line in describe_settings(m.config)],
              "artefacts":lambda: _artefact_lines(methods()),
              "crf":lambda: [_crf_line(k, s) for k,s in CRF_PRESETS.items()]}
-    for kind in lists if what == "all" else [did_you_mean(what, [*lists, "all"], "list")]:
-        if what == "all": print(f"{kind}:")
-        for line in lists[kind](): print(f"  {line}" if what == "all" else line)
+    if not what and not method:
+        print(*overview(_DATASETS), sep="\n")
+        return
+    what = did_you_mean(what or "all", [*lists, "all"], "list")
+    known = [*list_methods(), *list_parts()]
+    if what in _OF_A_METHOD and words and not method and (words[0] in known or "+" in words[0] or is_outside(words[0])):
+        method,*words = words
+        if what == "settings": lists["settings"] = lambda: settings_table(get_method(method))
+    for kind in lists if what == "all" else [what]:
+        lines = lists[kind]()
+        if words and what != "all": lines = _searched(lines, " ".join(filter(None, (kind, method))), words, lists)
+        elif words: lines = [l for l in lines if all(w.lower() in l.lower() for w in words)]
+        if what == "all" and lines: print(f"{kind}:")
+        for line in lines: print(f"  {line}" if what == "all" else line)
+
 
 # %% ../../nbs/90_use/40_cli.ipynb #200257ae
 COMMANDS = {"wsss-demo":wsss_demo, "wsss-run":wsss_run, "wsss-predict":wsss_predict, "wsss-eval":wsss_eval,
