@@ -62,6 +62,16 @@ def data_new(
 
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #f7fde183
+def _write_sheet(root, file):
+    "Write the picture that shows what was understood of a dataset, and say so"
+    from wsss_nb.data.sheet import dataset_sheet
+    from wsss_nb.ground.io import write_image
+    page,told = dataset_sheet(root),"not written, no list names an image"
+    if page is not None:
+        write_image(file, page)
+        told = "what the kit understood, photos under their labels with their masks"
+    print(f"{file}: {told}")
+
 def data_check(
     root:str,            # folder in VOC layout, voc:ROOT or coco:ROOT
     workers:Number=None,  # processes; by default one per core
@@ -84,17 +94,6 @@ def data_check(
         found = {"problems":check.problems, "notes":check.notes}
         write_json(json, {"splits":check.splits, **{kind:[f._asdict() for f in fs] for kind,fs in found.items()}})
     return 1 if count else 0
-
-# %% ../../nbs/90_use/30_cli_data.ipynb #c5a00011
-def _write_sheet(root, file):
-    "Write the picture that shows what was understood of a dataset, and say so"
-    from wsss_nb.data.sheet import dataset_sheet
-    from wsss_nb.ground.io import write_image
-    page = dataset_sheet(root)
-    if page is None: print(f"{file}: not written, no list names an image")
-    else: write_image(file, page)
-    if page is not None: print(f"{file}: what the kit understood, photos under their labels with their masks")
-
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #129d4818
 def _makers():

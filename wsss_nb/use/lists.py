@@ -8,7 +8,7 @@ Docs: https://example.github.io/wsss_nb/90_use/lists.html.md"""
 __all__ = ['overview', 'settings_table', 'better_hint']
 
 # %% ../../nbs/90_use/35_lists.ipynb #adbc56fb
-from collections.abc import Iterable,Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def overview(
     datasets:Sequence[str], # how data is named
 )->list[str]:               # lines of text
     "Return what there is, in short, and how to see more of it"
-    methods,settings = {m:get_method(m) for m in list_methods()},0
+    methods = {m:get_method(m) for m in list_methods()}
     families = [import_module(f).backbone_names() for f in FAMILIES]
     some = [f"{names[0]} (one of {len(names)})" if len(names) > 1 else names[0] for names in families]
     settings = {m:describe_settings(method.config) for m,method in methods.items()}
@@ -54,8 +54,8 @@ def overview(
 
 # %% ../../nbs/90_use/35_lists.ipynb #821f8fdb
 def settings_table(
-    method:Method,
-)->list[str]: # lines of text: name=default, [preset value, …], meaning
+    method:Method, # of the kit, or your own
+)->list[str]:      # lines of text: name=default, [preset value, …], meaning
     "Return the settings of a method: name, default, what each preset makes of it, meaning"
     changes = {preset:dotted(c) for preset,c in method.presets.items()}
     lines = [f"{method.name}: name=default  [what presets make of it]  meaning"]
