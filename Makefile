@@ -10,10 +10,11 @@ DECLARED = pyproject.toml settings.ini setup.py $(wildcard ext/*)
 timed = begin=$$(date +%s); $(2) || exit; echo "$(1): $$(($$(date +%s) - begin)) s"
 
 .NOTPARALLEL:
-.PHONY: help demo test lint docs sync release-check vit_toy mit_toy wrn_toy clean
+.PHONY: help demo lab test lint docs sync release-check vit_toy mit_toy wrn_toy clean
 
 help:
 	@echo 'make demo   train and score the baseline on toy scenes (installs into $(VENV) first if needed)'
+	@echo 'make lab    open the notebooks in JupyterLab (installs first if needed)'
 	@echo 'make test   all that CI runs: lint, sync check, site, tests'
 	@echo 'make lint   ruff, and a check of all annotations'
 	@echo 'make docs   build the site into _build/html'
@@ -24,6 +25,10 @@ help:
 
 demo: $(VENV)/.installed-run
 	$(RUN) wsss-demo
+	@echo 'next: make lab opens the notebooks; source $(BIN)/activate, and wsss-run, wsss-predict and the others are found'
+
+lab: $(VENV)/.installed-run
+	$(RUN) jupyter lab nbs
 
 test: lint sync docs
 	@$(call timed,tests,$(RUN) SITE=built python -m pytest -n auto --ignore tests/test_types.py)
@@ -54,7 +59,8 @@ clean:
 $(VENV)/.installed-run: $(DECLARED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo '$(PYTHON) is older than Python 3.11: try make PYTHON=python3.12'; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e .
+	@echo 'installing into $(VENV): some 6 GB, which takes minutes'
+	$(BIN)/python -m pip install -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-run

@@ -125,6 +125,7 @@ def _count_findings(ds):
 def _source_findings(ds):
     "Yield a note for each file of labels that is not used and says something else"
     used,*others = [s for s in ds.sources if (ds.root/s).exists()] or [None]
+    if not ds.classes_known: return
     for s in others:
         troubles = []
         try: labels = read_image_labels(ds.root, ds.classes, None, ds.ids, s, troubles.append)

@@ -7,8 +7,8 @@ Docs: https://example.github.io/wsss_nb/20_data/folder.html.md"""
 # %% auto #0
 __all__ = ['plain_name', 'fail', 'find_images', 'list_files', 'find_files', 'find_masks', 'left_out', 'file_called',
            'is_path', 'name_of_file', 'read_ids', 'read_classes', 'read_label_dict', 'ClassNames',
-           'label_lines', 'read_image_labels', 'FolderDataset', 'one_sided', 'read_saliency',
-           'on_stored_pixels', 'write_voc_folder', 'write_lines']
+           'label_lines', 'named_classes', 'csv_labels', 'read_image_labels', 'FolderDataset', 'one_sided',
+           'read_saliency', 'on_stored_pixels', 'write_voc_folder', 'write_lines']
 
 # %% ../../nbs/20_data/20_folder.ipynb #28820651
 import csv,io,os,re,sys,unicodedata
@@ -392,6 +392,36 @@ def _xml_labels(folder, classes, images, ids, report):
     return labels
 
 
+# %% ../../nbs/20_data/20_folder.ipynb #c5a00002
+def _fields_of(path):
+    "Return the texts that name classes: of a CSV one a line, of a folder of annotations one an object"
+    if not Path(path).is_dir(): return [row["labels"] or "" for row,_ in _csv_rows(path)]
+    trees = []
+    for p in find_files(path, ".xml").values():
+        try: trees.append(_xml_tree(p))
+        except (ElementTree.ParseError, OSError, ValueError, LookupError): continue  # said when labels are read
+    return [f'"{o.findtext("name", "").strip()}"' for tree in trees for o in tree.findall("object")]
+
+def named_classes(
+    path:str|Path,   # labels.csv or another file with its columns; or a folder of VOC annotations
+)->tuple[str,...]:   # class names in the order of the alphabet, without background
+    "Return the class names that labels use"
+    fields = [plain_name(t) for t in _fields_of(path)]
+    if not any(re.search('[;|,"]', t) for t in fields): return tuple(sorted({w for t in fields for w in t.split()}))
+    quoted = {q.replace('""', '"') for t in fields for q in re.findall(_QUOTED, t)}
+    plain = {p.strip() for t in fields for p in re.split("[;|,]", re.sub(_QUOTED, ";", t))}
+    return tuple(sorted((quoted | plain)-{""}))
+
+def csv_labels(
+    path:str|Path,         # a file with columns image,labels
+    classes:tuple,         # class names, background first
+    images:dict|None,      # the photos by ID; None: labels may name others
+    report:Callable=fail,  # called with each problem
+)->dict[str,np.ndarray]:   # ID -> (num_fg,) float32
+    "Return the image-level labels of a CSV file, wherever it lies"
+    return _csv_labels(path, classes, images, None, report)
+
+
 # %% ../../nbs/20_data/20_folder.ipynb #8a6d5f44
 _SOURCES = {"labels.csv":_csv_labels, "cls_labels.npy":_npy_labels, "cls_labels_onehot.npy":_npy_labels,
             "Annotations":_xml_labels}
@@ -416,6 +446,9 @@ def read_image_labels(
     return {}
 
 # %% ../../nbs/20_data/20_folder.ipynb #8b34e0ba
+# in a folder that is only looked at, to say what is wrong with it
+_UNKNOWN_CLASSES = ("background", *(f"class {k}" for k in range(1, IGNORE_INDEX)))
+
 class FolderDataset(Dataset):
     "A folder in VOC layout; raises `UserError` for whatever is missing or does not fit"
     mask_folders = ("SegmentationClass",)  # where masks may be, the first that exists
@@ -432,19 +465,26 @@ class FolderDataset(Dataset):
         self.root = Path(root)
         if not self.root.is_dir(): raise UserError(f"{self.root}: no such folder; give a folder in VOC layout")
         self.images = self.find_photos(report)
-        classes,ids = self.class_names(),self.read_split(split, report)
-        self.labels = self.read_labels(classes, ids, label_source, report)
+        ids,classes,labels = (),(),None  # each is looked at, though the one before may be wrong
+        try: classes = self.class_names()
+        except UserError as e: report(str(e))
+        try: ids = self.read_split(split, report)
+        except UserError as e: report(str(e))
+        try: labels = self.read_labels(classes, ids, label_source, report) if classes else None
+        except UserError as e: report(str(e))
+        self.labels = labels or {}
         self.mask_folder = next((self.root/f for f in self.mask_folders if (self.root/f).is_dir()), None)
         self.mask_files = self.find_masks() if self.mask_folder else {}
         self.has_masks = not self.mask_files.keys().isdisjoint(ids)
         self.with_saliency = (self.root/"Saliency").is_dir()
         self.object_is_255 = False  # are masks of 0 and 255 read as those of the one class?
-        if split.startswith("train"):
+        if split.startswith("train") and labels is not None:
             for i in ids:
                 if i not in self.labels:
                     report(f"{self.root}: image {i!r} of split {split!r} has no label; add its classes to labels.csv "
                            "(an empty field if it shows none of them) or remove it from the list")
-        super().__init__(str(root), split, classes, ids, masks)
+        self.classes_known = classes is not None
+        super().__init__(str(root), split, classes or _UNKNOWN_CLASSES, ids, masks)
         for i in ids if masks else ():
             if i not in self.mask_files:
                 report(f"{self.mask_folder/i}.png: no such file, and split {split!r} is to be scored; "

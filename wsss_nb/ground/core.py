@@ -26,6 +26,7 @@ BACKGROUND = 0      # label of "none of the classes"
 # %% ../../nbs/10_ground/10_core.ipynb #7b332e54
 class UserError(Exception):
     "A mistake that its user can mend: the message is one line that names the file or option and says what to do"
+    unknown = None  # where a name was not known: (the name, what it should have been, what exists)
     def __init__(self,
         message:str="", # lines are joined, and what a terminal would obey (a file may have any name) is written out
     ): super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(message).splitlines())))
@@ -42,7 +43,9 @@ def did_you_mean(
     by_lower = {v.lower():v for v in valid}
     near = [by_lower[m] for m in get_close_matches(str(name).lower(), by_lower, n=3, cutoff=.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of: {', '.join(valid)}"
-    raise UserError(f"unknown {kind} {name!r}: {hint}")
+    error = UserError(f"unknown {kind} {name!r}: {hint}")
+    error.unknown = name,kind,valid
+    raise error
 
 # %% ../../nbs/10_ground/10_core.ipynb #a0dcfb0b
 @contextmanager

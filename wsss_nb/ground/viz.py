@@ -6,8 +6,8 @@ Docs: https://example.github.io/wsss_nb/10_ground/viz.html.md"""
 
 # %% auto #0
 __all__ = ['ERROR_COLOURS', 'to_rgb', 'mask_to_rgb', 'overlay', 'cam_to_rgb', 'overlay_cam', 'error_to_rgb',
-           'image_grid', 'label_legend', 'cam_grid', 'mask_grid', 'png_bytes', 'show_images', 'show_cams',
-           'show_masks']
+           'image_grid', 'label_legend', 'with_legend', 'cam_grid', 'mask_grid', 'png_bytes', 'show_images',
+           'show_cams', 'show_masks']
 
 # %% ../../nbs/10_ground/30_viz.ipynb #a6291026
 import io
@@ -163,6 +163,21 @@ def label_legend(
         draw.text((x+19, y+1), names[k], fill=(40,40,40), font=_font(12))
     return page
 
+def with_legend(
+    picture,               # RGB picture: PIL image, or an array that `to_rgb` takes
+    classes:Sequence[str], # class names, background first
+    labels:Sequence[int],  # which labels to name; none: the picture as it is
+)->Image.Image:            # RGB picture, at least 160 pixels wide if there is a legend
+    "Return a picture above a strip that names the colours in it"
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(to_rgb(picture))
+    if not labels: return picture
+    legend = label_legend(classes, labels, max(picture.width, 160))
+    page = Image.new("RGB", (legend.width, picture.height+4+legend.height), "white")
+    page.paste(picture, (0,0))
+    page.paste(legend, (0, picture.height+4))
+    return page
+
+
 # %% ../../nbs/10_ground/30_viz.ipynb #8a66664d
 def cam_grid(
     images:Sequence,                     # B images that `to_rgb` takes
@@ -197,12 +212,7 @@ def mask_grid(
     else: panels = [overlay(i, m) for i,m in zip(images, masks, strict=True)]
     grid = image_grid(panels, titles, cols, size)
     labels = sorted({int(k) for m in masks for k in np.unique(m)} - {BACKGROUND})
-    if not classes or not labels: return grid
-    legend = label_legend(classes, labels, max(grid.width, 160))
-    page = Image.new("RGB", (max(grid.width, legend.width), grid.height+4+legend.height), "white")
-    page.paste(grid, (0,0))
-    page.paste(legend, (0, grid.height+4))
-    return page
+    return with_legend(grid, classes, labels) if classes else grid
 
 # %% ../../nbs/10_ground/30_viz.ipynb #2cedf28d
 def png_bytes(

@@ -37,6 +37,14 @@ def _fails_alone(error):
     atexit.unregister(parallel.leave)
     return True
 
+def _message(error):
+    "Return what is wrong in one line; of a name that exists elsewhere, where"
+    plain = " ".join(str(error).splitlines())
+    if not error.unknown or error.unknown[1] == "option" or not first_process(): return plain
+    from wsss_nb.use.lists import better_hint
+    try: return better_hint(error)
+    except UserError: return plain  # an installed method that cannot be loaded
+
 # %% ../../nbs/90_use/40_cli.ipynb #21257ea7
 def run_command(
     func:Callable,        # documented function
@@ -54,11 +62,11 @@ def run_command(
             action.option_strings = [name[:-1]]
             parser._option_string_actions[name[:-1]] = parser._option_string_actions.pop(name)
     try:
-        args = vars(parser.parse_args(argv))
+        args = vars(parser.parse_intermixed_args(argv))  # images may stand behind options
         for k in ("pdb","xtra"): args.pop(k, None)
         status = func(**args)
     except UserError as e:
-        say(" ".join(str(e).splitlines()), _fails_alone(e))
+        say(_message(e), _fails_alone(e))
         return 2
     except KeyboardInterrupt:
         repeats = prog.startswith(("wsss-crf","wsss-data"))
@@ -140,33 +148,77 @@ def wsss_demo(
 def wsss_predict(
     # run folder, a checkpoint in it, or a published checkpoint (.pth, .pt, .bin, .ckpt, .pth.tar, .safetensors)
     run:str,
-    images:Annotated[list, {"nargs":"+", "type":str}], # image files or folders of images
+    images:Annotated[list, {"nargs":"*", "type":str, "opt":False}]=(), # image files or folders of images; or --data
     out:Text=None,         # folder for label maps NAME.png
     crf:bool=False,        # refine by a dense CRF: the one that the run's setting crf names, or else toco
-    overlay:bool=False,    # write NAME_overlay.png too
+    overlay:bool=False,    # write NAME_overlay.png too, with the names of the classes shown
+    probabilities:bool=False, # write NAME.npz too, which wsss-crf reads: those of all classes, before any CRF
     device:str="auto",     # auto, cpu or cuda
     method:Text=None,      # of a published checkpoint, where its names fit several; of a run whose own cannot be found
     # names for a published checkpoint: a file, one per line, background first; by default VOC's, COCO's, or numbers
     classes:Text=None,
     set:_PAIRS=None,       # other settings for this use, such as infer_scales=1 infer_flip=false
+    data:Text=None,        # in place of images: a dataset in files, such as voc:ROOT
+    split:Text=None,       # of --data; by default val
+    # write the archive that VOC's test server takes, a .tgz (voc:ROOT, mostly with --split test); needs no --out
+    server:Text=None,
 ):
-    "Segment images of which nothing is known"
-    if not out: raise UserError("--out is missing (see wsss-predict --help)")
+    "Segment images of which nothing is known, or a split of a dataset"
+    if not out and not server: raise UserError("--out is missing (see wsss-predict --help)")
     from wsss_nb.ground.core import pick_device
-    from wsss_nb.ground.io import image_orientation
-    from wsss_nb.use.experiment import classes_found,is_released,list_images,load_run,predict_files
+    from wsss_nb.use.experiment import is_released,list_images,load_run
+    dataset = _data_to_predict(images, data, split, server)
     if is_released(run): model = _load_published(run, method, classes, set or ()).to(pick_device(device))
     elif classes: raise UserError(f"{run}: --classes is for published checkpoints; a run knows its own")
     else: model = load_run(run, pick_device(device), set or (), method)
-    preset = (model.config.crf or "toco") if crf else None
-    files = list_images(images)
-    written = predict_files(model, files, out, overlay, preset)
-    print(f"{len(written)} label maps in {out}" + (f", refined by the dense CRF {preset}" if preset else ""))
+    files = [dataset.images[i] for i in dataset.ids] if data else list_images(images)
+    how = {"overlays":overlay, "crf":(model.config.crf or "toco") if crf else None, "probabilities":probabilities}
+    if server: _predict_for_server(model, dataset, files, out, server, how)
+    else: _predict_and_tell(model, files, out, how)
+
+
+# %% ../../nbs/90_use/40_cli.ipynb #c1100001
+def _data_to_predict(images, data, split, server):
+    "Return the dataset to predict, or None for images; raise `UserError` unless exactly one of both is given"
+    if not data:
+        for name,value in (("--split",split), ("--server",server)):
+            if value: raise UserError(f"{name} {value}: goes with --data, such as --data voc:ROOT")
+        if images: return None
+        raise UserError("the following arguments are required: images, or --data (see wsss-predict --help)")
+    if images: raise UserError(f"--data {data}: give images or a dataset, not both")
+    from wsss_nb.data.datasets import open_dataset
+    from wsss_nb.data.folder import FolderDataset
+    dataset = open_dataset(data, split or "val")
+    if not isinstance(dataset, FolderDataset):
+        raise UserError(f"--data {data}: has no files to predict; give a folder in VOC layout, voc:ROOT or coco:ROOT")
+    if server:
+        from wsss_nb.use.server import check_server_data
+        check_server_data(dataset, server)
+    return dataset
+
+def _predict_and_tell(model, files, out, how):
+    "Predict files, and say what is in the label maps"
+    from wsss_nb.ground.io import image_orientation
+    from wsss_nb.use.experiment import classes_found,predict_files
+    written = predict_files(model, files, out, **how)
+    print(f"{len(written)} label maps in {out}" + (f", refined by the dense CRF {how['crf']}" if how["crf"] else ""))
     found = ", ".join(f"{k} in {n}" for k,n in classes_found(written, model.classes).items())
     print("found:", found or "nothing but background")
+    if how["probabilities"]: print(f"probabilities beside them, for wsss-crf IMAGES {out} --out refined")
     if turned := [f for f in files if image_orientation(f) != 1]:
         print(f"{len(turned)} photos are stored turned or mirrored (EXIF orientation), such as {turned[0]}: so are "
               "their label maps; wsss-data upright FOLDER writes photos as they look")
+
+def _predict_for_server(model, dataset, files, out, server, how):
+    "Predict a split and write the archive for VOC's server; without `out` label maps are not kept"
+    from tempfile import TemporaryDirectory
+    from wsss_nb.use.server import check_server_classes,write_server_archive
+    check_server_classes(model.classes)
+    with TemporaryDirectory() as unkept:
+        folder = out or unkept
+        _predict_and_tell(model, files, folder, how)
+        for line in write_server_archive(dataset, folder, server): print(line)
+
 
 # %% ../../nbs/90_use/40_cli.ipynb #96029117
 def _load_published(
@@ -190,6 +242,7 @@ def wsss_eval(
     list:Text=None,        # file with an image name per line: which to score; by default all that have ground truth
     json:Text=None,        # write all scores to this file
     ignore_unsure:bool=False, # leave out pixels predicted 255 (pseudo labels); their share is reported
+    partial:bool=False,    # score the predictions that are there, though some images have none; says how many
 ):
     "Score a folder of label maps, from any project"
     if not classes: raise UserError("--classes is missing: a file with a class name per line, background first")
@@ -197,17 +250,38 @@ def wsss_eval(
     from wsss_nb.data.folder import read_classes,read_ids
     from wsss_nb.scores.confusion import evaluate_folders,worst_images
     names = read_classes(classes)
-    ids = read_ids(list) if list else None
+    ids,wanted = read_ids(list) if list else None,0
+    if partial: ids,wanted = _predicted_ids(predictions, masks, ids)
+    options = {"drop_ignored_pred":"--ignore-unsure",
+               "give the list of images to score":"name those to score (--list FILE) or score those there (--partial)"}
     try: matrix,records = evaluate_folders(predictions, masks, len(names), names, ids, ignore_unsure)
-    except UserError as e: raise UserError(str(e).replace("drop_ignored_pred", "--ignore-unsure")) from None
+    except UserError as e: raise UserError(re.sub("|".join(options), lambda m: options[m[0]], str(e))) from None
     print(matrix.table(names))
+    if partial: print(f"scored: {len(records)} of {wanted} images; {wanted-len(records)} have no prediction")
     absent = [n for n,true in zip(names, matrix.counts.sum(1)) if not true]
     if absent: print(f"without a pixel of ground truth here, so not in the mean: {', '.join(absent)}")
     print("\nworst images:")
     for r in worst_images(records, 5): print(f"  {r['id']:24} mIoU {100*r['miou']:5.1f}   {r['reason']}: {r['detail']}")
     if not json: return
     scores = {"images":len(records), "classes":[*names], **matrix.to_dict(names), "worst_images":worst_images(records)}
+    if partial: scores["without_prediction"] = wanted-len(records)
     write_json(json, scores)
+
+# %% ../../nbs/90_use/40_cli.ipynb #c4000001
+def _predicted_ids(
+    predictions:str, # folder of label PNGs
+    masks:str,       # folder of ground-truth PNGs
+    ids,             # which images to score; None: all that have ground truth
+):                   # (IDs that have a prediction, how many there should be)
+    "Return what of the images to score can be scored; raise `UserError` if it is nothing"
+    from wsss_nb.scores.confusion import label_files
+    for folder in (predictions,masks):
+        if not Path(folder).is_dir(): raise UserError(f"{folder}: no such folder")
+    there,wanted = label_files(predictions),[*(label_files(masks) if ids is None else ids)]
+    found = sorted(i for i in wanted if i in there)
+    if not found: raise UserError(f"{predictions}: holds a prediction of none of the {len(wanted)} images to score")
+    return found,len(wanted)
+
 
 # %% ../../nbs/90_use/40_cli.ipynb #15ffabe1
 def _report_crf(
@@ -303,15 +377,29 @@ def _chain_lines(parts, names):
     files = "without a first: --cams, --labels, --confidence DIR, or --from RUN; without a last: ends with labels"
     return [*lines, f"fits  {fits}", f"fits  {files}", *(f"{k} = {v}" for k,v in names.items())]
 
+_OF_A_METHOD = ("stages","presets","settings","artefacts")
+
+def _searched(lines, what, words, kinds):
+    "Return the lines that have all words in them; raise `UserError` if none has"
+    found = [l for l in lines if all(w.lower() in l.lower() for w in words)]
+    if found: return found
+    said = " ".join(words)
+    if words[0] in kinds: raise UserError(f"unrecognized arguments: {said}: one list at a time, wsss-list {words[0]}")
+    raise UserError(f"{said}: nothing in this list has that in it; wsss-list {what} prints all of it")
+
 def wsss_list(
-    # methods, chains, stages, backbones, datasets, presets, settings, artefacts, crf or all
-    what:Annotated[str, {"nargs":"?", "opt":False}]="all",
+    # methods, chains, stages, backbones, datasets, presets, settings, artefacts, crf or all; by default an overview
+    what:Annotated[str, {"nargs":"?", "opt":False}]="",
+    # print what has these words in it; a method's name first lists what is of this method (settings METHOD)
+    words:Annotated[list, {"nargs":"*", "type":str, "opt":False}]=(),
     method:Text=None, # of which method, also of your own (my_method.py); by default all
 ):
     "List what can be named on a command line"
     from wsss_nb.backbones.core import list_backbones
+    from wsss_nb.ground.plugins import is_outside
     from wsss_nb.refine.crf import CRF_PRESETS
     from wsss_nb.run.settings import describe_settings
+    from wsss_nb.use.lists import overview,settings_table
     from wsss_nb.use.names import CHAINS,get_method,list_methods,list_parts,parts_of
     def methods(): return [get_method(m) for m in ([method] if method else list_methods())]
     lists = {"methods":lambda: [m.name for m in methods()] if method else list_methods(),
@@ -322,9 +410,21 @@ def wsss_list(
              "settings":lambda: [f"{m.name} {line}" for m in methods() for line in describe_settings(m.config)],
              "artefacts":lambda: _artefact_lines(methods()),
              "crf":lambda: [_crf_line(k, s) for k,s in CRF_PRESETS.items()]}
-    for kind in lists if what == "all" else [did_you_mean(what, [*lists, "all"], "list")]:
-        if what == "all": print(f"{kind}:")
-        for line in lists[kind](): print(f"  {line}" if what == "all" else line)
+    if not what and not method:
+        print(*overview(_DATASETS), sep="\n")
+        return
+    what = did_you_mean(what or "all", [*lists, "all"], "list")
+    known = [*list_methods(), *list_parts()]
+    if what in _OF_A_METHOD and words and not method and (words[0] in known or "+" in words[0] or is_outside(words[0])):
+        method,*words = words
+        if what == "settings": lists["settings"] = lambda: settings_table(get_method(method))
+    for kind in lists if what == "all" else [what]:
+        lines = lists[kind]()
+        if words and what != "all": lines = _searched(lines, " ".join(filter(None, (kind, method))), words, lists)
+        elif words: lines = [l for l in lines if all(w.lower() in l.lower() for w in words)]
+        if what == "all" and lines: print(f"{kind}:")
+        for line in lines: print(f"  {line}" if what == "all" else line)
+
 
 # %% ../../nbs/90_use/40_cli.ipynb #200257ae
 COMMANDS = {"wsss-demo":wsss_demo, "wsss-run":wsss_run, "wsss-predict":wsss_predict, "wsss-eval":wsss_eval,

@@ -18,14 +18,14 @@ import numpy as np
 
 from ..ground.core import BACKGROUND,UserError,atomic_path,did_you_mean,progress,write_json
 from ..ground.io import read_image,read_label,write_image,write_label
-from ..ground.viz import overlay
+from ..ground.viz import overlay,with_legend
 from ..data.folder import find_images,left_out
 from ..backbones.core import load_matching,read_weights
 from ..backbones.files import write_safetensors
 from ..refine.crf import CRF_PRESETS
 from ..run.chain import GivenConfig,asks_for,join_methods,offers,options_of,part_name
 from ..run.engine import Start,read_made_with,run_stages,settings_of
-from ..run.evaluate import predict_image
+from ..run.evaluate import refine_prediction,segment_image
 from ..run.folder import Run,load_checkpoint,read_result
 from ..run.method import Method
 from ..run.settings import part_of
@@ -170,12 +170,25 @@ def _check_targets(files, out, overlays):
             if (out/name).resolve() in images:
                 raise UserError(f"{out/name}: is one of the images and would be overwritten; choose another --out")
 
+def _write_probs(path, logits):
+    "Write the probabilities of all classes of an image"
+    probs = logits.float().softmax(0).half().cpu().numpy()
+    with atomic_path(path) as tmp: np.savez_compressed(tmp, probs=probs)
+
+_LEGEND_FROM = 100  # a narrower photo has no room for names
+
+def _overlay_picture(image, label, classes):
+    "Return a photo with its label map laid over it, above the names of what it shows"
+    picture,shown = overlay(image, label),[int(k) for k in np.unique(label) if k != BACKGROUND]
+    return np.asarray(with_legend(picture, classes, shown)) if image.shape[1] >= _LEGEND_FROM else picture
+
 def predict_files(
     network,                  # trained, as `load_run` returns it
     files:Sequence[str|Path], # images
     out:str|Path,             # folder for label maps
-    overlays:bool=False,      # write NAME_overlay.png too?
+    overlays:bool=False,      # write NAME_overlay.png too? with the names of the classes, from 100 pixels of width on
     crf:str|None=None,        # refine by the dense CRF of this name, one of `CRF_PRESETS`
+    probabilities:bool=False, # write NAME.npz too, `probs` (C+1,H,W) float16 as `wsss-crf` reads them, before any CRF?
 )->list[Path]:                # label maps, in order
     """Predict images and write label maps with the VOC palette
 
@@ -188,13 +201,15 @@ def predict_files(
     for f in progress(files, "predict", unit="img"):
         try:
             image = read_image(f)
-            label = predict_image(network, image, device, crf).byte().cpu().numpy()
+            logits = segment_image(network, image, device)
+            label = refine_prediction(image, logits, crf).byte().cpu().numpy()
         except UserError as e:
             bad.append(str(e) if str(f) in str(e) else f"{f}: {e}")
             continue
         written.append(out/f"{f.stem}.png")
         write_label(written[-1], label)
-        if overlays: write_image(out/f"{f.stem}_overlay.png", overlay(image, label))
+        if probabilities: _write_probs(out/f"{f.stem}.npz", logits)
+        if overlays: write_image(out/f"{f.stem}_overlay.png", _overlay_picture(image, label, network.classes))
     if bad:
         first = f"{len(bad)} images cannot be used, this is the first; " if len(bad) > 1 else ""
         raise UserError(f"{bad[0]} ({first}label maps of the other {len(written)} are in {out})")

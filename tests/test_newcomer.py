@@ -1,0 +1,305 @@
+"The first hour with the kit: own photos become a dataset, predictions are scored, names are found."
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from commands import TINY
+from wsss_nb.data.check import check_dataset
+from wsss_nb.data.folder import FolderDataset, read_ids
+from wsss_nb.data.new import new_dataset
+from wsss_nb.ground.core import UserError
+from wsss_nb.data.voc import VOC_CLASSES
+from wsss_nb.ground.io import read_image, read_label, write_image, write_label
+from wsss_nb.ground.viz import overlay
+from wsss_nb.use.cli import main
+from wsss_nb.use.experiment import predict_files
+
+
+def photo(path, value, size=(40,50)): write_image(path, np.full((*size,3), value, np.uint8))
+
+def split(root, name): return read_ids(root/"ImageSets"/"Segmentation"/f"{name}.txt")
+
+def state(root):
+    "Return name, content and time of every file"
+    return {p.relative_to(root):(p.read_bytes(), p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file()}
+
+@pytest.fixture
+def pets(tmp_path):
+    "A folder per class, whose photos have the same names"
+    for k,(name,n) in enumerate((("cat",5), ("guinea pig",5), ("background",3))):
+        for i in range(n): photo(tmp_path/"pets"/name/f"{i}.png", 60*k+i)
+    return tmp_path/"pets"
+
+
+# %% A dataset in one go
+def test_a_folder_per_class(call, pets):
+    status,out,err = call("wsss-data", "new", pets)
+    assert (status, err) == (0, "") and "try wsss-data check" in out
+    assert (pets/"classes.txt").read_text() == "background\ncat\nguinea pig\n"
+    train,val = FolderDataset(pets, "train"),FolderDataset(pets, "val")
+    assert (len(train), len(val)) == (10, 3) and not {*train.ids} & {*val.ids}
+    assert train.labels["guinea pig_2"].tolist() == [0,1] and train.labels["background_0"].tolist() == [0,0]
+    for k in range(2): assert any(train.labels[i][k] for i in train.ids)
+    assert os.stat(pets/"JPEGImages"/"cat_1.png").st_ino == os.stat(pets/"cat"/"1.png").st_ino
+    assert check_dataset(pets, 1).problems == []
+
+def test_called_again_it_touches_nothing(call, pets):
+    assert call("wsss-data", "new", pets)[0] == 0
+    (pets/"classes.txt").write_text("background\ncat\nguinea pig\nparrot\n")
+    before = state(pets)
+    status,out,_ = call("wsss-data", "new", pets, "--seed", "3", "--val", "0.5")
+    assert status == 0 and state(pets) == before
+    for name in ("classes.txt", "labels.csv", "train.txt", "val.txt"): assert f"{name}: is there already, kept" in out
+    (pets/"ImageSets"/"Segmentation"/"val.txt").unlink()
+    (pets/"labels.csv").unlink()
+    assert call("wsss-data", "new", pets)[0] == 0
+    assert state(pets).keys() == before.keys()
+    assert {k:v for k,v in state(pets).items() if k.name not in ("val.txt","labels.csv")} == \
+           {k:v for k,v in before.items() if k.name not in ("val.txt","labels.csv")}
+    assert {p.name:state(pets)[p][0] for p in before if p.name in ("val.txt","labels.csv")} == \
+           {p.name:before[p][0] for p in before if p.name in ("val.txt","labels.csv")}
+
+def test_the_same_photo_in_two_folders_shows_both(pets):
+    photo(pets/"cat"/"both.png", 222)
+    photo(pets/"guinea pig"/"both.png", 222)
+    new_dataset(pets)
+    assert FolderDataset(pets, "train").labels["both"].tolist() == [1,1]
+
+def test_photos_and_a_table(call, tmp_path):
+    root = tmp_path/"photos"
+    for n in range(10): photo(root/f"p{n}.jpg", 10*n)
+    photo(root/"extra.jpg", 222)
+    table = tmp_path/"table.csv"
+    table.write_text("image,labels\n"+"".join(f"p{n}.jpg,{('dog','cat dog','')[n%3]}\n" for n in range(10)))
+    status,out,err = call("wsss-data", "new", root, "--labels", table, "--val", "0.3")
+    assert (status, err) == (0, "")
+    assert (root/"classes.txt").read_text().split() == ["background","cat","dog"]
+    assert (len(split(root, "train")), len(split(root, "val")), split(root, "test")) == (7, 3, ("extra",))
+    assert FolderDataset(root, "val").labels["p1"].tolist() == [1,1]
+    assert check_dataset(root, 1).problems == []
+
+def test_names_of_several_words(tmp_path):
+    for n in range(4): photo(tmp_path/"d"/"JPEGImages"/f"p{n}.jpg", 10*n)
+    (tmp_path/"d"/"labels.csv").write_text("image,labels\np0,traffic light;\np1,traffic light;car\np2,\np3,car\n")
+    new_dataset(tmp_path/"d")
+    assert (tmp_path/"d"/"classes.txt").read_text() == "background\ncar\ntraffic light\n"
+    assert FolderDataset(tmp_path/"d", "train").classes == ("background","car","traffic light")
+
+def test_what_is_scored_has_a_mask(tmp_path):
+    for n in range(10): photo(tmp_path/"JPEGImages"/f"p{n}.png", 10*n)
+    for n in (2,3,4,5): write_label(tmp_path/"SegmentationClass"/f"p{n}.png", np.full((40,50), 1, np.uint8))
+    (tmp_path/"labels.csv").write_text("image,labels\n"+"".join(f"p{n},a{n%2+1}\n" for n in range(10)))
+    (tmp_path/"classes.txt").write_text("background\na1\na2\n")
+    new_dataset(tmp_path, val=.3)
+    assert len(split(tmp_path, "val")) == 3 and {*split(tmp_path, "val")} <= {f"p{n}" for n in (2,3,4,5)}
+
+@pytest.mark.parametrize("files,options,said", [
+    (["a.png","b.png"], [], "give a table image,labels"),
+    (["images/a.png","images/b.png"], [], "photos in one folder only (images)"),
+    (["train/cat/a.png","train/dog/b.png"], [], "call it on d/train"),
+    ([], ["--labels","t.csv"], "no photos"),
+    (["a.png"], ["--labels","t.csv"], "'b' has no photo"),
+    (["a.png","b.png"], ["--labels","none.csv"], "no such file"),
+    (["a.png","b.png"], ["--labels","t.csv","--val","1"], "--val 1"),
+    (["a/1.png","b/1.png","b/x.png"], ["--labels","t.csv"], "and 1 more problem"),
+])
+def test_what_does_not_fit_is_one_line_and_nothing_is_written(fails, here, files, options, said):
+    (here/"d").mkdir()
+    for n,f in enumerate(files): photo(here/"d"/f, n)
+    (here/"t.csv").write_text("image,labels\na,cat\nb,dog\n")
+    before = state(here)
+    assert said in fails("wsss-data", "new", "d", *options)
+    assert state(here) == before
+
+def test_check_goes_on_after_what_cannot_be_read(call, pets, tmp_path):
+    "Three things that each used to hide the others"
+    new_dataset(pets)
+    (pets/"classes.txt").unlink()
+    with (pets/"ImageSets"/"Segmentation"/"val.txt").open("a") as f: f.write("nowhere\n")
+    (pets/"JPEGImages"/"cat_1.png").unlink()
+    (pets/"JPEGImages"/"cat_1.png").write_bytes(b"")
+    status,out,_ = call("wsss-data", "check", pets, "--sheet", tmp_path/"sheet.png")
+    assert status == 1
+    for words in ("classes.txt: no such file", "'nowhere' has no image", "the file is empty", "3 problems"): assert words in out
+    assert Image.open(tmp_path/"sheet.png").size[0] > 100
+
+def test_the_sheet_shows_labels_and_masks(call, fails, pets, tmp_path):
+    new_dataset(pets)
+    mask = np.zeros((40,50), np.uint8)
+    mask[:,:25] = 2
+    for i in FolderDataset(pets, "train").ids: write_label(pets/"SegmentationClass"/f"{i}.png", mask)
+    status,out,_ = call("wsss-data", "check", pets, "--sheet", tmp_path/"sheet.png")
+    assert "what the kit understood" in out
+    plain = np.asarray(Image.open(tmp_path/"sheet.png").convert("RGB"))
+    assert (plain == (0,128,0)).all(-1).any()  # the colour of class 2, in the legend
+    assert "must end with .png" in fails("wsss-data", "check", pets, "--sheet", "sheet.jpg")
+
+
+# %% From predictions to scores
+@pytest.fixture
+def scored(here):
+    "Four masks, two predictions"
+    for n in range(4):
+        label = np.zeros((10,10), np.uint8)
+        label[:5] = n%2+1
+        write_label(here/"masks"/f"m{n}.png", label)
+        if n < 2: write_label(here/"maps"/f"m{n}.png", label*(n == 0))
+    (here/"classes.txt").write_text("background\ncat\ndog\n")
+    (here/"two.txt").write_text("m0\nm1\n")
+    return "wsss-eval", "maps", "masks", "--classes", "classes.txt"
+
+def test_missing_predictions_name_the_options(fails, scored):
+    said = fails(*scored)
+    assert "no prediction for 2 of 4 images" in said and "--list FILE" in said and "--partial" in said
+
+def test_what_is_there_is_scored_if_told(call, fails, here, scored):
+    status,out,err = call(*scored, "--partial", "--json", "partial.json")
+    assert (status, err) == (0, "") and "scored: 2 of 4 images; 2 have no prediction" in out
+    assert call(*scored, "--list", "two.txt", "--json", "list.json")[0] == 0
+    partial,listed = (json.loads((here/f"{k}.json").read_text()) for k in ("partial","list"))
+    assert partial.pop("without_prediction") == 2 and partial == listed
+    (here/"three.txt").write_text("m0\nm1\nm2\n")
+    assert "scored: 2 of 3 images" in call(*scored, "--partial", "--list", "three.txt")[1]
+    for p in (here/"maps").iterdir(): p.rename(here/"maps"/f"x{p.name}")
+    assert "of none of the 4 images" in fails(*scored, "--partial")
+
+def test_probabilities_go_on_to_the_crf(call, here, scenes, trained):
+    photos = sorted((scenes/"JPEGImages").glob("val*"))[:2]
+    for p in photos: photo_as(p, here/"photos"/p.name, (60,120))
+    status,out,err = call("wsss-predict", trained[0], "--out", "maps", "--probabilities", "--overlay", "photos")
+    assert (status, err) == (0, "") and "wsss-crf" in out
+    for p in photos:
+        with np.load(here/"maps"/f"{p.stem}.npz") as z: probs = z["probs"].astype(np.float32)
+        assert probs.shape[1:] == (60,120) and abs(probs.sum(0)-1).max() < .01
+        assert (probs.argmax(0) == read_label(here/"maps"/p.name)).mean() > .99
+    status,out,err = call("wsss-crf", "photos", "maps", "--out", "refined")
+    assert (status, err) == (0, "") and "2 label maps" in out
+    assert not list((here/"maps").glob(".*"))
+
+def photo_as(source, target, size):
+    "Write a photo in another size, (H,W)"
+    target.parent.mkdir(exist_ok=True)
+    with Image.open(source) as im: im.resize(size[::-1]).save(target)
+
+def test_an_overlay_names_its_classes(tmp_path):
+    class Network(torch.nn.Module):
+        "Says class 2 on the left, background on the right"
+        classes,config = ("background","cat","dog"),None
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(1))
+        def segmentation(self, x):
+            logits = torch.zeros(1,3,*x.shape[-2:])
+            logits[:,2,:,:x.shape[-1]//2] = 5
+            logits[:,0,:,x.shape[-1]//2:] = 5
+            return logits
+    photo(tmp_path/"a.png", 77, (50,140))
+    predict_files(Network(), [tmp_path/"a.png"], tmp_path/"out", overlays=True)
+    shown,label = read_image(tmp_path/"out"/"a_overlay.png"),read_label(tmp_path/"out"/"a.png")
+    assert (shown[:50,:140] == overlay(read_image(tmp_path/"a.png"), label)).all()
+    strip = shown[54:]
+    assert (strip == (0,128,0)).all(-1).any() and not (strip == (128,0,0)).all(-1).any()
+
+
+# %% VOC's test server
+@pytest.fixture
+def voc(here, trained, scenes):
+    "A miniature of VOC's test split, without labels and masks, and a published file of 21 classes"
+    root = here/"VOCdevkit"/"VOC2012"
+    for n in range(3): photo(root/"JPEGImages"/f"2008_00000{n}.jpg", 50*n, (32,40+n))
+    (root/"ImageSets"/"Segmentation").mkdir(parents=True)
+    (root/"ImageSets"/"Segmentation"/"test.txt").write_text("".join(f"2008_00000{n}\n" for n in range(3)))
+    return here
+
+@pytest.fixture
+def voc_run(tmp_path_factory):
+    "A run on a folder with VOC's classes"
+    root = tmp_path_factory.mktemp("run")
+    for n in range(4): photo(root/"data"/"JPEGImages"/f"p{n}.png", 50*n)
+    (root/"data"/"labels.csv").write_text("image,labels\n"+"".join(f"p{n},{('cat','dog')[n%2]}\n" for n in range(4)))
+    (root/"data"/"classes.txt").write_text("\n".join(VOC_CLASSES)+"\n")
+    new_dataset(root/"data")
+    assert main(["wsss-run", "baseline", "--data", str(root/"data"), "--out", str(root/"run"), "--stages", "train", *TINY]) == 0
+    return root/"run"
+
+def test_the_archive_of_the_server(call, voc, voc_run):
+    status,out,err = call("wsss-predict", voc_run, "--data", "voc:VOCdevkit", "--split", "test", "--server", "results.tgz")
+    assert (status, err) == (0, ""), err
+    assert "results.tgz: 3 label maps" in out and "as published 1456" in out
+    with tarfile.open("results.tgz") as tar:
+        assert tar.getnames() == [f"results/VOC2012/Segmentation/comp6_test_cls/2008_00000{n}.png" for n in range(3)]
+        for n,name in enumerate(tar.getnames()):
+            with Image.open(tar.extractfile(name)) as im: assert (im.mode, im.size, np.asarray(im).max() <= 20) == ("P", (40+n,32), True)
+    assert sorted(p.name for p in voc.iterdir()) == ["VOCdevkit","results.tgz"]
+    assert call("wsss-predict", voc_run, "--data", "voc:VOCdevkit", "--split", "test", "--server", "b.tgz", "--out", "maps")[0] == 0
+    assert len([*(voc/"maps").glob("*.png")]) == 3
+
+def test_what_the_server_would_not_take(fails, voc, voc_run, trained, scenes):
+    data = "--data", "voc:VOCdevkit", "--split", "test"
+    assert "other classes than VOC" in fails("wsss-predict", trained[0], *data, "--server", "r.tgz")
+    assert "must end with .tgz" in fails("wsss-predict", voc_run, *data, "--server", "r.zip")
+    assert "PASCAL VOC alone" in fails("wsss-predict", voc_run, "--data", scenes, "--server", "r.tgz")
+    assert "goes with --data" in fails("wsss-predict", voc_run, "a.png", "--server", "r.tgz")
+    assert "not both" in fails("wsss-predict", voc_run, "a.png", *data, "--server", "r.tgz")
+    assert "has no files" in fails("wsss-predict", voc_run, "--data", "shapes:n=2", "--out", "o")
+    (voc/"VOCdevkit"/"VOC2012"/"JPEGImages"/"2008_000001.jpg").write_bytes(b"damaged")
+    assert "2008_000001" in fails("wsss-predict", voc_run, *data, "--server", "r.tgz")
+    assert not [*voc.glob("*.tgz"), *voc.glob(".*")]
+
+def test_a_split_is_predicted_and_scored(call, here, scenes, trained):
+    assert call("wsss-predict", trained[0], "--data", scenes, "--split", "val", "--out", "maps")[0] == 0
+    lists = scenes/"ImageSets"/"Segmentation"
+    assert call("wsss-eval", "maps", scenes/"SegmentationClass", "--classes", scenes/"classes.txt", "--list", lists/"val.txt")[0] == 0
+
+
+# %% Names
+def test_the_overview_fits_on_a_screen(call):
+    status,out,err = call("wsss-list")
+    assert (status, err) == (0, "") and len(out.splitlines()) < 45 and max(map(len, out.splitlines())) < 120
+    for words in ("methods:", "toco", "beco", "vit_toy", "voc:ROOT", "wsss-list settings METHOD", "wsss-list all"): assert words in out
+    assert len(call("wsss-list", "all")[1].splitlines()) > 400
+
+def test_lists_are_searched(call, fails):
+    names = call("wsss-list", "backbones", "MIT_")[1].split()
+    assert names == [n for n in call("wsss-list", "backbones")[1].split() if "mit_" in n] and len(names) > 5
+    assert call("wsss-list", "presets", "toco")[1].splitlines() == \
+           [l for l in call("wsss-list", "presets")[1].splitlines() if l.startswith("toco ")]
+    found = call("wsss-list", "settings", "toco", "iters")[1].splitlines()
+    assert found and all("iters" in l for l in found)
+    assert "backbones:\n  mit_b0" in call("wsss-list", "all", "mit_b0")[1]
+    assert "nothing in this list" in fails("wsss-list", "backbones", "nowhere")
+    assert "one list at a time" in fails("wsss-list", "methods", "backbones")
+
+def test_settings_of_a_method(call, here):
+    for method in ("toco", "deeplab", "ktse", "toco+irn+beco"):
+        status,out,err = call("wsss-list", "settings", method)
+        assert (status, err) == (0, "") and "=" in out
+    lines = call("wsss-list", "settings", "toco")[1].splitlines()
+    iters = next(l for l in lines if l.startswith("iters="))
+    from wsss_nb.use.names import get_method
+    presets = get_method("toco").presets
+    for preset,changes in presets.items():
+        if "iters" in changes: assert f"{preset} {changes['iters']}" in iters
+    assert "steps" in iters
+
+@pytest.mark.parametrize("argv,said", [
+    ("wsss-run mit_b1 --data shapes --out x", "that is a backbone (--backbone mit_b1)"),
+    ("wsss-run toco+mit_b1 --data shapes --out x", "that is a backbone (--backbone mit_b1)"),
+    ("wsss-run photos --data shapes --out x", "that is a preset (--preset photos"),
+    ("wsss-run toco --data photos --out x", "that is a preset (--preset photos"),
+    ("wsss-run toco --data tscd --out x", "that is a method (wsss-run tscd"),
+    ("wsss-run toco --data shapes:n=2 --out x --preset deeplab", "that is a part"),
+    ("wsss-run toco --data shapes:n=2 --out x --preset mit_b1", "that is a backbone"),
+    ("wsss-run toco --data shapes:n=2 --out x --stages photos", "that is a preset"),
+    ("wsss-list mit_b1", "that is a backbone"),
+    ("wsss-list toco", "wsss-list settings toco"),
+    ("wsss-run tocco --data shapes --out x", "did you mean toco"),
+    ("wsss-run toco --data voc --out x", "did you mean voc:ROOT"),
+])
+def test_a_name_in_the_wrong_place(fails, here, argv, said):
+    assert said in fails(*argv.split())
