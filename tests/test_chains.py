@@ -232,6 +232,17 @@ def test_refinement_of_ones_own(made, scenes, call, here):
     assert result("whole")["method"] == "ktse+squared+deeplab"
 
 
+def test_an_evaluation_makes_no_labels_anew(made, scenes, call, fails, tmp_path):
+    "A setting that made labels cannot change when they are only scored; those of seeds and predictions can"
+    name = "baseline+crf+deeplab"
+    shutil.copytree(made(name), tmp_path/"out")
+    argv = ("wsss-run", name, "--data", scenes, "--out", tmp_path/"out", "--stages", "evaluate", "--set")
+    for setting in ("crf.alpha=2", "baseline.low_thresh=0.1"):
+        assert f"{setting.partition('=')[0]} made files that are there" in fails(*argv, setting)
+    assert call(*argv, "baseline.bg_thresh=0.9", "deeplab.infer_scales=1")[0] == 0
+    assert result(tmp_path/"out")["thresholds"]["baseline: background (seed)"] == .9
+
+
 def test_labels_without_a_segmenter_are_no_network(made, scenes, call, fails, tmp_path):
     argv = ("wsss-run", "none", "--from", made("i2crc+beco"), "--data", scenes, "--out", tmp_path/"out", *chain("none"))
     assert call(*argv)[::2] == (0, "")

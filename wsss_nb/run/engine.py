@@ -28,7 +28,7 @@ from ..data.datasets import data_folder,open_dataset,open_scored
 from ..data.folder import one_sided
 from ..backbones.weights import get_weights,weights_source
 from .folder import Run,changed_settings,machine,read_result,source_commit,update_result
-from .method import Method
+from .method import SEED,Method
 from .settings import read_settings,resolve_config,setting_text,with_settings
 from .stage import TRAIN,Job,run_stage,training_folder
 
@@ -391,6 +391,15 @@ def begin_run(
     job.opened[config.train_split,False] = train
     return job
 
+def _check_made(run, method, differ):
+    "Raise `UserError` for a setting of a part of a chain whose files an evaluation takes as they are"
+    making = {s.part for s in method.stages if s.part}-{s.part for s in method.stages if s.name == method.answers}
+    seeds = {f"{p.part}.bg_thresh" for p in method.products if p.name == SEED.name}  # applied when they are scored
+    for name in (change.partition(":")[0] for change in differ):
+        if name.partition(".")[0] in making and name not in seeds:
+            raise UserError(f"{run.path}: {name} made files that are there, and an evaluation does not make them anew; "
+                            "choose another --out, and --from this run for what comes before")
+
 def continue_run(
     method:Method,              # whose run
     run:Run,                    # with settings
@@ -413,6 +422,7 @@ def continue_run(
         if differ and not evaluates_only:
             raise UserError(f"{run.path}: was begun with other settings ({differ[0]}); "
                             "choose another --out, or leave that setting out")
+        _check_made(run, method, differ)
         job = Job(method, changed, tuple(made_with["classes"]), data, run, device, made_with["seed"])
         if evaluates_only: _check_classes(job.open(changed.val_split), data, run, job.classes)
         tell_changed(run, made_with, method)
