@@ -190,7 +190,7 @@ LOGITS = np.stack([np.where(mask() == 1, 2., 6.), np.where(mask() == 1, 5., 3.)]
 REFUSED = {"one channel": (P[None], "one channel"), "no channel": (P, "an array (64, 64)"),
            "positive logits": (LOGITS, "from 2 to 6"),
            "bytes": ((TWO*255).round().astype(np.uint8), "from 13 to 242"), "percent": (TWO*100, "--scale 100"),
-           "NaN": (np.where(np.eye(SIDE, dtype=bool), np.nan, TWO).astype(np.float32), "not finite"),
+           "NaN": (np.where(np.eye(SIDE, dtype=bool), np.nan, TWO).astype(np.float32), "holds NaN or infinite numbers"),
            "zeros": (0*TWO, "all values are 0"),
            "channels last": (TWO.transpose(1, 2, 0), "save (K,H,W)")}
 READ = {"half": TWO.astype(np.float16), "fortran": np.asfortranarray(TWO.astype(np.float64)),

@@ -44,7 +44,7 @@ def read_maps(
     except (TypeError, ValueError) as e: raise UserError(f"{path}: {str(e).splitlines()[0]}") from e
     if len(labels) and not maps.size: raise UserError(f"{path}: its maps have no pixels ({maps.shape}); make it again")
     if not np.isfinite(maps).all():
-        raise UserError(f"{path}: holds numbers that are not finite (NaN or infinite); make it again")
+        raise UserError(f"{path}: holds NaN or infinite numbers; make it again")
     if logits and kind != "cams": return Maps("logits", labels, maps)
     if scale != 1: kind,maps = "cams" if kind == "cams" else "probabilities",maps/np.float32(scale)
     if wrong := _no_maps(kind, maps): raise UserError(f"{path}: {wrong}")
