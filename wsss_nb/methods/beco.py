@@ -374,7 +374,8 @@ def beco_settings(
     def layer(i): return f"network1.encoder.layer{i}."
     deep = has("encoder.conv3.weight")
     seen = {"blocks":tuple(depth_of(state, layer(i)) for i in (1,2,3,4)),
-            "widths":tuple(size_of(state, *((f"{layer(i)}0.{k}.weight",0) for k in ("conv1","bn1"))) for i in (1,2,3,4)),
+            "widths":tuple(size_of(state, *((f"{layer(i)}0.{k}.weight",0) for k in ("conv1","bn1")))
+                           for i in (1,2,3,4)),
             "stem":size_of(state, (f"network1.encoder.bn{3 if deep else 1}.weight",0)), "deep":deep}
     usual = {"blocks":(3,4,6,3), "widths":(64,128,256,512), "stem":64, "deep":False}
     known = [name for name,made in SIZES.items() if usual | made == seen]
