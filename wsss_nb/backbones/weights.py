@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..ground.core import UserError
-from ..ground.plugins import is_outside
 from .core import split_tag,timm_tags
 
 # %% ../../nbs/30_backbones/80_weights.ipynb #b1a00005

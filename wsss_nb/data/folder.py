@@ -7,8 +7,9 @@ Docs: https://example.github.io/wsss_nb/20_data/folder.html.md"""
 # %% auto #0
 __all__ = ['plain_name', 'fail', 'find_images', 'list_files', 'find_files', 'find_masks', 'left_out', 'file_called',
            'is_path', 'name_of_file', 'read_ids', 'read_classes', 'read_label_dict', 'ClassNames',
-           'label_lines', 'named_classes', 'csv_labels', 'read_image_labels', 'FolderDataset', 'one_sided',
-           'read_saliency', 'on_stored_pixels', 'write_voc_folder', 'write_lines']
+           'label_lines', 'named_classes', 'csv_labels', 'read_label_list', 'read_image_labels',
+           'FolderDataset', 'one_sided', 'read_saliency', 'on_stored_pixels', 'write_voc_folder',
+           'write_lines']
 
 # %% ../../nbs/20_data/20_folder.ipynb #28820651
 import csv,io,os,re,sys,unicodedata
@@ -426,6 +427,38 @@ def csv_labels(
 _SOURCES = {"labels.csv":_csv_labels, "cls_labels.npy":_npy_labels, "cls_labels_onehot.npy":_npy_labels,
             "Annotations":_xml_labels}
 
+_WITH_NUMBERS = re.compile(r"(.+?)((?:[\s,]+\d+)*)[\s,]*")
+
+def read_label_list(
+    path:str|Path,         # a text file, one image per line: its name or file, then class numbers or zeros and ones
+    classes:tuple,         # class names, background first
+    report:Callable=fail,  # called with each problem
+)->dict[str,np.ndarray]:   # ID -> (num_fg,) float32
+    """Return the labels of a list such as I2CRC's `train_cls.txt` (I2CRC 2)
+
+    Numbers count the classes from 0, without the background. They are one zero or one per class where all lines have
+    as many of these as there are classes, two or more. A name alone is an image without any class."""
+    num_fg,rows,labels = len(classes)-1,[],{}
+    for n,line in enumerate(_read_text(path).splitlines(), 1):
+        if not line.strip(): continue
+        name,numbers = _WITH_NUMBERS.fullmatch(line.strip()).groups()
+        rows.append((n, _listed_name(name), [int(k) for k in re.findall(r"\d+", numbers)]))
+    vectors = num_fg > 1 and bool(rows) and all(len(k) == num_fg and {*k} <= {0,1} for _,_,k in rows)
+    for n,name,numbers in rows:
+        where = f"{path}: line {n}: {name!r}"
+        if is_path(name): report(f"{where} is a path, not a name; write the name of the image")
+        if name in labels: report(f"{where} is there twice; merge the two lines")
+        labels[name] = np.zeros(num_fg, np.float32)
+        if vectors: labels[name][:] = numbers
+        elif numbers and max(numbers) >= num_fg:
+            report(f"{where} has the class number {max(numbers)}; classes are counted from 0 to {num_fg-1}, "
+                   "without the background")
+        elif len({*numbers}) < len(numbers):
+            report(f"{where} repeats a class number; write each class once, or {num_fg} zeros and ones in every line")
+        else: labels[name][numbers] = 1
+    if not rows: report(f"{path}: the list names no image")
+    return labels
+
 def read_image_labels(
     root:str|Path,         # the dataset folder
     classes:tuple,         # class names, background first
@@ -459,12 +492,13 @@ class FolderDataset(Dataset):
         root:str|Path,         # the folder
         split:str="train",     # name of a list in ImageSets/Segmentation
         masks:bool=False,      # hand out ground truth? (evaluation only)
-        label_source:str|None=None, # force one of the four sources of labels
+        label_source:str|None=None, # force one of the four sources of labels, or "list:FILE" of `read_label_list`
         report:Callable=fail,  # called with each problem
     ):
         self.root = Path(root)
         if not self.root.is_dir(): raise UserError(f"{self.root}: no such folder; give a folder in VOC layout")
         self.images = self.find_photos(report)
+        self.split = split
         ids,classes,labels = (),(),None  # each is looked at, though the one before may be wrong
         try: classes = self.class_names()
         except UserError as e: report(str(e))
@@ -481,7 +515,8 @@ class FolderDataset(Dataset):
         if split.startswith("train") and labels is not None:
             for i in ids:
                 if i not in self.labels:
-                    report(f"{self.root}: image {i!r} of split {split!r} has no label; add its classes to labels.csv "
+                    where = (label_source or "labels.csv").removeprefix("list:")
+                    report(f"{self.root}: image {i!r} of split {split!r} has no label; add its classes to {where} "
                            "(an empty field if it shows none of them) or remove it from the list")
         self.classes_known = classes is not None
         super().__init__(str(root), split, classes or _UNKNOWN_CLASSES, ids, masks)
@@ -515,10 +550,15 @@ def read_split(self:FolderDataset, split, report):
 def read_labels(self:FolderDataset,
     classes:tuple,    # class names, background first
     ids:tuple,        # of the split
-    source:str|None,  # one of `sources`, or None
+    source:str|None,  # one of `sources`, "list:FILE", or None
     report:Callable,  # called with each problem
 )->dict[str,np.ndarray]: # ID -> (num_fg,)
-    "Return the image-level labels of this folder"
+    """Return the image-level labels of this folder
+
+    A list holds those of a split for training; other splits have theirs as ever where it does not name them."""
+    if source and source.startswith("list:"):
+        listed = read_label_list(source.removeprefix("list:"), classes, report)
+        return (listed if self.split.startswith("train") else self.read_labels(classes, ids, None, report) | listed)
     source = source or next((s for s in self.sources if (self.root/s).exists()), None)
     return read_image_labels(self.root, classes, None if self.labels_elsewhere else self.images, ids, source, report)
 

@@ -251,5 +251,6 @@ PRESETS = {
         "infer_size":0, "infer_direct":False, "local_size":48, "proj_hidden":512, "momentum":.95, "queue_len":1920,
         "proto_from":60, "ptc_start":100, "contrast_start":100, "ramp_iters":300, "final_from":210},
 }
+PRESETS["logged"] = PRESETS["voc"] | {"gather":"ones", "reg_filter":"off"}
 PRESETS |= {k:p | AS_PUBLISHED for k,p in PRESETS.items() if k not in ("shapes","photos")}
 METHOD = single_stage("cpdgl", Config, PRESETS, Network, published=("voc","released","logged","coco"))

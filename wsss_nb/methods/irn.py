@@ -298,4 +298,5 @@ STAGES = (Stage("irn-labels", make_labels, ("cams",), ("irn_labels",), applies=l
           Stage("irn-train", train_irnet, ("irn_labels",), ("checkpoints/irn-train",)),
           Stage("irn-walk", walk, ("cams","checkpoints/irn-train"), ("labels","confidence","scores")))
 METHOD = Method("irn", Config, PRESETS, None, STAGES, (replace(PSEUDO_LABEL, stage="irn-walk", split="train"),),
-                answers="", describe=describe, describe_labels=describe, check=check_batch, published=("voc","original"))
+                answers="", describe=describe, describe_labels=describe, check=check_batch,
+                published=("voc","original"))

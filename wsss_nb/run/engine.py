@@ -24,7 +24,7 @@ from ..ground.io import read_cam,read_label
 from ..ground.plugins import file_hash,file_of,is_outside,lies_in
 from ..ground.parallel import first_only,join,together
 from ..data.core import Dataset
-from ..data.datasets import data_folder,open_dataset,open_scored
+from ..data.datasets import data_folder,open_dataset,open_scored,with_labels
 from ..data.folder import one_sided
 from ..backbones.weights import get_weights,weights_source
 from .folder import Run,changed_settings,machine,read_result,source_commit,update_result
@@ -448,6 +448,7 @@ def run_stages(
     asked = {method.stage(name) for name in stages or method.stage_names()}
     chosen = [s for s in method.stages if s in asked]
     if not 0 <= seed < 2**32: raise UserError(f"--seed {seed}: must be a whole number from 0 to {2**32-1}")
+    if str(given.get("labels") or "").startswith("list:"): data = with_labels(data, given.pop("labels"))
     given = _meant_by(method, given)
     data,device,run,names = str(data),pick_device(device),Run(out),[s.name for s in chosen]
     join(device)

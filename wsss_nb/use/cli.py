@@ -91,7 +91,9 @@ def wsss_run(
     out:Text=None,            # run folder
     from_:Text=None,          # a run that a chain goes on from: its CAMs or labels are taken, nothing is trained again
     cams:Text=None,           # folder of CAMs that a chain begins with, ID.npy or ID.npz of any project
-    labels:Text=None,         # folder of label maps that a chain begins with, ID.png
+    # folder of label maps that a chain begins with, ID.png; or list:FILE: image-level labels of the training images
+    # from a list, a name and class numbers from 0 (or zeros and ones) per line
+    labels:Text=None,
     confidence:Text=None,     # folder of masks of what to trust in them, ID.png with 0 and 255
     preset:Text=None,         # see `wsss-list presets`; by default the one that suits the data
     backbone:Text=None,       # see `wsss-list backbones`; in a chain, of the first part that has one
