@@ -96,7 +96,7 @@ def _labels(root, source, classes, photos):
         labels = read_image_labels(root, classes, photos, (*photos,), source.name, problems.append)
     else: labels = csv_labels(source, classes, photos, problems.append)
     problems = [*dict.fromkeys(problems)]
-    more = f" (and {len(problems)-1} more problems)" if len(problems) > 1 else ""
+    more = f" (and {len(problems)-1} more problem{'s' if len(problems) > 2 else ''})" if len(problems) > 1 else ""
     if problems: raise UserError(problems[0].replace("no image in JPEGImages", "no photo")+more)
     return labels
 
