@@ -70,7 +70,7 @@ def test_the_same_photo_in_two_folders_shows_both(pets):
     new_dataset(pets)
     assert FolderDataset(pets, "train").labels["both"].tolist() == [1,1]
 
-def test_photos_and_a_table(call, tmp_path):
+def test_photos_and_a_table(call, fails, tmp_path):
     root = tmp_path/"photos"
     for n in range(10): photo(root/f"p{n}.jpg", 10*n)
     photo(root/"extra.jpg", 222)
@@ -82,6 +82,18 @@ def test_photos_and_a_table(call, tmp_path):
     assert (len(split(root, "train")), len(split(root, "val")), split(root, "test")) == (7, 3, ("extra",))
     assert FolderDataset(root, "val").labels["p1"].tolist() == [1,1]
     assert check_dataset(root, 1).problems == []
+    before = state(root)
+    assert call("wsss-data", "new", root, "--labels", table)[0] == 0 and state(root) == before
+    table.write_text("image,labels\np0,cat\n")
+    assert "says something else of 1 images, such as p0" in fails("wsss-data", "new", root, "--labels", table)
+
+def test_a_table_beside_the_photos_under_another_name(tmp_path):
+    for n in range(4): photo(tmp_path/f"p{n}.jpg", 10*n)
+    (tmp_path/"table.csv").write_text("image,labels\n"+"".join(f"p{n},{('dog','cat')[n%2]}\n" for n in range(4)))
+    new_dataset(tmp_path, tmp_path/"table.csv", val=.5)
+    assert (tmp_path/"labels.csv").exists() and check_dataset(tmp_path, 1).problems == []
+    for p in (tmp_path/"SegmentationClass", tmp_path/"Annotations"): p.mkdir()
+    assert len(new_dataset(tmp_path, tmp_path/"table.csv")) > 3
 
 def test_names_of_several_words(tmp_path):
     for n in range(4): photo(tmp_path/"d"/"JPEGImages"/f"p{n}.jpg", 10*n)

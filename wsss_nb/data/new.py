@@ -58,8 +58,8 @@ def _labels_file(root, labels):
                   if (root/s).exists()), None)
     if labels is None: return there
     if not Path(labels).is_file(): raise UserError(f"--labels {labels}: no such file")
-    if there and not (there.is_file() and filecmp.cmp(labels, there, shallow=False)):
-        raise UserError(f"--labels {labels}: {there} is there already and says something else; remove one of the two")
+    if Path(labels).suffix.lower() == ".npy":
+        raise UserError(f"--labels {labels}: is no table; put it into {root} as cls_labels.npy")
     return Path(labels)
 
 def _refuse_without_labels(root, folders):
@@ -96,7 +96,7 @@ def _labels(root, source, classes, photos):
         labels = read_image_labels(root, classes, photos, (*photos,), source.name, problems.append)
     else: labels = csv_labels(source, classes, photos, problems.append)
     problems = [*dict.fromkeys(problems)]
-    more = f" (and {len(problems)-1} more problems)" if len(problems) > 1 else ""
+    more = f" (and {len(problems)-1} more problem{'s' if len(problems) > 2 else ''})" if len(problems) > 1 else ""
     if problems: raise UserError(problems[0].replace("no image in JPEGImages", "no photo")+more)
     return labels
 
@@ -167,6 +167,14 @@ def _write_splits(root, labels, unknown, masks, val, seed):
     if lost: lines.append(f"{lists}: {len(lost)} images are in no list, such as {lost[0]}")
     return kept+lines
 
+def _refuse_other_labels(root, labels, classes, known):
+    "Raise `UserError` if labels.csv is there already and says something else than the given table"
+    if not (root/"labels.csv").exists(): return
+    there = csv_labels(root/"labels.csv", classes, None)
+    other = sorted(i for i in known if i not in there or (there[i] != known[i]).any())
+    if other: raise UserError(f"--labels {labels}: {root/'labels.csv'} is there already and says something else of "
+                              f"{len(other)} images, such as {other[0]}; remove one of the two")
+
 def _write_missing(path, lines, what):
     "Write a text file unless it is there; return a line that says so"
     if path.exists(): return f"{path}: is there already, kept"
@@ -191,6 +199,7 @@ def new_dataset(
     classes,(photos,inside) = _class_names(root, source, folders),_all_photos(root, folders, source is not None)
     if not photos: raise UserError(f"{root}: no photos, neither in it nor in JPEGImages nor in folders of classes")
     known = _labels(root, source, classes, photos)
+    if labels is not None: _refuse_other_labels(root, labels, classes, known)
     lost = [i for i in photos if inside and i not in inside and i not in known]
     photos = {i:same for i,same in photos.items() if i not in lost}
     labelled = {i:known[i] for i in photos if i in known}
@@ -204,7 +213,7 @@ def new_dataset(
                                                     f"{others[0].name}; save them as .jpg or .png")
     words = " ".join(n if " " not in n else repr(n) for n in classes[1:])
     lines.append(_write_missing(root/"classes.txt", classes, f"background and {len(classes)-1} classes: {words}"))
-    own = source if source is not None and source.parent == root else root/"labels.csv"
+    own = source if labels is None and source is not None else root/"labels.csv"
     rows = label_lines(classes, sorted(labelled.items()))
     lines.append(_write_missing(own, rows, f"labels of {len(labelled)} images"))
     masks = find_masks(root/"SegmentationClass")
