@@ -12,7 +12,6 @@ from commands import TINY
 from wsss_nb.data.check import check_dataset
 from wsss_nb.data.folder import FolderDataset, read_ids
 from wsss_nb.data.new import new_dataset
-from wsss_nb.ground.core import UserError
 from wsss_nb.data.voc import VOC_CLASSES
 from wsss_nb.ground.io import read_image, read_label, write_image, write_label
 from wsss_nb.ground.viz import overlay
@@ -137,7 +136,8 @@ def test_check_goes_on_after_what_cannot_be_read(call, pets, tmp_path):
     (pets/"JPEGImages"/"cat_1.png").write_bytes(b"")
     status,out,_ = call("wsss-data", "check", pets, "--sheet", tmp_path/"sheet.png")
     assert status == 1
-    for words in ("classes.txt: no such file", "'nowhere' has no image", "the file is empty", "3 problems"): assert words in out
+    for words in ("classes.txt: no such file", "'nowhere' has no image", "the file is empty", "3 problems"):
+        assert words in out
     assert Image.open(tmp_path/"sheet.png").size[0] > 100
 
 def test_the_sheet_shows_labels_and_masks(call, fails, pets, tmp_path):
@@ -236,19 +236,22 @@ def voc_run(tmp_path_factory):
     (root/"data"/"labels.csv").write_text("image,labels\n"+"".join(f"p{n},{('cat','dog')[n%2]}\n" for n in range(4)))
     (root/"data"/"classes.txt").write_text("\n".join(VOC_CLASSES)+"\n")
     new_dataset(root/"data")
-    assert main(["wsss-run", "baseline", "--data", str(root/"data"), "--out", str(root/"run"), "--stages", "train", *TINY]) == 0
+    where = "--data", str(root/"data"), "--out", str(root/"run")
+    assert main(["wsss-run", "baseline", *where, "--stages", "train", *TINY]) == 0
     return root/"run"
 
 def test_the_archive_of_the_server(call, voc, voc_run):
-    status,out,err = call("wsss-predict", voc_run, "--data", "voc:VOCdevkit", "--split", "test", "--server", "results.tgz")
+    data = "--data", "voc:VOCdevkit", "--split", "test"
+    status,out,err = call("wsss-predict", voc_run, *data, "--server", "results.tgz")
     assert (status, err) == (0, ""), err
     assert "results.tgz: 3 label maps" in out and "as published 1456" in out
     with tarfile.open("results.tgz") as tar:
         assert tar.getnames() == [f"results/VOC2012/Segmentation/comp6_test_cls/2008_00000{n}.png" for n in range(3)]
         for n,name in enumerate(tar.getnames()):
-            with Image.open(tar.extractfile(name)) as im: assert (im.mode, im.size, np.asarray(im).max() <= 20) == ("P", (40+n,32), True)
+            with Image.open(tar.extractfile(name)) as im:
+                assert (im.mode, im.size) == ("P", (40+n,32)) and np.asarray(im).max() <= 20
     assert sorted(p.name for p in voc.iterdir()) == ["VOCdevkit","results.tgz"]
-    assert call("wsss-predict", voc_run, "--data", "voc:VOCdevkit", "--split", "test", "--server", "b.tgz", "--out", "maps")[0] == 0
+    assert call("wsss-predict", voc_run, *data, "--server", "b.tgz", "--out", "maps")[0] == 0
     assert len([*(voc/"maps").glob("*.png")]) == 3
 
 def test_what_the_server_would_not_take(fails, voc, voc_run, trained, scenes):
@@ -266,14 +269,16 @@ def test_what_the_server_would_not_take(fails, voc, voc_run, trained, scenes):
 def test_a_split_is_predicted_and_scored(call, here, scenes, trained):
     assert call("wsss-predict", trained[0], "--data", scenes, "--split", "val", "--out", "maps")[0] == 0
     lists = scenes/"ImageSets"/"Segmentation"
-    assert call("wsss-eval", "maps", scenes/"SegmentationClass", "--classes", scenes/"classes.txt", "--list", lists/"val.txt")[0] == 0
+    names = "--classes", scenes/"classes.txt", "--list", lists/"val.txt"
+    assert call("wsss-eval", "maps", scenes/"SegmentationClass", *names)[0] == 0
 
 
 # %% Names
 def test_the_overview_fits_on_a_screen(call):
     status,out,err = call("wsss-list")
     assert (status, err) == (0, "") and len(out.splitlines()) < 45 and max(map(len, out.splitlines())) < 120
-    for words in ("methods:", "toco", "beco", "vit_toy", "voc:ROOT", "wsss-list settings METHOD", "wsss-list all"): assert words in out
+    for words in ("methods:", "toco", "beco", "vit_toy", "voc:ROOT", "wsss-list settings METHOD", "wsss-list all"):
+        assert words in out
     assert len(call("wsss-list", "all")[1].splitlines()) > 400
 
 def test_lists_are_searched(call, fails):

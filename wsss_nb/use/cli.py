@@ -150,7 +150,7 @@ def wsss_demo(
 def wsss_predict(
     # run folder, a checkpoint in it, or a published checkpoint (.pth, .pt, .bin, .ckpt, .pth.tar, .safetensors)
     run:str,
-    images:Annotated[list, {"nargs":"*", "type":str, "opt":False}]=(), # image files or folders of images; or --data
+    images:Annotated[tuple, {"nargs":"*", "type":str, "opt":False}]=(), # image files or folders of images; or --data
     out:Text=None,         # folder for label maps NAME.png
     crf:bool=False,        # refine by a dense CRF: the one that the run's setting crf names, or else toco
     overlay:bool=False,    # write NAME_overlay.png too, with the names of the classes shown
@@ -393,7 +393,7 @@ def wsss_list(
     # methods, chains, stages, backbones, datasets, presets, settings, artefacts, crf or all; by default an overview
     what:Annotated[str, {"nargs":"?", "opt":False}]="",
     # print what has these words in it; a method's name first lists what is of this method (settings METHOD)
-    words:Annotated[list, {"nargs":"*", "type":str, "opt":False}]=(),
+    words:Annotated[tuple, {"nargs":"*", "type":str, "opt":False}]=(),
     method:Text=None, # of which method, also of your own (my_method.py); by default all
 ):
     "List what can be named on a command line"
@@ -418,7 +418,7 @@ def wsss_list(
     what = did_you_mean(what or "all", [*lists, "all"], "list")
     known = [*list_methods(), *list_parts()]
     if what in _OF_A_METHOD and words and not method and (words[0] in known or "+" in words[0] or is_outside(words[0])):
-        method,*words = words
+        method,words = words[0],words[1:]
         if what == "settings": lists["settings"] = lambda: settings_table(get_method(method))
     for kind in lists if what == "all" else [what]:
         lines = lists[kind]()
