@@ -148,6 +148,9 @@ def wsss_predict(
     method:Text=None,      # of a published checkpoint, where its names fit several; of a run whose own cannot be found
     # names for a published checkpoint: a file, one per line, background first; by default VOC's, COCO's, or numbers
     classes:Text=None,
+    # longer side to which a photo is reduced for the network, pixels; 0: never; by default 1024, with --tile never
+    max_side:Number=None,
+    tile:Number=None,      # cut larger photos into pieces of this side, pixels: full size with the memory of one piece
     set:_PAIRS=None,       # other settings for this use, such as infer_scales=1 infer_flip=false
 ):
     "Segment images of which nothing is known"
@@ -160,7 +163,7 @@ def wsss_predict(
     else: model = load_run(run, pick_device(device), set or (), method)
     preset = (model.config.crf or "toco") if crf else None
     files = list_images(images)
-    written = predict_files(model, files, out, overlay, preset)
+    written = predict_files(model, files, out, overlay, preset, max_side, tile)
     print(f"{len(written)} label maps in {out}" + (f", refined by the dense CRF {preset}" if preset else ""))
     found = ", ".join(f"{k} in {n}" for k,n in classes_found(written, model.classes).items())
     print("found:", found or "nothing but background")

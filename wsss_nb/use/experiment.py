@@ -25,12 +25,12 @@ from ..backbones.files import write_safetensors
 from ..refine.crf import CRF_PRESETS
 from ..run.chain import GivenConfig,asks_for,join_methods,offers,options_of,part_name
 from ..run.engine import Start,read_made_with,run_stages,settings_of
-from ..run.evaluate import predict_image
 from ..run.folder import Run,load_checkpoint,read_result
 from ..run.method import Method
 from ..run.settings import part_of
 from ..run.stage import training_folder
 from .names import get_method,method_of_run,parts_of
+from .photos import PhotoWork
 from .released import load_released
 
 # %% ../../nbs/90_use/20_experiment.ipynb #cf8fb340
@@ -176,8 +176,10 @@ def predict_files(
     out:str|Path,             # folder for label maps
     overlays:bool=False,      # write NAME_overlay.png too?
     crf:str|None=None,        # refine by the dense CRF of this name, one of `CRF_PRESETS`
+    max_side:int|None=None,   # a longer side is reduced to so many pixels for the network; 0: never; None: `MAX_SIDE`
+    tile:int|None=None,       # cut photos into pieces of so many pixels, at full size unless `max_side` is given
 )->list[Path]:                # label maps, in order
-    """Predict images and write label maps with the VOC palette
+    """Predict images and write label maps of their size with the VOC palette
 
     Raises `UserError` at the end if some images could not be read, at once if one would be overwritten."""
     if crf is not None: did_you_mean(crf, CRF_PRESETS, "CRF preset")
@@ -185,10 +187,12 @@ def predict_files(
     out,device = Path(out),next(network.parameters()).device
     _check_targets(files, out, overlays)
     written,bad = [],[]
-    for f in progress(files, "predict", unit="img"):
+    predict = PhotoWork(network, device, crf, max_side, tile)
+    predict.bar = progress(files, "predict", unit="img")
+    for f in predict.bar:
         try:
             image = read_image(f)
-            label = predict_image(network, image, device, crf).byte().cpu().numpy()
+            label = predict(f, image)
         except UserError as e:
             bad.append(str(e) if str(f) in str(e) else f"{f}: {e}")
             continue
