@@ -1,17 +1,19 @@
 "Photos larger than any dataset's, odd machines and terminals, score files of other projects."
+import json
 import os
-import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import torch
 
-from commands import BIN, TINY, run
+from commands import BIN, SMALL, TINY, chain, run
 from wsss_nb.data.folder import find_images
-from wsss_nb.ground.io import read_image, read_label, write_image
+from wsss_nb.ground.io import read_image, read_label, write_image, write_label
 from wsss_nb.run.evaluate import predict_image
+from wsss_nb.scores.confusion import ConfusionMatrix
+from wsss_nb.use.cli import COMMANDS, DATA_COMMANDS
 from wsss_nb.use.experiment import load_run, predict_files
 from wsss_nb.use.photos import MAX_SIDE, limited_size, predict_photo
 
@@ -95,3 +97,96 @@ def test_progress_inside_a_photo(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "p.png, piece 1 of 6, look 2" in done.stderr
     assert "p.png, piece 6 of 6, look 2 of 2" in done.stderr
+
+
+# %% Odd machines and terminals
+FEW = (*TINY[:-3], "cam_scales=1,0.5", "infer_scales=1,0.5", "infer_par=1")
+
+def copied(scenes, root, **images):
+    "Return a copy of a dataset; `images` is the place in each split -> (H,W) of another photo there"
+    shutil.copytree(scenes, root)
+    for split in ("train","val"):
+        ids = (root/"ImageSets"/"Segmentation"/f"{split}.txt").read_text().split()
+        for k,size in images.items():
+            write_image(root/"JPEGImages"/f"{ids[int(k[1:])]}.png", photo(*size))
+            write_label(root/"SegmentationClass"/f"{ids[int(k[1:])]}.png", np.ones(size, np.uint8))
+    return root
+
+@pytest.mark.parametrize("size", [(1,64), (64,1), (1,1)])
+def test_an_image_too_small_for_a_network_is_named_and_counted(scenes, here, call, size):
+    copied(scenes, here/"data", _1=size)
+    for more in ((), ("--resume","--stages","evaluate")):  # from files too
+        status,_,err = call("wsss-run", "baseline", "--data", "data", "--out", "run", *FEW, *more)
+        assert status == 0, err
+        assert lines_with(err, "too small") == ["val: 1 of 8 images are too small for this network, such as val_00001; "
+                                                "they count as background everywhere (`too_small` in result.json)"]
+        result = json.loads((here/"run"/"result.json").read_text())
+        assert result["too_small"] == ["val_00001"]
+    assert not read_label(here/"run"/"predictions"/"val_00001.png").any()
+    masks = [read_label(here/"data"/"SegmentationClass"/f"val_{i:05d}.png") for i in range(8)]
+    labels = [read_label(here/"run"/"predictions"/f"val_{i:05d}.png") for i in range(8)]
+    matrix = ConfusionMatrix(len(result["classes"]))
+    for label,mask in zip(labels, masks): matrix.add(label, mask)
+    assert result["miou"]["prediction"] == pytest.approx(matrix.miou)
+
+def test_scores_of_usual_images_say_nothing_of_small_ones(trained):
+    assert "too_small" not in json.loads((trained[0]/"result.json").read_text())
+
+@pytest.mark.parametrize("method", ["toco", "cpdgl", "tscd", "tsd-cam"])
+def test_small_images_in_every_method(scenes, here, call, method):
+    copied(scenes, here/"data", _1=(1,64))
+    status,_,err = call("wsss-run", method, "--data", "data", "--out", "run", *FEW, *SMALL[method])
+    assert status == 0 and "val_00001" in err, err
+
+def test_a_stage_that_needs_the_image_names_it(scenes, here, fails):
+    copied(scenes, here/"data", _1=(1,64))
+    line = fails("wsss-run", "toco+crf+deeplab", "--data", "data", "--out", "run", *chain("toco", "crf", "deeplab"))
+    assert "train_00001: image of (1, 64) pixels" in line
+
+def test_a_small_photo_among_others(trained, tmp_path, fails):
+    for k,size in enumerate(((1,64), (60,80))): write_image(tmp_path/"photos"/f"p{k}.png", photo(*size))
+    assert "p0.png: image of (1, 64) pixels" in fails("wsss-predict", trained[0], tmp_path/"photos", "--out", tmp_path/"out")
+    assert (tmp_path/"out"/"p1.png").exists()
+
+def without_shared_memory(*argv):
+    "Run a command where /dev/shm holds 64 KB, as in some containers; skip where that cannot be had"
+    if not shutil.which("unshare"): pytest.skip("no unshare here")
+    inside = "mount -t tmpfs -o size=64k tmpfs /dev/shm && df -k /dev/shm | grep -q ' 64 ' || exit 77; exec \"$@\""
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", inside, "sh", str(BIN/argv[0]), *map(str, argv[1:])], capture_output=True, text=True)
+    if done.returncode in (1, 77) and "wsss" not in done.stderr: pytest.skip(f"no namespaces here: {done.stderr}")
+    return done
+
+def test_hardly_any_shared_memory(scenes, here):
+    command = "wsss-run", "baseline", "--data", scenes, "--out", here/"run", *TINY
+    done = without_shared_memory(*command, "workers=2")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "/dev/shm is too small" in line and "--resume --set workers=0" in line and len(line) < 300
+    done = without_shared_memory(*command, "--resume")   # TINY says workers=0
+    assert (done.returncode, done.stderr) == (0, "")
+
+@pytest.mark.parametrize("env", [{"PYTHONIOENCODING":"ascii"}, {"PYTHONIOENCODING":"latin1"},
+                                 {"LC_ALL":"C", "PYTHONUTF8":"0", "PYTHONCOERCECLOCALE":"0"}], ids=["ascii","latin1","C"])
+def test_terminals_without_some_characters(scenes, trained, here, env):
+    def said(*argv):
+        status,out,err = run(*argv, env=os.environ | env)
+        assert status == 0 and "Traceback" not in err, err
+        return out+err
+    assert "mit_b0" in said("wsss-list")
+    masks = scenes/"SegmentationClass"
+    (here/"one").mkdir()
+    write_label(here/"one"/"test_00000.png", np.zeros((64,64), np.uint8))
+    assert said("wsss-eval", here/"one", here/"one", "--classes", scenes/"classes.txt").count(" -\n") > 0  # an en dash elsewhere
+    assert "100.0" in said("wsss-eval", masks, masks, "--classes", scenes/"classes.txt")
+    assert "nothing is wrong" in said("wsss-data", "check", scenes)
+    (here/"Bäume").mkdir()
+    write_image(here/"Bäume"/"Föhre.png", photo(60, 80))
+    said("wsss-predict", trained[0], "Bäume", "--out", "Bäume/out")
+    assert (here/"Bäume"/"out"/"Föhre.png").exists()
+    for command in COMMANDS: said(command, "--help")
+    for action in DATA_COMMANDS: said("wsss-data", action, "--help")
+
+def test_a_backend_for_windows_that_there_are_none_of(scenes, here):
+    status,_,err = run("wsss-run", "baseline", "--data", scenes, "--out", here/"run", *TINY, env=os.environ | {"MPLBACKEND":"nonsense"})
+    assert (status, err) == (0, "")
+    assert (here/"run"/"report"/"picture.png").exists()

@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'run_command', 'wsss_run', 'wsss_demo', 'wsss_predict', '
            'main']
 
 # %% ../../nbs/90_use/40_cli.ipynb #675f25cc
-import atexit,os,re,shlex,sys
+import atexit,codecs,os,re,shlex,sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -333,11 +333,27 @@ def wsss_list(
 COMMANDS = {"wsss-demo":wsss_demo, "wsss-run":wsss_run, "wsss-predict":wsss_predict, "wsss-eval":wsss_eval,
             "wsss-crf":wsss_crf, "wsss-list":wsss_list}
 
+# characters that some terminals do not have, and what says the same in all of them
+_PLAIN = {"–":"-", "…":"...", "×":"x", "→":"->"}
+
+def _in_plain_characters(error):
+    "Replace what the encoding of a stream does not have: for `codecs.register_error`"
+    missing = error.object[error.start:error.end]
+    return "".join(_PLAIN.get(c, "?") for c in missing),error.end
+
+def _adapt_streams():
+    "Let a terminal without some characters show others in their place"
+    codecs.register_error("wsss_plain", _in_plain_characters)
+    for stream in (sys.stdout,sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="wsss_plain")
+
 def main(
     argv:list[str]|None=None, # program and arguments; None: those of this process
 )->int:                       # exit status
     "Run the command that the program's name says"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait cost up to a factor of ten
+    _adapt_streams()
+    if argv is None: os.environ["MPLBACKEND"] = "agg"  # commands write files, they show no windows
     program,*argv = sys.argv if argv is None else argv
     name = Path(program).name
     if name != "wsss-data":
