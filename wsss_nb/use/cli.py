@@ -186,23 +186,64 @@ def _load_published(
     return model
 
 # %% ../../nbs/90_use/40_cli.ipynb #9e0c9486
+def _holds_scores(folder):
+    "Does a folder hold .npy or .npz files, and no PNG?"
+    from wsss_nb.scores.confusion import label_files
+    there = Path(folder).is_dir() and not label_files(folder)
+    return there and any(p.suffix.lower() in (".npy",".npz") for p in Path(folder).iterdir())
+
+def _evaluate_scores(
+    predictions:str,    # folder of score files
+    masks:str,          # folder of ground truth
+    names:tuple,        # of the classes, background first
+    ids,                # images to score, or None
+    threshold:str|None, # a number, or "sweep"
+    logits:bool,        # `logits` and `scale` of `read_maps`
+    scale:float,
+)->tuple:               # matrix, records, and what a sweep found
+    "Score CAMs, probabilities or logits; of a sweep print the curve"
+    from wsss_nb.scores.score_files import evaluate_scores,sweep_folder
+    if not 0 < scale < float("inf"): raise UserError(f"--scale {scale:g}: give a positive number, such as 255")
+    told = {}
+    if threshold == "sweep":
+        curve = sweep_folder(predictions, masks, len(names), ids=ids, scale=scale)
+        best = max(curve, key=lambda c: c[1])[0]
+        for t,miou in curve: print(f"threshold {t:.2f}   mIoU {100*miou:5.1f}{'   best' if t == best else ''}")
+        print("the best threshold was chosen with this ground truth\n")
+        told,threshold = {"threshold":best, "curve":curve, "note":"this used ground truth"},best
+    elif threshold is not None:
+        try: threshold = float(threshold)
+        except ValueError: raise UserError(f"--threshold {threshold}: give a number such as 0.3, or sweep") from None
+        if not 0 <= threshold < 1: raise UserError(f"--threshold {threshold:g}: give a number from 0 to below 1")
+        told = {"threshold":threshold}
+    return *evaluate_scores(predictions, masks, len(names), names, ids, threshold, logits, scale),told
+
 def wsss_eval(
-    predictions:str,       # folder of label PNGs
+    predictions:str,       # folder of label PNGs, or of CAMs, probabilities or logits, ID.npy or ID.npz of any project
     masks:str,             # folder of ground-truth PNGs
     classes:Text=None,     # file with a class name per line, background first
     list:Text=None,        # file with an image name per line: which to score; by default all that have ground truth
     json:Text=None,        # write all scores to this file
     ignore_unsure:bool=False, # leave out pixels predicted 255 (pseudo labels); their share is reported
+    threshold:Text=None,   # of CAMs: what a class has to exceed, such as 0.3; or sweep, for the best of 0.05 ... 0.95
+    logits:bool=False,     # the .npy files hold logits (without it: those with values below 0)
+    scale:float=1.,        # what stands for 1 in the .npy files: 255 for bytes, 100 for percent
 ):
-    "Score a folder of label maps, from any project"
+    "Score a folder of label maps or score files, from any project"
     if not classes: raise UserError("--classes is missing: a file with a class name per line, background first")
     from wsss_nb.ground.core import write_json
     from wsss_nb.data.folder import read_classes,read_ids
     from wsss_nb.scores.confusion import evaluate_folders,worst_images
     names = read_classes(classes)
     ids = read_ids(list) if list else None
-    try: matrix,records = evaluate_folders(predictions, masks, len(names), names, ids, ignore_unsure)
-    except UserError as e: raise UserError(str(e).replace("drop_ignored_pred", "--ignore-unsure")) from None
+    told = {}
+    if threshold is not None or logits or scale != 1 or _holds_scores(predictions):
+        if ignore_unsure: raise UserError("--ignore-unsure: is for label maps; score files decide every pixel")
+        how = threshold,logits,scale
+        matrix,records,told = _evaluate_scores(predictions, masks, names, ids, *how)
+    else:
+        try: matrix,records = evaluate_folders(predictions, masks, len(names), names, ids, ignore_unsure)
+        except UserError as e: raise UserError(str(e).replace("drop_ignored_pred", "--ignore-unsure")) from None
     print(matrix.table(names))
     absent = [n for n,true in zip(names, matrix.counts.sum(1)) if not true]
     if absent: print(f"without a pixel of ground truth here, so not in the mean: {', '.join(absent)}")
@@ -210,7 +251,7 @@ def wsss_eval(
     for r in worst_images(records, 5): print(f"  {r['id']:24} mIoU {100*r['miou']:5.1f}   {r['reason']}: {r['detail']}")
     if not json: return
     scores = {"images":len(records), "classes":[*names], **matrix.to_dict(names), "worst_images":worst_images(records)}
-    write_json(json, scores)
+    write_json(json, scores | told)
 
 # %% ../../nbs/90_use/40_cli.ipynb #15ffabe1
 def _report_crf(
