@@ -76,7 +76,8 @@ def sweep_folder(
         truth = read_label(mask)
         label,value = best_class(path, truth.shape, scale=scale)
         if value is None: label_of_scores(path, truth.shape, thresholds[0], scale=scale)  # says why not
-        try: return [ConfusionMatrix(num_classes).add(np.where(value > t, label, BACKGROUND), truth) for t in thresholds]
+        labels = (np.where(value > t, label, BACKGROUND) for t in thresholds)
+        try: return [ConfusionMatrix(num_classes).add(seed, truth) for seed in labels]
         except ValueError as e: raise UserError(f"{path}: {e} (ground truth: {mask})") from e
     for matrices in progress(map_in_order(one, files), "sweep", len(files), "img"):
         totals = [a+m.counts for a,m in zip(totals, matrices)]
