@@ -21,7 +21,7 @@ from torch import Tensor,nn
 from torch.nn import functional as F
 
 from .core import Backbone,load_matching,read_weights,shipped_weights
-from ..ground.core import UserError
+from ..ground.core import TooSmall,UserError
 from ..ground.parallel import rows_of_all
 
 # %% ../../nbs/30_backbones/30_mit.ipynb #9dc8ef78
@@ -208,8 +208,8 @@ def forward(self:MiT,
     `attention` lists (queries, keys), (B,heads,M,d) each, in the order asked.
     """
     if min(images.shape[-2:]) < self.min_size:
-        raise UserError(f"image of {tuple(images.shape[-2:])} pixels: this backbone needs at least {self.min_size} "
-                        "on each side; enlarge it (cam_size, infer_size) or leave out small scales")
+        raise TooSmall(f"image of {tuple(images.shape[-2:])} pixels: this backbone needs at least {self.min_size} "
+                       "on each side; enlarge it (cam_size, infer_size) or leave out small scales")
     x,out,pairs,i = images,{},{},-1
     wanted = [range(sum(self.depths))[a] for a in attention]
     for s,reduction in enumerate(self.reductions, 1):

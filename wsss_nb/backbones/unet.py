@@ -14,7 +14,7 @@ from torch import Tensor,nn
 
 from .core import Backbone,read_weights,shipped_weights
 from .vit import ViT,vit_toy
-from ..ground.core import UserError
+from ..ground.core import TooSmall,UserError
 from ..ground.tensors import resize
 
 # %% ../../nbs/30_backbones/70_unet.ipynb #5a61c018
@@ -53,8 +53,8 @@ class UNet(Backbone):
     )->dict[str,Tensor]: # `last` (B,D',H/2,W/2), `aux` (B,D,H/8,W/8)
         "Return the named features"
         if min(images.shape[-2:]) < 8:
-            raise UserError(f"image of {tuple(images.shape[-2:])} pixels: "
-                            "this backbone needs at least 8 on each side")
+            raise TooSmall(f"image of {tuple(images.shape[-2:])} pixels: "
+                           "this backbone needs at least 8 on each side")
         half = self.stem2(images)
         quarter = self.stem4(half)
         x = patches = self.encoder(quarter)["last"]

@@ -18,7 +18,7 @@ from torch import Tensor,nn
 from torch.nn import functional as F
 
 from .core import Backbone,load_matching,read_weights,shipped_weights
-from ..ground.core import UserError,did_you_mean
+from ..ground.core import TooSmall,UserError,did_you_mean
 
 # %% ../../nbs/30_backbones/20_vit.ipynb #b3a45f5d
 def resize_positions(
@@ -70,8 +70,8 @@ def tokens(self:ViT,
 )->tuple[Tensor,tuple]:# tokens (B,1+h·w,D) and grid (h,w)
     "Return the embedded patches behind the class token, positions added"
     if min(images.shape[-2:]) < self.stride:
-        raise UserError(f"image of {tuple(images.shape[-2:])} pixels: "
-                        f"this backbone needs at least {self.stride} on each side")
+        raise TooSmall(f"image of {tuple(images.shape[-2:])} pixels: "
+                       f"this backbone needs at least {self.stride} on each side")
     x = self.patch_embed.proj(images)
     grid = tuple(x.shape[-2:])
     x = torch.cat([self.cls_token.expand(len(x),-1,-1), x.flatten(2).transpose(1,2)], dim=1)

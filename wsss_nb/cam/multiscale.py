@@ -45,7 +45,7 @@ def multi_scale_cam(
     (B,_,H,W),pyramid = images.shape,[]
     where = None if keep is None else keep.expand(B, -1).nonzero(as_tuple=True)
     for s in (1, *(s for s in scales if s != 1)):
-        x = resize(images, (int(s*H), int(s*W)))
+        x = resize(images, (max(int(s*H), 1), max(int(s*W), 1)))
         if raw is None or s != 1: maps = cam_fn(torch.cat([x, x.flip(-1)]) if flip else x)
         else: maps = torch.cat([raw, cam_fn(x.flip(-1))]) if flip else raw
         views = [v.flatten(0,1) if where is None else v[where] for v in maps.split(B)]

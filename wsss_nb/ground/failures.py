@@ -82,6 +82,9 @@ def told_plainly(
             advice = ", or ".join(f"{what} (--set {k}=...)" for k,what in smaller.items())
             raise UserError(f"{where()}: out of memory; try {advice}, into another --out") from e
         if "DataLoader worker" not in str(e): raise
-        died = str(e).split(". ")[0].rstrip(". ")
+        if re.search(r"Bus error|shared memory", str(e)):
+            raise UserError(f"{where()}: /dev/shm is too small for processes that load images; load them without "
+                            "(--resume --set workers=0), or make it larger (docker run --shm-size=2g)") from e
+        died = str(e).strip().splitlines()[-1 if "Traceback" in str(e) else 0].split(". ")[0].rstrip(". ")
         raise UserError(f"{where()}: a process that loads images died ({died}), most likely for lack of memory; "
                         "go on from the last checkpoint with --resume, if need be with fewer (--set workers=1)") from e

@@ -48,7 +48,7 @@ def refine_cam(
     Channel 0 is background; k is the most classes that one image has.
     """
     (H,W),(channels,spare) = cam.shape[-2:],_present(image_labels)
-    small = (H//down_scale, W//down_scale)
+    small = (max(H//down_scale, 1), max(W//down_scale, 1))
     objects = F.pad(cam.gather(1, channels[:,:,None,None].expand(-1,-1,H,W)).float(), (0,0,0,0,1,0))
     objects = resize(objects, small).masked_fill(F.pad(spare, (1,0))[:,:,None,None], -torch.inf)
     scores = [torch.cat([torch.full_like(objects[:,:1], t), objects[:,1:]], dim=1).softmax(1) for t in thresholds]

@@ -222,7 +222,7 @@ def segmentation(self:MethodNet,
 )->Tensor:          # fused logits, (B,C+1,*size)
     "Return the logits of multi-scale inference: no image-level label takes part"
     c,side,own = self.config,self.config.infer_size,images.shape[-2:]
-    fitted = (side,side) if c.infer_fit == "square" else tuple(int(n*(side/max(own))) for n in own)
+    fitted = (side,side) if c.infer_fit == "square" else tuple(max(int(n*(side/max(own))), 1) for n in own)
     logits = multi_scale_logits(self.seg_logits, images, size, scales or c.infer_scales, c.infer_flip, c.fusion,
                                 fitted if side else None, c.infer_direct)
     if not c.infer_par: return logits

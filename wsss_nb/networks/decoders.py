@@ -100,7 +100,7 @@ def multi_scale_logits(
     (H,W),fused,grid = base_size or images.shape[-2:],None,None if coarse else size
     def at_scale(s):
         "Return the images at a scale; on a grid by the factor itself, so that samples lie exactly 1/s apart"
-        if not coarse or s == 1: return resize(images, (int(s*H), int(s*W)))
+        if not coarse or s == 1 or s*min(H, W) < 1: return resize(images, (max(int(s*H), 1), max(int(s*W), 1)))
         return F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False)
     for s in sorted(scales, key=lambda s: coarse and s != 1):  # on a grid: scale 1 first, it says which
         x = at_scale(s)

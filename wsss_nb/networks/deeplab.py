@@ -53,8 +53,10 @@ class DeepLab(nn.Module):
 
         If there are no further sizes there is but one answer.
         """
-        smaller = (F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False) for s in self.scales)
-        sizes = [images, *smaller]
+        def smaller(s):
+            if s*min(images.shape[-2:]) < 1: return resize(images, [max(int(s*n), 1) for n in images.shape[-2:]])
+            return F.interpolate(images, scale_factor=s, mode="bilinear", align_corners=False)
+        sizes = [images, *map(smaller, self.scales)]
         logits = [self.seg_logits(x) for x in sizes]
         if not self.scales: return logits
         return [*logits, torch.stack([resize(l, logits[0].shape[-2:]) for l in logits]).amax(0)]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..ground.core import UserError,num_cores,peak_memory_mb,progress,reset_peak_memory,seed_everything
+from ..ground.core import TooSmall,UserError,num_cores,peak_memory_mb,progress,reset_peak_memory,seed_everything
 from ..ground.cores import map_in_order
 from ..ground.io import read_image,read_label
 from ..ground.parallel import any_process,first_only,processes,share,together
@@ -126,9 +126,12 @@ def make_files(self:Job,
     cores = max(num_cores()//processes()[1], 1)
     threads = min(cores, AT_ONCE) if look and self.device == "cpu" else cores
     load,look = load or (lambda x: x),torch.no_grad()(look or (lambda x: x))
-    def by_image(todo): return map_in_order(lambda n: finish(ids[n], look(load(n))), todo, threads)
+    def looked(n, x):
+        try: return look(x)
+        except TooSmall as e: raise UserError(f"{ids[n]}: {e}; leave it out of its list") from None
+    def by_image(todo): return map_in_order(lambda n: finish(ids[n], looked(n, load(n))), todo, threads)
     def around_gpu(todo):
-        seen = ((ids[n], look(x)) for n,x in zip(todo, map_in_order(load, todo, threads)))
+        seen = ((ids[n], looked(n, x)) for n,x in zip(todo, map_in_order(load, todo, threads)))
         return map_in_order(lambda pair: finish(*pair), seen, threads)
     def make():
         todo = [n for n in share(range(len(ids))) if not fresh(outputs(ids[n]), inputs(ids[n]))]

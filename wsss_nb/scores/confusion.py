@@ -7,11 +7,11 @@ Docs: https://example.github.io/wsss_nb/65_scores/confusion.html.md"""
 # %% auto #0
 __all__ = ['PER_CLASS', 'OVERALL', 'REASONS', 'count_pairs', 'ConfusionMatrix', 'watched_scores', 'image_f1',
            'sweep_matrices', 'threshold_sweep', 'image_record', 'worst_images', 'label_files',
-           'evaluate_folders']
+           'files_to_score', 'evaluate_folders']
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #0709b2ec
 from collections import Counter
-from collections.abc import Iterable,Sequence
+from collections.abc import Callable,Iterable,Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -301,10 +301,11 @@ def label_files(
     return {p.stem:p for p in sorted(Path(folder).iterdir())
             if p.suffix.lower() == ".png" and not p.name.startswith(".")}
 
-def _ids_to_score(
+def files_to_score(
     pred_dir:str|Path,               # folder of predictions, ID.png
     mask_dir:str|Path,               # folder of ground truth, ID.png
     ids:Iterable[str]|None=None,     # which images; by default all that have ground truth
+    predictions:dict|None=None,      # name -> file, where predictions are no PNGs
 )->list[tuple[str,Path,Path]]:       # name without suffix, prediction, ground truth
     """Return the images to score
 
@@ -314,7 +315,8 @@ def _ids_to_score(
     found = {}
     for folder in map(Path, (pred_dir, mask_dir)):
         if not folder.is_dir(): raise UserError(f"{folder}: no such folder")
-        found[folder] = label_files(folder)
+        given = predictions if folder == Path(pred_dir) else None
+        found[folder] = label_files(folder) if given is None else given
         if found[folder]: continue
         maps = "; its .npy files are no label maps, `wsss-crf` makes some of them" if any(folder.glob("*.npy")) else ""
         others = sorted(p.name for p in folder.glob("[!.]*.*"))
@@ -335,11 +337,12 @@ def _ids_to_score(
     return [(i, found[Path(pred_dir)][i], found[Path(mask_dir)][i]) for i in ids]
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #7ca3f046
-def _score_chunk(files, num_classes, classes, drop_ignored_pred):
+def _score_chunk(files, num_classes, classes, drop_ignored_pred, read):
     "Return the matrix and the records of some images"
     total,records = ConfusionMatrix(num_classes),[]
     for i,pred,mask in files:
-        try: one = ConfusionMatrix(num_classes).add(read_label(pred), read_label(mask), drop_ignored_pred)
+        truth = read_label(mask)
+        try: one = ConfusionMatrix(num_classes).add(read(pred, truth.shape), truth, drop_ignored_pred)
         except ValueError as e: raise UserError(f"{pred}: {e} (ground truth: {mask})") from e
         total += one
         records.append(image_record(i, one, classes))
@@ -354,17 +357,20 @@ def evaluate_folders(
     ids:Iterable[str]|None=None,     # which images; by default all that have ground truth
     drop_ignored_pred:bool=False,    # leave out pixels predicted `IGNORE_INDEX` (pseudo labels)?
     workers:int|None=None,           # threads; by default one per core
+    predictions:dict|None=None,      # name -> file, where predictions are no PNGs; they are read by
+    read:Callable|None=None,         # (file, (H,W) of the ground truth) -> label map (H,W); None: a PNG as it is
 )->tuple[ConfusionMatrix,list[dict]]:# the pooled matrix; a record per image, see `image_record`
     """Return the scores of a folder of label maps, pooled and per image
 
     Raises `UserError` naming the file if one is missing, damaged, of another size or holds a label that is no class.
     """
-    files = _ids_to_score(pred_dir, mask_dir, ids)
+    files = files_to_score(pred_dir, mask_dir, ids, predictions)
     names = [f"label {k}" for k in range(num_classes)] if classes is None else list(classes)
     if len(names) != num_classes: raise ValueError(f"{len(names)} class names for {num_classes} classes")
     chunks = [files[i:i+8] for i in range(0, len(files), 8)]
     total,records = ConfusionMatrix(num_classes),[]
-    def score(chunk): return _score_chunk(chunk, num_classes, names, drop_ignored_pred)
+    look = read or (lambda file, size: read_label(file))
+    def score(chunk): return _score_chunk(chunk, num_classes, names, drop_ignored_pred, look)
     threads = workers or num_cores()
     with progress(desc="evaluate", total=len(files), unit="img") as bar, ThreadPoolExecutor(threads) as pool:
         try:
@@ -372,9 +378,9 @@ def evaluate_folders(
                 total,records = total+matrix,records+some
                 bar.update(len(some))
         except UserError:
-            _refuse_binary(files, pred_dir, mask_dir, num_classes)
+            _refuse_binary(files, pred_dir, mask_dir, num_classes, predicted=read is not None)
             raise
-    objects = total.counts[1:].any(),total.counts[:,1:].any()
+    objects = total.counts[1:].any(),read is not None or total.counts[:,1:].any()
     if not all(objects): _refuse_binary(files, pred_dir, mask_dir, num_classes, *objects)
     return total,records
 

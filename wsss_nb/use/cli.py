@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'run_command', 'wsss_run', 'wsss_demo', 'wsss_predict', '
            'main']
 
 # %% ../../nbs/90_use/40_cli.ipynb #675f25cc
-import atexit,os,re,shlex,sys
+import atexit,codecs,os,re,shlex,sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -159,6 +159,9 @@ def wsss_predict(
     method:Text=None,      # of a published checkpoint, where its names fit several; of a run whose own cannot be found
     # names for a published checkpoint: a file, one per line, background first; by default VOC's, COCO's, or numbers
     classes:Text=None,
+    # longer side to which a photo is reduced for the network, pixels; 0: never; by default 1024, with --tile never
+    max_side:Number=None,
+    tile:Number=None,      # cut larger photos into pieces of this side, pixels: full size with the memory of one piece
     set:_PAIRS=None,       # other settings for this use, such as infer_scales=1 infer_flip=false
     data:Text=None,        # in place of images: a dataset in files, such as voc:ROOT
     split:Text=None,       # of --data; by default val
@@ -174,7 +177,8 @@ def wsss_predict(
     elif classes: raise UserError(f"{run}: --classes is for published checkpoints; a run knows its own")
     else: model = load_run(run, pick_device(device), set or (), method)
     files = [dataset.images[i] for i in dataset.ids] if data else list_images(images)
-    how = {"overlays":overlay, "crf":(model.config.crf or "toco") if crf else None, "probabilities":probabilities}
+    how = {"overlays":overlay, "crf":(model.config.crf or "toco") if crf else None, "probabilities":probabilities,
+           "max_side":max_side, "tile":tile}
     if server: _predict_for_server(model, dataset, files, out, server, how)
     else: _predict_and_tell(model, files, out, how)
 
@@ -237,27 +241,71 @@ def _load_published(
     return model
 
 # %% ../../nbs/90_use/40_cli.ipynb #9e0c9486
+def _holds_scores(folder):
+    "Does a folder hold .npy or .npz files, and no PNG?"
+    from wsss_nb.scores.confusion import label_files
+    there = Path(folder).is_dir() and not label_files(folder)
+    return there and any(p.suffix.lower() in (".npy",".npz") for p in Path(folder).iterdir())
+
+def _evaluate_scores(
+    predictions:str,    # folder of score files
+    masks:str,          # folder of ground truth
+    names:tuple,        # of the classes, background first
+    ids,                # images to score, or None
+    threshold:str|None, # a number, or "sweep"
+    logits:bool,        # `logits` and `scale` of `read_maps`
+    scale:float,
+)->tuple:               # matrix, records, and what a sweep found
+    "Score CAMs, probabilities or logits; of a sweep print the curve"
+    from wsss_nb.scores.score_files import evaluate_scores,sweep_folder
+    if not 0 < scale < float("inf"): raise UserError(f"--scale {scale:g}: give a positive number, such as 255")
+    told = {}
+    if threshold == "sweep":
+        curve = sweep_folder(predictions, masks, len(names), ids=ids, scale=scale)
+        best = max(curve, key=lambda c: c[1])[0]
+        for t,miou in curve: print(f"threshold {t:.2f}   mIoU {100*miou:5.1f}{'   best' if t == best else ''}")
+        print("the best threshold was chosen with this ground truth\n")
+        told,threshold = {"threshold":best, "curve":curve, "note":"this used ground truth"},best
+    elif threshold is not None:
+        try: threshold = float(threshold)
+        except ValueError: raise UserError(f"--threshold {threshold}: give a number such as 0.3, or sweep") from None
+        if not 0 <= threshold < 1: raise UserError(f"--threshold {threshold:g}: give a number from 0 to below 1")
+        told = {"threshold":threshold}
+    return *evaluate_scores(predictions, masks, len(names), names, ids, threshold, logits, scale),told
+
+def _evaluate_labels(predictions, masks, names, ids, ignore_unsure):
+    "Score label maps; what is missing is told with the options of the command"
+    from wsss_nb.scores.confusion import evaluate_folders
+    options = {"drop_ignored_pred":"--ignore-unsure",
+               "give the list of images to score":"name those to score (--list FILE) or score those there (--partial)"}
+    try: return evaluate_folders(predictions, masks, len(names), names, ids, ignore_unsure)
+    except UserError as e: raise UserError(re.sub("|".join(options), lambda m: options[m[0]], str(e))) from None
+
 def wsss_eval(
-    predictions:str,       # folder of label PNGs
+    predictions:str,       # folder of label PNGs, or of CAMs, probabilities or logits, ID.npy or ID.npz of any project
     masks:str,             # folder of ground-truth PNGs
     classes:Text=None,     # file with a class name per line, background first
     list:Text=None,        # file with an image name per line: which to score; by default all that have ground truth
     json:Text=None,        # write all scores to this file
     ignore_unsure:bool=False, # leave out pixels predicted 255 (pseudo labels); their share is reported
     partial:bool=False,    # score the predictions that are there, though some images have none; says how many
+    threshold:Text=None,   # of CAMs: what a class has to exceed, such as 0.3; or sweep, for the best of 0.05 ... 0.95
+    logits:bool=False,     # the .npy files hold logits (without it: those with values below 0)
+    scale:float=1.,        # what stands for 1 in the .npy files: 255 for bytes, 100 for percent
 ):
-    "Score a folder of label maps, from any project"
+    "Score a folder of label maps or score files, from any project"
     if not classes: raise UserError("--classes is missing: a file with a class name per line, background first")
     from wsss_nb.ground.core import write_json
     from wsss_nb.data.folder import read_classes,read_ids
-    from wsss_nb.scores.confusion import evaluate_folders,worst_images
+    from wsss_nb.scores.confusion import worst_images
     names = read_classes(classes)
-    ids,wanted = read_ids(list) if list else None,0
+    ids,wanted,told = read_ids(list) if list else None,0,{}
+    scored = threshold is not None or logits or scale != 1 or _holds_scores(predictions)
+    if scored and (ignore_unsure or partial):
+        raise UserError(f"{'--partial' if partial else '--ignore-unsure'}: is for label maps, not for score files")
     if partial: ids,wanted = _predicted_ids(predictions, masks, ids)
-    options = {"drop_ignored_pred":"--ignore-unsure",
-               "give the list of images to score":"name those to score (--list FILE) or score those there (--partial)"}
-    try: matrix,records = evaluate_folders(predictions, masks, len(names), names, ids, ignore_unsure)
-    except UserError as e: raise UserError(re.sub("|".join(options), lambda m: options[m[0]], str(e))) from None
+    if scored: matrix,records,told = _evaluate_scores(predictions, masks, names, ids, threshold, logits, scale)
+    else: matrix,records = _evaluate_labels(predictions, masks, names, ids, ignore_unsure)
     print(matrix.table(names))
     if partial: print(f"scored: {len(records)} of {wanted} images; {wanted-len(records)} have no prediction")
     absent = [n for n,true in zip(names, matrix.counts.sum(1)) if not true]
@@ -267,7 +315,7 @@ def wsss_eval(
     if not json: return
     scores = {"images":len(records), "classes":[*names], **matrix.to_dict(names), "worst_images":worst_images(records)}
     if partial: scores["without_prediction"] = wanted-len(records)
-    write_json(json, scores)
+    write_json(json, scores | told)
 
 # %% ../../nbs/90_use/40_cli.ipynb #c4000001
 def _predicted_ids(
@@ -432,11 +480,27 @@ def wsss_list(
 COMMANDS = {"wsss-demo":wsss_demo, "wsss-run":wsss_run, "wsss-predict":wsss_predict, "wsss-eval":wsss_eval,
             "wsss-crf":wsss_crf, "wsss-list":wsss_list}
 
+# characters that some terminals do not have, and what says the same in all of them
+_PLAIN = {"–":"-", "…":"...", "×":"x", "→":"->"}
+
+def _in_plain_characters(error):
+    "Replace what the encoding of a stream does not have: for `codecs.register_error`"
+    missing = error.object[error.start:error.end]
+    return "".join(_PLAIN.get(c, "?") for c in missing),error.end
+
+def _adapt_streams():
+    "Let a terminal without some characters show others in their place"
+    codecs.register_error("wsss_plain", _in_plain_characters)
+    for stream in (sys.stdout,sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="wsss_plain")
+
 def main(
     argv:list[str]|None=None, # program and arguments; None: those of this process
 )->int:                       # exit status
     "Run the command that the program's name says"
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait cost up to a factor of ten
+    _adapt_streams()
+    if argv is None: os.environ["MPLBACKEND"] = "agg"  # commands write files, they show no windows
     program,*argv = sys.argv if argv is None else argv
     name = Path(program).name
     if name != "wsss-data":

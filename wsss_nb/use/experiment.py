@@ -12,6 +12,7 @@ __all__ = ['WEIGHT_FILES', 'go_on', 'run_method', 'is_released', 'load_run', 'sa
 import hashlib,sys
 from collections.abc import Iterable,Sequence
 from dataclasses import asdict,replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,12 @@ from ..backbones.files import write_safetensors
 from ..refine.crf import CRF_PRESETS
 from ..run.chain import GivenConfig,asks_for,join_methods,offers,options_of,part_name
 from ..run.engine import Start,read_made_with,run_stages,settings_of
-from ..run.evaluate import refine_prediction,segment_image
 from ..run.folder import Run,load_checkpoint,read_result
 from ..run.method import Method
 from ..run.settings import part_of
 from ..run.stage import training_folder
 from .names import get_method,method_of_run,parts_of
+from .photos import PhotoWork
 from .released import load_released
 
 # %% ../../nbs/90_use/20_experiment.ipynb #cf8fb340
@@ -170,10 +171,11 @@ def _check_targets(files, out, overlays):
             if (out/name).resolve() in images:
                 raise UserError(f"{out/name}: is one of the images and would be overwritten; choose another --out")
 
-def _write_probs(path, logits):
-    "Write the probabilities of all classes of an image"
-    probs = logits.float().softmax(0).half().cpu().numpy()
-    with atomic_path(path) as tmp: np.savez_compressed(tmp, probs=probs)
+def _write_probs(path, size, logits):
+    "Write the probabilities of all classes of an image, or the logits of one that was reduced: `wsss-crf` enlarges them"
+    if logits.shape[-2:] == size: maps = {"probs":logits.float().softmax(0)}
+    else: maps = {"logits":logits}
+    with atomic_path(path) as tmp: np.savez_compressed(tmp, **{k:v.half().cpu().numpy() for k,v in maps.items()})
 
 _LEGEND_FROM = 100  # a narrower photo has no room for names
 
@@ -188,27 +190,32 @@ def predict_files(
     out:str|Path,             # folder for label maps
     overlays:bool=False,      # write NAME_overlay.png too? with the names of the classes, from 100 pixels of width on
     crf:str|None=None,        # refine by the dense CRF of this name, one of `CRF_PRESETS`
-    probabilities:bool=False, # write NAME.npz too, `probs` (C+1,H,W) float16 as `wsss-crf` reads them, before any CRF?
+    # write NAME.npz too, which `wsss-crf` reads: `probs` (C+1,H,W) float16 before any CRF; `logits` of a reduced photo
+    probabilities:bool=False,
+    max_side:int|None=None,   # a longer side is reduced to so many pixels for the network; 0: never; None: `MAX_SIDE`
+    tile:int|None=None,       # cut photos into pieces of so many pixels, at full size unless `max_side` is given
 )->list[Path]:                # label maps, in order
-    """Predict images and write label maps with the VOC palette
+    """Predict images and write label maps of their size with the VOC palette
 
     Raises `UserError` at the end if some images could not be read, at once if one would be overwritten."""
     if crf is not None: did_you_mean(crf, CRF_PRESETS, "CRF preset")
+    if probabilities and tile: raise UserError("--probabilities: are of a whole photo; leave --tile out, or give both up")
     files = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     out,device = Path(out),next(network.parameters()).device
     _check_targets(files, out, overlays)
     written,bad = [],[]
-    for f in progress(files, "predict", unit="img"):
+    predict = PhotoWork(network, device, crf, max_side, tile)
+    predict.bar = progress(files, "predict", unit="img")
+    for f in predict.bar:
         try:
             image = read_image(f)
-            logits = segment_image(network, image, device)
-            label = refine_prediction(image, logits, crf).byte().cpu().numpy()
+            keep = partial(_write_probs, out/f"{f.stem}.npz", image.shape[:2])
+            label = predict(f, image, keep if probabilities else None)
         except UserError as e:
             bad.append(str(e) if str(f) in str(e) else f"{f}: {e}")
             continue
         written.append(out/f"{f.stem}.png")
         write_label(written[-1], label)
-        if probabilities: _write_probs(out/f"{f.stem}.npz", logits)
         if overlays: write_image(out/f"{f.stem}_overlay.png", _overlay_picture(image, label, network.classes))
     if bad:
         first = f"{len(bad)} images cannot be used, this is the first; " if len(bad) > 1 else ""
