@@ -25,8 +25,12 @@ def test_a_run_learns_from_a_list_and_names_it(folder, call, fails):
     assert json.loads((folder/"out"/"result.json").read_text())["data"] == "data?labels=list:train_cls.txt"
     data = open_dataset("data?labels=list:train_cls.txt")
     assert [data.image_labels(k).sum() for k in range(4)] == [1]*4
-    assert labels_hash(data) in (folder/"out"/"config.toml").read_text() and labels_hash(data) != labels_hash(open_dataset("data"))
-    assert [*open_dataset("data?labels=list:train_cls.txt", "val").image_labels(0)] == [*open_dataset("data", "val").image_labels(0)]
+    assert labels_hash(data) in (folder / "out" / "config.toml").read_text() and labels_hash(data) != labels_hash(
+        open_dataset("data")
+    )
+    assert [*open_dataset("data?labels=list:train_cls.txt", "val").image_labels(0)] == [
+        *open_dataset("data", "val").image_labels(0)
+    ]
     assert call(*listed, "--resume")[0] == 0
     assert "out" in fails(*argv, "--out", "out", "--resume")  # other labels: another run
 

@@ -90,11 +90,23 @@ def test_a_limit_that_is_none_is_refused(trained, tmp_path, fails, option):
 
 def test_progress_inside_a_photo(trained, tmp_path):
     write_image(tmp_path/"p.png", photo(400, 500))
-    command = [BIN/"wsss-predict", trained[0], tmp_path/"p.png", "--out", tmp_path/"out", "--tile", "256", "--set", "infer_scales=1,0.5"]
+    command = [
+        BIN / "wsss-predict",
+        trained[0],
+        tmp_path / "p.png",
+        "--out",
+        tmp_path / "out",
+        "--tile",
+        "256",
+        "--set",
+        "infer_scales=1,0.5",
+    ]
     code = ("import sys; from wsss_nb.use import photos, cli; sys.stderr.isatty = lambda: True; "
             "photos.PhotoWork.say.__globals__['time'].perf_counter = iter(range(0, 10**6, 10)).__next__; "
             f"sys.exit(cli.main({[str(c) for c in command]!r}))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE":"0"})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE": "0"}
+    )
     assert done.returncode == 0, done.stderr
     assert "p.png, piece 1 of 6, look 2" in done.stderr
     assert "p.png, piece 6 of 6, look 2 of 2" in done.stderr
@@ -146,14 +158,20 @@ def test_a_stage_that_needs_the_image_names_it(scenes, here, fails):
 
 def test_a_small_photo_among_others(trained, tmp_path, fails):
     for k,size in enumerate(((1,64), (60,80))): write_image(tmp_path/"photos"/f"p{k}.png", photo(*size))
-    assert "p0.png: image of (1, 64) pixels" in fails("wsss-predict", trained[0], tmp_path/"photos", "--out", tmp_path/"out")
+    assert "p0.png: image of (1, 64) pixels" in fails(
+        "wsss-predict", trained[0], tmp_path / "photos", "--out", tmp_path / "out"
+    )
     assert (tmp_path/"out"/"p1.png").exists()
 
 def without_shared_memory(*argv):
     "Run a command where /dev/shm holds 64 KB, as in some containers; skip where that cannot be had"
     if not shutil.which("unshare"): pytest.skip("no unshare here")
     inside = "mount -t tmpfs -o size=64k tmpfs /dev/shm && df -k /dev/shm | grep -q ' 64 ' || exit 77; exec \"$@\""
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", inside, "sh", str(BIN/argv[0]), *map(str, argv[1:])], capture_output=True, text=True)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", inside, "sh", str(BIN / argv[0]), *map(str, argv[1:])],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode in (1, 77) and "wsss" not in done.stderr: pytest.skip(f"no namespaces here: {done.stderr}")
     return done
 
@@ -166,11 +184,16 @@ def test_hardly_any_shared_memory(scenes, here):
     done = without_shared_memory(*command, "--resume")   # TINY says workers=0
     assert (done.returncode, done.stderr) == (0, "")
 
-@pytest.mark.parametrize("env", [{"PYTHONIOENCODING":"ascii"}, {"LC_ALL":"C", "PYTHONUTF8":"0", "PYTHONCOERCECLOCALE":"0"}],
-                         ids=["ascii","C"])
+@pytest.mark.parametrize(
+    "env",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["ascii", "C"],
+)
 def test_terminals_without_some_characters(scenes, trained, here, env):
     def said(*argv):
-        done = subprocess.run([BIN/argv[0], *argv[1:]], capture_output=True, text=True, env=os.environ | env, encoding="latin1")
+        done = subprocess.run(
+            [BIN / argv[0], *argv[1:]], capture_output=True, text=True, env=os.environ | env, encoding="latin1"
+        )
         assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
         return done.stdout+done.stderr
     assert "mit_b0" in said("wsss-list")
@@ -196,7 +219,16 @@ def test_what_a_terminal_lacks_is_said_otherwise(monkeypatch, tmp_path):
         with pytest.raises(SystemExit): main(["wsss-data", action, "--help"])
 
 def test_a_backend_for_windows_that_there_are_none_of(scenes, here):
-    status,_,err = run("wsss-run", "baseline", "--data", scenes, "--out", here/"run", *TINY, env=os.environ | {"MPLBACKEND":"nonsense"})
+    status, _, err = run(
+        "wsss-run",
+        "baseline",
+        "--data",
+        scenes,
+        "--out",
+        here / "run",
+        *TINY,
+        env=os.environ | {"MPLBACKEND": "nonsense"},
+    )
     assert (status, err) == (0, "")
     assert (here/"run"/"report"/"picture.png").exists()
 
@@ -217,7 +249,11 @@ def test_score_files_are_scored(here, call, fails):
         how = ("--threshold", "0.5") if name in ("irn","seam") else ()
         status,out,err = call("wsss-eval", name, "masks", "--classes", "classes.txt", "--json", "s.json", *how)
         assert (status, json.loads((here/"s.json").read_text())["miou"]) == (0, 1), err
-    status,out,_ = call("wsss-eval", "irn", "masks", "--classes", "classes.txt", "--threshold", "sweep", "--json", "s.json")
+    status, out, _ = call(
+        "wsss-eval", "irn", "masks", "--classes", "classes.txt", "--threshold", "sweep", "--json", "s.json"
+    )
     assert status == 0 and 0.4 <= json.loads((here/"s.json").read_text())["threshold"] < .8
     assert "--threshold" in fails("wsss-eval", "seam", "masks", "--classes", "classes.txt")
-    assert "background of its own" in fails("wsss-eval", "probs", "masks", "--classes", "classes.txt", "--threshold", "0.3")
+    assert "background of its own" in fails(
+        "wsss-eval", "probs", "masks", "--classes", "classes.txt", "--threshold", "0.3"
+    )

@@ -1,4 +1,7 @@
-"Published presets ask for the weights that belong to them: by name, from a file, or at random on purpose. No test fetches any."
+"""Published presets ask for the weights that belong to them: by name, from a file, or at random on purpose.
+
+No test fetches any."""
+
 import pytest
 import torch
 from wsss_nb.backbones import core
@@ -22,12 +25,24 @@ def cut_off(monkeypatch, tmp_path):
     return asked
 
 
-@pytest.mark.parametrize("method,preset,words", [
-    ("toco", "voc", "vit_base_patch16_224.orig_in21k_ft_in1k begins with model.safetensors of https://huggingface.co/timm/"),
-    ("tsd-cam", "coco", "orig_in21k_ft_in1k"), ("cpdgl", "released", "orig_in21k_ft_in1k"), ("baseline", "voc", "orig_in21k"),
-    ("tscd", "voc", "mit_b1 begins with mit_b1.pth of SegFormer's release"), ("tscd", "afa", "mit_b1.pth"),
-    ("i2crc", "voc", "resnet101-63fe2227.pth"), ("resnet-cam", "voc", "resnet50-0676ba61.pth"),
-    ("resnet-cam+irn+beco", "voc", "(--set resnet_cam.init=FILE)")])
+@pytest.mark.parametrize(
+    "method,preset,words",
+    [
+        (
+            "toco",
+            "voc",
+            "vit_base_patch16_224.orig_in21k_ft_in1k begins with model.safetensors of https://huggingface.co/timm/",
+        ),
+        ("tsd-cam", "coco", "orig_in21k_ft_in1k"),
+        ("cpdgl", "released", "orig_in21k_ft_in1k"),
+        ("baseline", "voc", "orig_in21k"),
+        ("tscd", "voc", "mit_b1 begins with mit_b1.pth of SegFormer's release"),
+        ("tscd", "afa", "mit_b1.pth"),
+        ("i2crc", "voc", "resnet101-63fe2227.pth"),
+        ("resnet-cam", "voc", "resnet50-0676ba61.pth"),
+        ("resnet-cam+irn+beco", "voc", "(--set resnet_cam.init=FILE)"),
+    ],
+)
 def test_one_line_before_any_work(cut_off, fails, tmp_path, method, preset, words):
     data = (*DATA[:3], "resnet_cam.train_split=train") if "+" in method else DATA
     more = ("saliency=none",) if method == "i2crc" else ()

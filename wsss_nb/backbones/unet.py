@@ -14,7 +14,7 @@ from torch import Tensor,nn
 
 from .core import Backbone,read_weights,shipped_weights
 from .vit import ViT,vit_toy
-from ..ground.core import TooSmall,UserError
+from ..ground.core import TooSmall
 from ..ground.tensors import resize
 
 # %% ../../nbs/30_backbones/70_unet.ipynb #5a61c018

@@ -106,7 +106,8 @@ def predict_photo(
             if keep: keep(logits)
             if size != full: return _enlarged_prediction(image, logits, full, crf).cpu().numpy()
             return refine_prediction(image, logits, crf).byte().cpu().numpy()
-        for piece,(r,c) in enumerate(((r,c) for r in rows for c in cols), 1):
+        for number,(r,c) in enumerate(((r,c) for r in rows for c in cols), 1):
+            piece = number
             part = predict_image(network, np.ascontiguousarray(image[r[0]:r[1],c[0]:c[1]]), device, crf)
             label[r[2]:r[3],c[2]:c[3]] = part[r[2]-r[0]:r[3]-r[0],c[2]-c[0]:c[3]-c[0]].byte().cpu().numpy()
             looks.clear()
