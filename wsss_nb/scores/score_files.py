@@ -24,8 +24,8 @@ from .confusion import ConfusionMatrix,evaluate_folders,files_to_score
 def best_class(
     path:str|Path,         # .npy or .npz of any project
     size:tuple[int,int],   # (H,W) of the ground truth
-    logits:bool=False,     # `logits` and `scale` of `read_maps`
-    scale:float=1.,
+    logits:bool=False,     # are maps of all classes logits, whatever their values?
+    scale:float=1.,        # what stands for 1 in the file: 255 for bytes, 100 for percent
 )->tuple:                  # label map (H,W); of CAMs what the label is worth, (H,W), and None of anything else
     "Return the best class of each pixel; raise `UserError` for a file that cannot be read"
     import torch  # here, as label maps are scored without
@@ -39,8 +39,8 @@ def label_of_scores(
     path:str|Path,         # .npy or .npz of any project
     size:tuple[int,int],   # (H,W) of the ground truth
     threshold:float|None,  # of CAMs, what a class has to exceed
-    logits:bool=False,     # `logits` and `scale` of `read_maps`
-    scale:float=1.,
+    logits:bool=False,     # are maps of all classes logits, whatever their values?
+    scale:float=1.,        # what stands for 1 in the file: 255 for bytes, 100 for percent
 )->np.ndarray:             # (H,W) class numbers
     "Return a label map; raise `UserError` if CAMs come without a threshold, or anything else with one"
     label,value = best_class(path, size, logits, scale)
@@ -53,7 +53,7 @@ def label_of_scores(
     return np.where(value > threshold, label, BACKGROUND)
 
 # %% ../../nbs/65_scores/15_score_files.ipynb #0859a261
-SWEPT = tuple(round(.05*i, 2) for i in range(1, 20)) # thresholds that are tried if none is given
+SWEPT = tuple(k/100 for k in range(5, 100, 5)) # thresholds that are tried if none is given
 
 def score_files(
     folder:str|Path, # of any project

@@ -172,7 +172,7 @@ def _check_targets(files, out, overlays):
                 raise UserError(f"{out/name}: is one of the images and would be overwritten; choose another --out")
 
 def _write_probs(path, size, logits):
-    "Write the probabilities of all classes of an image, or the logits of one that was reduced: `wsss-crf` enlarges them"
+    "Write the probabilities of all classes of an image; of one that was reduced the logits, which `wsss-crf` enlarges"
     if logits.shape[-2:] == size: maps = {"probs":logits.float().softmax(0)}
     else: maps = {"logits":logits}
     with atomic_path(path) as tmp: np.savez_compressed(tmp, **{k:v.half().cpu().numpy() for k,v in maps.items()})
@@ -199,7 +199,7 @@ def predict_files(
 
     Raises `UserError` at the end if some images could not be read, at once if one would be overwritten."""
     if crf is not None: did_you_mean(crf, CRF_PRESETS, "CRF preset")
-    if probabilities and tile: raise UserError("--probabilities: are of a whole photo; leave --tile out, or give both up")
+    if probabilities and tile: raise UserError("--probabilities: are those of a whole photo; leave --tile out")
     files = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     out,device = Path(out),next(network.parameters()).device
     _check_targets(files, out, overlays)

@@ -141,8 +141,8 @@ class PhotoWork:
         small = limited_size(size, self.max_side)
         if self.told or small == tuple(size): return
         self.told = True
-        print(f"{file}: is {size[1]}x{size[0]} pixels, the network sees {small[1]}x{small[0]} of it: a longer side than "
-              f"{self.max_side} is reduced, label maps keep the size of their photo (--max-side N or max_side=N, "
+        print(f"{file}: is {size[1]}x{size[0]} pixels, the network sees {small[1]}x{small[0]} of it: a longer side "
+              f"than {self.max_side} is reduced, label maps keep the size of their photo (--max-side N or max_side=N, "
               "0 for no limit; --tile N or tile=N for full size in pieces, with the memory of one)", file=sys.stderr)
     def say(self, name, piece, pieces, looks): # beside the bar, as often as that is drawn
         self.most = max(self.most, looks)
