@@ -9,9 +9,10 @@ __all__ = ['per_axis', 'grid_features', 'image_features', 'elevate', 'enclosing_
            'extension', 'pick_backend', 'as_array', 'build_lattice', 'bilateral_filter']
 
 # %% ../../nbs/50_refine/10_lattice.ipynb #6a80e50f
-import math
+import math,sys
 from collections.abc import Sequence
 from functools import lru_cache
+from threading import Lock
 
 import torch
 from fastcore.basics import patch
@@ -244,12 +245,22 @@ def extension():
     except ImportError: return None
     return _lattice
 
+_SAID = Lock()  # taken, and never given back, by the thread that has said it
+
+def _say_slow():
+    "Say on standard error, once in a process, that the compiled lattice is not there"
+    if not _SAID.acquire(blocking=False): return
+    print("the compiled lattice was not built, so dense CRF and dense energy take about 17 times as long; "
+          "install wsss_nb again where there is a C++ compiler (pip install --force-reinstall --no-deps .)",
+          file=sys.stderr)
+
 def pick_backend(
     backend:str|None, # "cpp", "torch" or None: compiled for CPU tensors where it was built, tensors otherwise
     device,           # of the data
 )->str:               # "cpp" or "torch"
     "Return the engine to use; raise `UserError` if the compiled one is asked for and cannot be had"
     on_cpu = torch.device(device).type == "cpu"
+    if backend is None and on_cpu and not extension(): _say_slow()
     if backend is None: return "cpp" if on_cpu and extension() else "torch"
     did_you_mean(backend, ("cpp","torch"), "lattice backend")
     if backend == "cpp" and not on_cpu:
