@@ -320,3 +320,15 @@ def test_settings_of_a_method(call, here):
 ])
 def test_a_name_in_the_wrong_place(fails, here, argv, said):
     assert said in fails(*argv.split())
+
+
+def test_a_segmenter_that_never_learnt_is_told(call, scenes, tmp_path):
+    "When training begins, and to who predicts with it; not where its loss begins, nor of a part that does not segment"
+    photo = sorted((scenes/"JPEGImages").iterdir())[0]
+    for start, told in (("5", True), ("0", False)):
+        out = tmp_path/start
+        argv = [*TINY, f"seg_start={start}"]
+        status, _, err = call("wsss-run", "baseline", "--data", scenes, "--out", out, "--stages", "train", *argv)
+        assert status == 0 and ("the segmenter does not learn in iters=2 steps" in err) == told
+        status, _, err = call("wsss-predict", out, photo, "--out", out/"labels")
+        assert status == 0 and ("predictions mean nothing" in err) == told

@@ -23,6 +23,7 @@ from ..ground.viz import overlay,with_legend
 from ..data.folder import find_images,left_out
 from ..backbones.core import load_matching,read_weights
 from ..backbones.files import write_safetensors
+from ..methods.core import MethodNet,never_learns
 from ..refine.crf import CRF_PRESETS
 from ..run.chain import GivenConfig,asks_for,join_methods,offers,options_of,part_name
 from ..run.engine import Start,read_made_with,run_stages,settings_of
@@ -203,6 +204,7 @@ def predict_files(
     files = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     out,device = Path(out),next(network.parameters()).device
     _check_targets(files, out, overlays)
+    if isinstance(network, MethodNet) and (said := never_learns(network.config)): print(said, file=sys.stderr)
     written,bad = [],[]
     predict = PhotoWork(network, device, crf, max_side, tile)
     predict.bar = progress(files, "predict", unit="img")
