@@ -27,8 +27,11 @@ demo: $(VENV)/.installed-run
 	$(RUN) wsss-demo
 	@echo 'next: make lab opens the notebooks; source $(BIN)/activate, and wsss-run, wsss-predict and the others are found'
 
+# Copies, so that reading and trying leaves the notebooks of the project as they are; a copy that is there stays.
 lab: $(VENV)/.installed-run
-	$(RUN) jupyter lab nbs
+	@mkdir -p lab; for f in $$(cd nbs && find . -type f ! -path '*/.*'); do \
+		[ -e "lab/$$f" ] || { mkdir -p "lab/$${f%/*}"; cp "nbs/$$f" "lab/$$f"; }; done
+	$(RUN) jupyter lab lab
 
 test: lint sync docs
 	@$(call timed,tests,$(RUN) SITE=built python -m pytest -n auto --ignore tests/test_types.py)

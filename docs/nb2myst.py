@@ -58,6 +58,11 @@ def _page(nb):
     "The page of a notebook, from the folder of all pages, without suffix: 20_data/10_core.ipynb -> 20_data/core"
     return nbpath2html(Path(nb)).as_posix().removesuffix(".html")
 
+def _is_page(path):
+    "Is a notebook a page of the site, and not somebody's Untitled.ipynb?"
+    rel = path.relative_to(cfg.nbs_path)
+    return rel.name == cfg.readme_nb or rel.parts[0] in ROOMS and len(rel.parts) == 2 and rel.name[:2].isdigit()
+
 # %% Markdown: what is left of Quarto's dialect
 def _symbol_links(md, link):
     "Rewrite links to symbols in the site; `link` gets the symbol and its address, such as core.html#progress"
@@ -81,7 +86,7 @@ def myst(md, up="", own=()):
 
 def readme(md):
     "Markdown for README.md, which stands beside nbs/"
-    notebooks = [nb.relative_to(cfg.nbs_path) for nb in cfg.nbs_path.rglob("*.ipynb")]
+    notebooks = [nb.relative_to(cfg.nbs_path) for nb in cfg.nbs_path.rglob("*.ipynb") if _is_page(nb)]
     sources = {_page(nb): f"nbs/{nb.as_posix()}" for nb in notebooks}
     md = _symbol_links(md, lambda name, address: f"[`{name}`]({sources[address.split('.html')[0]]})")
     return re.sub(r"\]\((?!\w+:|#|nbs/)([^)]+)\)", lambda m: f"]({os.path.normpath(f'nbs/{m[1]}')})", md)
@@ -229,6 +234,9 @@ def generate(dst):
         _write(page, nb if isinstance(nb, str) else v4.writes(nb))
     def hidden(path): return any(part[0] in "._" for part in path.relative_to(cfg.nbs_path).parts)
     found = sorted(p for p in cfg.nbs_path.rglob("*") if p.is_file() and not hidden(p))
+    strays = [p for p in found if p.suffix == ".ipynb" and not _is_page(p)]
+    for path in strays: print(f"{path.relative_to(root)}: is no page (NN_room/NN_name.ipynb) and is left out")
+    found = [p for p in found if p not in strays]
     made = _site_pages([p for p in found if p.suffix == ".ipynb"])
     for path in found:
         rel = path.relative_to(cfg.nbs_path)
