@@ -332,3 +332,16 @@ def test_a_segmenter_that_never_learnt_is_told(call, scenes, tmp_path):
         assert status == 0 and ("the segmenter does not learn in iters=2 steps" in err) == told
         status, _, err = call("wsss-predict", out, photo, "--out", out/"labels")
         assert status == 0 and ("predictions mean nothing" in err) == told
+
+
+def test_errors_in_notebooks_are_one_line():
+    "A kernel that has the kit shows a mistake of its user without a traceback, anything else with it"
+    client, v4 = pytest.importorskip("nbclient"), pytest.importorskip("nbformat.v4")
+    code = ["from wsss_nb.data.datasets import open_dataset\nopen_dataset('nowhere')", "1/0"]
+    code.append("from wsss_nb.ground.failures import one_line_errors\none_line_errors(False)\nopen_dataset('nowhere')")
+    notebook = v4.new_notebook(cells=[v4.new_code_cell(c) for c in code])
+    client.NotebookClient(notebook, allow_errors=True, timeout=120).execute()
+    errors = [next(o for o in c.outputs if o.output_type == "error") for c in notebook.cells]
+    assert [e.ename for e in errors] == ["UserError", "ZeroDivisionError", "UserError"]
+    assert errors[0].traceback == [f"UserError: {errors[0].evalue}"] and "nowhere" in errors[0].evalue
+    assert min(len(e.traceback) for e in errors[1:]) > 1
