@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from commands import TINY, SMALL
+from wsss_nb.data.datasets import open_dataset
 from wsss_nb.methods import toco, tscd
+from wsss_nb.run.evaluate import quick_validation
 from wsss_nb.run.folder import Run, load_checkpoint
 from wsss_nb.run.loop import zero_idle_gradients
 from wsss_nb.run.settings import resolve_config
@@ -156,3 +158,29 @@ def test_each_normalises_in_its_own_order(name, wanted):
         x = x / np.float32(255)
     x = (x - mean) / std
     assert any(np.array_equal(found, y) for y in (x, x[..., ::-1]))
+
+
+def test_training_is_watched_as_the_recipe_says():
+    "All images of val; TSCD and AFA look at them at their own size, ToCo's family at that of the training crop"
+    for name, size in (("toco", "crop"), ("tsd-cam", "crop"), ("cpdgl", "crop"), ("tscd", "own")):
+        method = get_method(name)
+        config = resolve_config(method.config(), method.presets, "voc")
+        assert (config.val_images, config.val_size) == ("all", size)
+    seen = []
+    net = network("toco", "val_images=all", "val_size=own")
+    data = open_dataset("shapes:n=60", "val", masks=True)
+    net.seg_logits = lambda x: seen.append(tuple(x.shape[-2:])) or torch.zeros(1, data.num_classes, 8, 8)
+    net.cam_layers = ()
+    quick_validation(net.eval(), data, net.config.val_images)
+    assert seen == [data[i].image.shape[:2] for i in range(len(data))] and len(seen) > 5
+    seen.clear()
+    object.__setattr__(net.config, "val_size", "crop")
+    quick_validation(net, data, 2)
+    assert seen == [(64, 64)] * 2
+
+
+def test_words_say_what_watched_the_training(call, scenes, tmp_path):
+    given = ["--data", scenes, "--out", tmp_path / "run", *TINY, "val_images=all"]
+    assert call("wsss-run", "baseline", *given)[0] == 0
+    told = json.loads((tmp_path / "run" / "result.json").read_text())["ground_truth"]
+    assert any(s.startswith("All images of val, squashed to 64x64, were scored every") for s in told)

@@ -61,7 +61,8 @@ class TrainConfig:
     precision:str = "no"                        # "no", "bf16" or "fp16" (of Accelerate)
     workers:int = 2                             # loader processes
     val_every:int = 2000                        # steps between validations
-    val_images:int = 200                        # images of each, from the start of the split
+    val_images:int|str = 200                    # images of each, from the start of the split; "all": every one
+    val_size:str = "crop"                       # squashed to the training "crop", or at their "own" size
     save_every:int = 500                        # steps between checkpoints
     log_every:int = 20                          # steps between lines of the log
     # what losses divide by: what counts in "all" processes, or in each "process" alone, as published
@@ -106,7 +107,7 @@ def weights(self:SingleStageConfig,
     return {}
 
 _ONE_OR_MORE = ("hidden","crop_size","batch_size","iters","val_every","save_every","log_every")
-_ZERO_OR_MORE = ("lr","head_mult","decoder_mult","weight_decay","warmup_iter","lr_power","workers","val_images",
+_ZERO_OR_MORE = ("lr","head_mult","decoder_mult","weight_decay","warmup_iter","lr_power","workers",
                  "cam_size","infer_size","infer_par","bg_thresh","low_thresh","high_thresh")
 
 @patch
@@ -115,6 +116,8 @@ def check(self:SingleStageConfig):
     for name in _ONE_OR_MORE: must(self, name, getattr(self, name) >= 1, "1 or more")
     for name in _ZERO_OR_MORE: must(self, name, getattr(self, name) >= 0, "0 or more")
     for name in ("bg_thresh","low_thresh","high_thresh"): must(self, name, getattr(self, name) <= 1, "1 or less")
+    watched = self.val_images == "all" or isinstance(self.val_images, int) and self.val_images >= 0
+    must(self, "val_images", watched, "0 or more, or all")
     must(self, "low_thresh", self.low_thresh <= self.high_thresh, f"no higher than high_thresh={self.high_thresh}")
     for name in ("cam_scales","infer_scales","scale_range"):
         value = getattr(self, name)
@@ -122,7 +125,8 @@ def check(self:SingleStageConfig):
     ordered = len(self.scale_range) == 2 and self.scale_range[0] <= self.scale_range[1]
     must(self, "scale_range", ordered, "two numbers such as 0.5,2")
     choices = {"precision":("no","bf16","fp16"), "fusion":FUSION, "pooling":POOLING, "cam_layer":("last","aux"),
-               "infer_fit":("square","long"), "loss_counts":("all","process"), "idle_gradients":("absent","zero")}
+               "infer_fit":("square","long"), "val_size":("crop","own"), "loss_counts":("all","process"),
+               "idle_gradients":("absent","zero")}
     for name,valid in choices.items(): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
     if self.crf is not None: did_you_mean(self.crf, CRF_PRESETS, "CRF preset")
 

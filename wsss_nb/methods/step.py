@@ -123,7 +123,7 @@ def scaled_energy(
 
 # %% ../../nbs/80_methods/20_step.ipynb #5e0a1c41
 # settings of the loops that came with the papers
-AS_PUBLISHED = {"idle_gradients":"zero", "loss_counts":"process"}
+AS_PUBLISHED = {"idle_gradients":"zero", "loss_counts":"process", "val_images":"all"}
 
 # %% ../../nbs/80_methods/20_step.ipynb #5e0a1c11
 def patch_labels(

@@ -279,7 +279,7 @@ PRESETS = {
         "lr":5e-4, "head_mult":1., "decoder_mult":1., "iters":600, "seg_start":300, "val_every":600, "val_images":50,
         "cam_size":224, "infer_size":224, "infer_scales":(1.,)},
 }
-PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","coco")}
+PRESETS |= {k:PRESETS[k] | AS_PUBLISHED | {"val_size":"own"} for k in ("voc","coco")}
 PRESETS["voc-320"] = PRESETS["voc"] | {"crop_size":320}
 PRESETS["afa"] = PRESETS["voc"] | AFA | {"walk_start":6000}
 PRESETS["afa-coco"] = PRESETS["coco"] | AFA | {"refine_iters":15, "walk_start":15_000, "affinity_target":"seg"}

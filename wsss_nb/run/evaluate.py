@@ -111,17 +111,19 @@ def predict_image(
 def quick_validation(
     network,                       # in evaluation mode
     data:Dataset,                  # opened with masks
-    limit:int,                     # score the first so many images
+    limit:int|str,                 # score the first so many images; "all": every one
     device:str|torch.device="cpu", # where the network is
 )->dict[str,float]:                # mIoU by name
-    """Return rough scores of a network in training (ToCo T8)
+    """Return rough scores of a network in training (ToCo T8, TSCD 6.1)
 
-    They are `prediction`, `seed` and, where there is an auxiliary classifier, `aux_seed`. Of several processes
+    An image is squashed to the size of a training crop, or looked at as it is (`val_size` of the settings). Scores are `prediction`, `seed` and, where there is an auxiliary classifier, `aux_seed`. Of several processes
     each looks at its share, and all are counted in one matrix."""
-    side = network.config.crop_size
+    side = network.config.crop_size if getattr(network.config, "val_size", "crop") == "crop" else None
+    count = len(data) if limit == "all" else min(limit, len(data))
     scores = {k:ConfusionMatrix(data.num_classes) for k in ("prediction","seed","aux_seed")}
     def add(item):
-        x = resize(normalise(item.image)[None].to(device), (side,side))
+        x = normalise(item.image)[None].to(device)
+        if side: x = resize(x, (side,side))
         maps = {"prediction": resize(network.seg_logits(x), item.mask.shape).argmax(1)}
         if item.image_labels is not None:
             y = torch.as_tensor(item.image_labels, device=device)[None]
@@ -129,7 +131,7 @@ def quick_validation(
                 cam = resize(network.cam(x, y, layer), item.mask.shape)
                 maps["seed" if layer == "last" else "aux_seed"] = cam_to_label(cam, y, network.config.bg_thresh)
         for name,label in maps.items(): scores[name].add(label[0].cpu().numpy(), item.mask)
-    together(lambda: [add(data[i]) for i in share(range(min(limit, len(data))))])
+    together(lambda: [add(data[i]) for i in share(range(count))])
     for m in scores.values(): m.counts = sum(gather_objects(m.counts))
     return {k:round(m.miou, 4) for k,m in scores.items() if m.counts.any()}
 
@@ -263,6 +265,14 @@ def _picture_row(
     return row | {"cam":maps["cam"], "refined":refined.numpy()}
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #6e40f5a1
+def _watched(config):
+    "Say what a training was watched on, and what that chose"
+    if not (count := getattr(config, "val_images", 0)): return ()
+    size = "at their own size" if config.val_size == "own" else f"squashed to {config.crop_size}x{config.crop_size}"
+    which = "All images" if count == "all" else f"The first {count} images"
+    return (f"{which} of {config.val_split}, {size}, were scored every {config.val_every} steps of the training: these "
+            "are the val columns of log.csv, and they chose best.safetensors.",)
+
 def usual_words(
     job:Job, # of the stage; settings with `bg_thresh`, `cam_scales`, `infer_scales`, `infer_par`, `crf`
 )->dict:     # `thresholds`, `ground_truth` of `result.json`
@@ -279,7 +289,8 @@ def usual_words(
             "ground_truth":["The masks of this split were read to compute the scores, and for nothing else.",
                             f"Seed{walked} and pseudo label were given the true image-level labels; "
                             "the prediction was not.",
-                            f"The prediction was {par}; {crf}."]}
+                            f"The prediction was {par}; {crf}.",
+                            *_watched(c)]}
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #22aa0001
 def _score_image(

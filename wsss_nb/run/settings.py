@@ -88,6 +88,8 @@ def _type_of(default, kind):
     if one is not None: return type(one)
     return next((t for t in (bool,int,float,str) if t.__name__ in kind), float if _many(default, kind) else str)
 
+def _number_or_word(kind): return not kind.startswith("tuple") and "int" in kind and "str" in kind
+
 def read_setting(
     name:str,    # of the setting
     text:str,    # what the user wrote
@@ -97,6 +99,9 @@ def read_setting(
     "Return the value that `text` stands for; raise `UserError` if it is none of that type"
     if "None" in kind and text.lower() == "none": return None
     many,kind_of_one = _many(default, kind),_type_of(default, kind)
+    if _number_or_word(kind):  # which words there are is for `check` of the settings
+        try: return int(text)
+        except ValueError: return text
     def one(text):
         if kind_of_one is bool: return {"true":True, "1":True, "false":False, "0":False}[text.lower()]
         return kind_of_one(text) if kind_of_one in (int,float) else text
@@ -150,6 +155,7 @@ def _fits(value, default, kind):
     if _many(default, kind):
         def good(x): return type(x) in (numbers if kind_of_one in numbers else (kind_of_one,))
         return isinstance(value, tuple) and (len(value) > 0 or default == ()) and all(map(good, value))
+    if _number_or_word(kind): return type(value) in (int,str)
     return type(value) is kind_of_one or kind_of_one is float and type(value) is int
 
 def read_settings(
