@@ -46,7 +46,8 @@ def plain_jitter(image, rng, strengths=(.4, .4, .2, .1)):
         pil = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)[k](pil, factors[k])
     return np.asarray(pil)
 
-def plain_normalise(image):
+def plain_normalise(image, grey_levels):
+    assert not grey_levels  # which no method that is measured here asks for
     x = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).contiguous().div_(255)
     return x.sub_(torch.tensor(IMAGENET_MEAN)[:, None, None]).div_(torch.tensor(IMAGENET_STD)[:, None, None])
 
