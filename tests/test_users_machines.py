@@ -41,6 +41,11 @@ def test_images_of_datasets_are_predicted_as_they_are(network, scenes, tmp_path,
         assert (read_label(label) == predict_image(network, read_image(file)).numpy()).all()
     assert capfd.readouterr().err == ""
 
+@pytest.mark.trouble(
+    "A photo `is 4000x3000 pixels, the network sees 1024x768 of it`",
+    "Large photos take minutes and gigabytes at full size",
+    "Nothing; or `--max-side 0` for the full size, `--tile 1024` for it in pieces",
+)
 def test_a_large_photo_is_reduced_and_that_is_said_once(trained, tmp_path, call):
     for k in range(2): write_image(tmp_path/"photos"/f"p{k}.jpg", photo(900, 1200, k))
     out = tmp_path/"out"
@@ -125,6 +130,11 @@ def copied(scenes, root, **images):
             write_label(root/"SegmentationClass"/f"{ids[int(k[1:])]}.png", np.ones(size, np.uint8))
     return root
 
+@pytest.mark.trouble(
+    "`too_small` in `result.json`",
+    "An image that is smaller than what the network can look at counts as background",
+    "Leave it out of the list, or scale the data up",
+)
 @pytest.mark.parametrize("size", [(1,64), (64,1), (1,1)])
 def test_an_image_too_small_for_a_network_is_named_and_counted(scenes, here, call, size):
     copied(scenes, here/"data", _1=size)
@@ -175,6 +185,11 @@ def without_shared_memory(*argv):
     if done.returncode in (1, 77) and "wsss" not in done.stderr: pytest.skip(f"no namespaces here: {done.stderr}")
     return done
 
+@pytest.mark.trouble(
+    "`/dev/shm is too small`",
+    "Processes that load images share memory there; containers have 64 MB, some 64 KB",
+    "`--resume --set workers=0`, or `docker run --shm-size=2g`",
+)
 def test_hardly_any_shared_memory(scenes, here):
     command = "wsss-run", "baseline", "--data", scenes, "--out", here/"run", *TINY
     done = without_shared_memory(*command, "workers=2")
