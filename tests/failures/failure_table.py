@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT/"tests"))
 import torch  # noqa: E402
 from commands import TINY, run, started  # noqa: E402
 
+from wsss_nb.ground.core import UserError  # noqa: E402
 from wsss_nb.methods.baseline import Network  # noqa: E402
 from wsss_nb.run.folder import Run, read_log  # noqa: E402
 from wsss_nb.run.loop import LossStep, Trainer  # noqa: E402
@@ -70,9 +71,14 @@ class Tools:
 
 
 # %% How each is made
+def steps_logged():
+    "How far a run is by its log, which it may be writing just now"
+    try: return max((int(r["step"]) for r in read_log(Run("out").log)), default=0)
+    except UserError: return 0
+
 def killed(t):
     process, step = started(*ARGV), random.SystemRandom().randrange(1, ITERS-1)
-    while max((int(r["step"]) for r in read_log(Run("out").log)), default=0) < step: time.sleep(.001)
+    while steps_logged() < step: time.sleep(.001)
     process.kill()
     return process.wait(), process.communicate()[1]
 

@@ -240,6 +240,7 @@ def never_learns(
     config:SingleStageConfig, # resolved settings
 )->str|None:                  # None: it learns, or is not meant to
     "Return what to say of a segmenter whose loss does not begin within the steps of its training"
+    if config.iters == 1: return None  # a try, no training
     if not config.weights(_EVER).get("seg") or config.weights(config.iters-1).get("seg"): return None
     return (f"the segmenter does not learn in iters={config.iters} steps, for its loss begins after "
             f"seg_start={config.seg_start}: predictions mean nothing; give more --iters or a smaller --set seg_start=N")

@@ -116,8 +116,9 @@ def quick_validation(
 )->dict[str,float]:                # mIoU by name
     """Return rough scores of a network in training (ToCo T8, TSCD 6.1)
 
-    An image is squashed to the size of a training crop, or looked at as it is (`val_size` of the settings). Scores are `prediction`, `seed` and, where there is an auxiliary classifier, `aux_seed`. Of several processes
-    each looks at its share, and all are counted in one matrix."""
+    An image is squashed to the size of a training crop, or looked at as it is (`val_size` of the settings). Scores are
+    `prediction`, `seed` and, where there is an auxiliary classifier, `aux_seed`. Of several processes each looks at
+    its share, and all are counted in one matrix."""
     side = network.config.crop_size if getattr(network.config, "val_size", "crop") == "crop" else None
     count = len(data) if limit == "all" else min(limit, len(data))
     scores = {k:ConfusionMatrix(data.num_classes) for k in ("prediction","seed","aux_seed")}
