@@ -331,8 +331,9 @@ def files_to_score(
     if twice is not None: raise UserError(f"{twice} is twice in the list of images: name each once")
     for folder,what in ((Path(mask_dir), "ground truth"), (Path(pred_dir), "prediction")):
         missing = [i for i in ids if i not in found[folder]]
+        kind = ".png" if predictions is None or what == "ground truth" else ".npy or .npz"
         if missing:
-            raise UserError(f"{folder}: no {what} for {len(missing)} of {len(ids)} images, such as {missing[0]}.png; "
+            raise UserError(f"{folder}: no {what} for {len(missing)} of {len(ids)} images, such as {missing[0]}{kind}; "
                             "add them, or give the list of images to score")
     return [(i, found[Path(pred_dir)][i], found[Path(mask_dir)][i]) for i in ids]
 
