@@ -242,8 +242,10 @@ def never_learns(
     "Return what to say of a segmenter whose loss does not begin within the steps of its training"
     if config.iters == 1: return None  # a try, no training
     if not config.weights(_EVER).get("seg") or config.weights(config.iters-1).get("seg"): return None
-    return (f"the segmenter does not learn in iters={config.iters} steps, for its loss begins after "
-            f"seg_start={config.seg_start}: predictions mean nothing; give more --iters or a smaller --set seg_start=N")
+    start = getattr(config, "seg_start", None)  # of the kit's methods; one of your own may say it otherwise
+    begins = "later" if start is None else f"after seg_start={start}"
+    return (f"the segmenter does not learn in iters={config.iters} steps, for its loss begins {begins}: "
+            "predictions mean nothing; give more --iters or let it begin earlier (--set seg_start=N)")
 
 def _validation_data(
     job:Job, # of a training

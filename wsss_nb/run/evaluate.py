@@ -268,7 +268,7 @@ def _picture_row(
 # %% ../../nbs/75_run/60_evaluate.ipynb #6e40f5a1
 def _watched(config):
     "Say what a training was watched on, and what that chose"
-    if not (count := getattr(config, "val_images", 0)): return ()
+    if not (count := getattr(config, "val_images", 0)) or not hasattr(config, "val_size"): return ()
     size = "at their own size" if config.val_size == "own" else f"squashed to {config.crop_size}x{config.crop_size}"
     which = "All images" if count == "all" else f"The first {count} images"
     return (f"{which} of {config.val_split}, {size}, were scored every {config.val_every} steps of the training: these "

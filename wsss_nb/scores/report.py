@@ -21,8 +21,8 @@ from PIL import Image
 from ..ground.core import BACKGROUND,atomic_path
 from .confusion import REASONS,worst_images
 from ..ground.io import voc_colormap
-from ..ground.viz import (ERROR_COLOURS,cam_to_rgb,error_to_rgb,image_grid,label_legend,mask_to_rgb,
-                                overlay,overlay_cam,png_bytes,to_rgb)
+from ..ground.viz import (ERROR_COLOURS,cam_to_rgb,error_to_rgb,image_grid,mask_to_rgb,
+                                overlay,overlay_cam,png_bytes,to_rgb,with_legend)
 
 # %% ../../nbs/65_scores/20_report.ipynb #561219e0
 STAGES = {"seed":"seed", "random_walk_seed":"random-walk seed", "pseudo_label":"pseudo label",
@@ -99,13 +99,7 @@ def report_picture(
     panels = [_panel(r, k) for r in rows for k in columns]
     widest = max((p.shape[1]/p.shape[0] for p in panels if p is not None), default=1)
     grid = image_grid(panels, titles, len(columns), size or min(200, int(900/max(len(columns), 1)/widest)))
-    labels = _present(rows)
-    if not labels: return grid
-    legend = label_legend(classes, labels, max(grid.width, 160))
-    page = Image.new("RGB", (legend.width, grid.height+6+legend.height), "white")
-    page.paste(grid, (0,0))
-    page.paste(legend, (0, grid.height+6))
-    return page
+    return with_legend(grid, classes, _present(rows))
 
 # %% ../../nbs/65_scores/20_report.ipynb #ecb0a273
 FACTS = ("data","split","preset","backbone","seed","device","commit","config_hash")
