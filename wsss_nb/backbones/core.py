@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/30_backbones/core.html.md"""
 
 # %% auto #0
 __all__ = ['FAMILIES', 'Backbone', 'why_unreadable', 'read_weights', 'current_name', 'load_matching', 'shipped_weights',
-           'list_backbones', 'timm_tags', 'split_tag', 'create_backbone', 'check_contract']
+           'list_backbones', 'timm_name', 'timm_tags', 'split_tag', 'create_backbone', 'check_contract']
 
 # %% ../../nbs/30_backbones/10_core.ipynb #b351cc54
 import re,warnings
@@ -101,8 +101,18 @@ FAMILIES = ("wsss_nb.backbones.vit", "wsss_nb.backbones.mit", "wsss_nb.backbones
 
 # %% ../../nbs/30_backbones/10_core.ipynb #575dce61
 def list_backbones()->list[str]: # names for `create_backbone`
-    "Return the names of all backbones"
+    "Return the names of all backbones that have a page of their own"
     return [name for family in FAMILIES for name in import_module(family).backbone_names()]
+
+def timm_name(
+    name:str,      # of a backbone, with sizes, a tag, or "timm:" before it
+)->str|None:       # "convnext_tiny"; None: it has a page of its own here, or timm does not know it
+    "Return what timm calls a backbone that the adapter for all of timm makes"
+    import timm
+    asked = name.startswith("timm:")
+    kind = name.removeprefix("timm:").partition(":")[0].partition(".")[0]
+    if asked: return did_you_mean(kind, timm.list_models(), "network of timm")
+    return kind if kind not in list_backbones() and timm.is_model(kind) else None
 
 def timm_tags(
     kind:str, # name of a backbone, without tag
@@ -110,22 +120,23 @@ def timm_tags(
     "Return the trainings whose weights timm has for a backbone, its default first"
     from timm.models import get_arch_pretrained_cfgs
     taken = ("wsss_nb.backbones.vit","wsss_nb.backbones.mobilenet")
-    if not any(kind in import_module(m).backbone_names() for m in taken): return ()
-    return tuple(n.partition(".")[2] for n in get_arch_pretrained_cfgs(kind))
+    known = timm_name(kind) or next((kind for m in taken if kind in import_module(m).backbone_names()), None)
+    return tuple(n.partition(".")[2] for n in get_arch_pretrained_cfgs(known)) if known else ()
 
 def split_tag(
     name:str,          # of a backbone, with sizes or a tag of timm's, or a file or module
 )->tuple[str,str]:     # "vit_base_patch16_224", "augreg_in21k"; ("", "") for a file or module
     "Return the name of a backbone without sizes and tag, and the tag"
-    kind = name.partition(":")[0]
+    head = "timm:" if name.startswith("timm:") else ""
+    kind = name.removeprefix(head).partition(":")[0]
     bare,_,tag = kind.partition(".")
-    if tag and bare in list_backbones(): return bare,tag
+    if head or tag and (bare in list_backbones() or timm_name(bare)): return head+bare,tag
     return ("","") if is_outside(name) and kind not in list_backbones() else (kind,"")
 
 # %% ../../nbs/30_backbones/10_core.ipynb #f3ed94ab
 def create_backbone(
-    # one of `list_backbones()`, with sizes behind a colon where the family takes them, or with a tag of timm's behind a
-    # dot (`deit_base_patch16_224.fb_in1k`); or your own: "my_backbone.py"
+    # one of `list_backbones()` or any of timm's, with sizes behind a colon where the family takes them, or with a tag of
+    # timm's behind a dot (`deit_base_patch16_224.fb_in1k`); or your own: "my_backbone.py"
     name:str,
     pretrained:bool=False,  # fetch the weights that timm has for this name? (needs a network)
     init:str|Path|None=None,# local weight file instead
@@ -137,11 +148,14 @@ def create_backbone(
         build = load_object(name, "build_backbone", "a function (pretrained, **options) -> Backbone")
         backbone = build(pretrained=pretrained, **options)
     else:
-        did_you_mean(kind, list_backbones(), "backbone")
+        of_timm = timm_name(name)
+        if not of_timm: did_you_mean(kind, list_backbones(), "backbone")
         if tag and not timm_tags(kind):
-            raise UserError(f"backbone {name}: {kind} has no weights with tags; leave .{tag} out")
+            raise UserError(f"backbone {name}: {kind} has no weights with tags; leave .{tag} out, "
+                            f"or take timm's own network, timm:{kind}.{tag}")
         if tag: did_you_mean(tag, timm_tags(kind), f"weights of {kind}")
-        family = next(m for m in map(import_module, FAMILIES) if kind in m.backbone_names())
+        family = next((m for m in map(import_module, FAMILIES) if kind in m.backbone_names()), None)
+        if of_timm: family = import_module("wsss_nb.backbones.timm_models")
         backbone = family.build_backbone(name, pretrained=pretrained, **options)
     if init is not None:
         try: backbone.load_init(read_weights(init))

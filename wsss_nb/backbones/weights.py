@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..ground.core import UserError
-from .core import split_tag,timm_tags
+from .core import split_tag,timm_name,timm_tags
 
 # %% ../../nbs/30_backbones/80_weights.ipynb #b1a00005
 class Source(NamedTuple):
@@ -60,6 +60,7 @@ def weights_source(
     "Return the file that a backbone begins with"
     kind,_ = split_tag(name)
     if kind.endswith("_toy") or kind in ("vit","") : return None
+    if timm_name(name): return _of_timm(name.removeprefix("timm:").partition(":")[0])
     released = _RELEASED.get("mit" if kind.startswith("mit_") else kind)
     if released: return Source(*(t.format(name=kind, dashed=kind.replace("_", "-")) for t in released))
     if kind.startswith("resnet"): return _of_torchvision(f"ResNet{kind[6:]}_Weights.IMAGENET1K_{version}")

@@ -26,6 +26,7 @@ from ..ground.parallel import first_only,join,together
 from ..data.core import Dataset
 from ..data.datasets import data_folder,open_dataset,open_scored,with_labels
 from ..data.folder import one_sided
+from ..backbones.core import split_tag
 from ..backbones.weights import get_weights,weights_source
 from .folder import Run,changed_settings,machine,read_result,source_commit,update_result
 from .method import SEED,Method
@@ -285,7 +286,7 @@ def backbones_at_random(
     "Return what has to be said of backbones that would begin without weights of a larger dataset"
     return [f"{name} begins with random weights: give --set {prefix}{option}=FILE, or {prefix}pretrained=true "
             "to fetch known ones" for prefix,part in _parts_with_backbones(config)
-            for option,(name,file) in beginnings(part).items() if not file and not is_outside(name)]
+            for option,(name,file) in beginnings(part).items() if not file and split_tag(name)[0]]
 
 def wants_none(
     overrides:Iterable[str], # "key=value" settings

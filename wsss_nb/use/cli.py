@@ -406,6 +406,13 @@ def _artefact_lines(methods):
                      f"  made by: {', '.join(makers) or 'nobody'}  read by: {', '.join(readers) or 'nobody'}")
     return lines
 
+def _backbone_lines(words):
+    "Return the names of backbones: those with a page here, or with words to search for timm's as well"
+    import timm
+    from wsss_nb.backbones.core import list_backbones
+    rest = [n for n in timm.list_models() if n not in list_backbones()]
+    return [*list_backbones(), *(rest if words else [f"and {len(rest)} of timm: wsss-list backbones WORD"])]
+
 def _crf_line(name, s):
     "Return the parameters of a CRF preset"
     return (f"{name}  iters={s.iters} pos_xy_std={s.pos_xy_std:g} pos_w={s.pos_w:g} bi_xy_std={s.bi_xy_std:g} "
@@ -445,7 +452,6 @@ def wsss_list(
     method:Text=None, # of which method, also of your own (my_method.py); by default all
 ):
     "List what can be named on a command line"
-    from wsss_nb.backbones.core import list_backbones
     from wsss_nb.ground.plugins import is_outside
     from wsss_nb.refine.crf import CRF_PRESETS
     from wsss_nb.run.settings import describe_settings
@@ -455,7 +461,7 @@ def wsss_list(
     lists = {"methods":lambda: [m.name for m in methods()] if method else list_methods(),
              "chains":lambda: _chain_lines([parts_of(m)[0] for m in (*list_methods(), *list_parts())], CHAINS),
              "stages":lambda: [f"{m.name}  {','.join(m.stage_names())}" for m in methods()],
-             "backbones":list_backbones, "datasets":lambda: _DATASETS,
+             "backbones":lambda: _backbone_lines(words), "datasets":lambda: _DATASETS,
              "presets":lambda: [line for m in methods() for line in _preset_lines(m)],
              "settings":lambda: [f"{m.name} {line}" for m in methods() for line in describe_settings(m.config)],
              "artefacts":lambda: _artefact_lines(methods()),
