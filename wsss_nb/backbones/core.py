@@ -135,8 +135,8 @@ def split_tag(
 
 # %% ../../nbs/30_backbones/10_core.ipynb #f3ed94ab
 def create_backbone(
-    # one of `list_backbones()` or any of timm's, with sizes behind a colon where the family takes them, or with a tag of
-    # timm's behind a dot (`deit_base_patch16_224.fb_in1k`); or your own: "my_backbone.py"
+    # one of `list_backbones()` or any of timm's, with sizes behind a colon where the family takes them, or with a tag
+    # of timm's behind a dot (`deit_base_patch16_224.fb_in1k`); or your own: "my_backbone.py"
     name:str,
     pretrained:bool=False,  # fetch the weights that timm has for this name? (needs a network)
     init:str|Path|None=None,# local weight file instead

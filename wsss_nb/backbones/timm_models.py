@@ -59,7 +59,8 @@ def plan_model(
     for stride,(way,free) in product(strides, sizes):
         try: return _levels(name, stride | way, free)
         except _REFUSALS as e: error = e
-    if output_stride: raise UserError(f"backbone {name}: cannot be had with output_stride={output_stride}; leave it out")
+    if output_stride:
+        raise UserError(f"backbone {name}: cannot be had with output_stride={output_stride}; leave it out")
     raise UserError(f"backbone {name}: does not give one map between its layers ({type(error).__name__}: "
                     f"{str(error)[:80]}); make it a backbone by hand with as_backbone")
 

@@ -71,13 +71,16 @@ class TrainingSet(TorchDataset):
         parts:tuple=("mask",), # what else of an `Item` the transform takes
         # (dataset, index, rng) -> index of a second image: the transform gets it as `partner`, an `Item`; None: none
         partner:Callable|None=None,
+        fixed_views:int=0,  # augmented samples of an image, drawn once, that come again and again; 0: each time another
     ):
         if not len(data): raise UserError(f"{data.name}: split {data.split!r} has no images to train on")
         self.data,self.transform,self.seed,self.parts,self.partner = data,transform,seed,parts,partner
+        self.fixed_views = fixed_views
     def __len__(self): return len(self.data)
     def __getitem__(self, key):
         epoch,index = key
-        item,rng = self.data[index],child_rng(self.seed, epoch, index)
+        view = epoch % self.fixed_views if self.fixed_views else epoch
+        item,rng = self.data[index],child_rng(self.seed, view, index)
         more = {k:getattr(item, k) for k in self.parts}
         if self.partner: more["partner"] = self.data[self.partner(self.data, index, rng)]
         sample = self.transform(item.image, rng, **more)

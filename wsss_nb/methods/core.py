@@ -25,6 +25,8 @@ from ..ground.tensors import resize
 from ..data.loader import TrainingSet
 from ..data.transforms import TrainTransform,denormalise,normalise
 from ..backbones.core import create_backbone
+from ..backbones.frozen import FrozenBackbone
+from ..backbones.wide_resnet import freeze_norms
 from ..cam.multiscale import multi_scale_cam
 from ..refine.crf import CRF_PRESETS
 from ..labels.pseudo import make_pseudo_label
@@ -77,6 +79,9 @@ class SingleStageConfig(TrainConfig):
     backbone:str = "vit_base_patch16_224"       # a name of `list_backbones()`
     pretrained:bool = False                     # fetch timm's weights for it? (needs a network)
     init:str|None = None                        # or a local weight file
+    encoder:str = "trained"                     # "trained"; "frozen-norms": batch norms stay; "frozen": all of it stays
+    fixed_views:int = 0                         # views per image that come again, see `TrainingSet`; 0: always new ones
+    cache_mb:int = 2048                         # memory for features of a frozen encoder, MiB, see `FrozenBackbone`
     aux_layer:int = -3                          # encoder block of the auxiliary classifier
     hidden:int = 512                            # channels inside the decoder
     pooling:str = "max"                         # how the class heads pool features: "max" or "avg"
@@ -108,7 +113,7 @@ def weights(self:SingleStageConfig,
 
 _ONE_OR_MORE = ("hidden","crop_size","batch_size","iters","val_every","save_every","log_every")
 _ZERO_OR_MORE = ("lr","head_mult","decoder_mult","weight_decay","warmup_iter","lr_power","workers",
-                 "cam_size","infer_size","infer_par","bg_thresh","low_thresh","high_thresh")
+                 "fixed_views","cache_mb","cam_size","infer_size","infer_par","bg_thresh","low_thresh","high_thresh")
 
 @patch
 def check(self:SingleStageConfig):
@@ -126,7 +131,7 @@ def check(self:SingleStageConfig):
     must(self, "scale_range", ordered, "two numbers such as 0.5,2")
     choices = {"precision":("no","bf16","fp16"), "fusion":FUSION, "pooling":POOLING, "cam_layer":("last","aux"),
                "infer_fit":("square","long"), "val_size":("crop","own"), "loss_counts":("all","process"),
-               "idle_gradients":("absent","zero")}
+               "idle_gradients":("absent","zero"), "encoder":("trained","frozen-norms","frozen")}
     for name,valid in choices.items(): must(self, name, getattr(self, name) in valid, f"one of {', '.join(valid)}")
     if self.crf is not None: did_you_mean(self.crf, CRF_PRESETS, "CRF preset")
 
@@ -135,6 +140,7 @@ class MethodNet(SingleStageNet):
     "A network with its settings and the names of its classes; a method adds `training_losses(batch, step)`"
     views:tuple[str,...] = ("input",) # augmented views that the losses need
     plain_input = False               # is `input` left as it was cropped, without second mirror and change of colour?
+    cached_features = ("last","aux","cls_token") # what a frozen encoder remembers for the losses; (): nothing
     grey_levels = False               # are mean and deviation of a training image those of grey levels, not of 0…1?
     # (images, CAMs, image labels, size) -> labels after a random walk, of networks with an affinity; None: it has none
     random_walk_seed = None
@@ -149,12 +155,15 @@ class MethodNet(SingleStageNet):
         self.config,self.classes = config,tuple(classes)
     def make_encoder(self, config): # the backbone, with its initial weights
         fetch = config.pretrained and config.init is None
-        try: return create_backbone(config.backbone, fetch, config.init, **self.encoder_options(config))
+        try: encoder = create_backbone(config.backbone, fetch, config.init, **self.encoder_options(config))
         except IndexError:
             raise UserError(f"setting aux_layer={config.aux_layer}: {config.backbone} has no such block") from None
         except OSError as e:
             raise UserError(f"setting pretrained=true: the weights of {config.backbone} cannot be fetched "
                             f"({type(e).__name__}); check the network, or give a file with --init") from e
+        if config.encoder == "frozen-norms": return freeze_norms(encoder)
+        budget = config.cache_mb*2**20 if self.cached_features else 0
+        return FrozenBackbone(encoder, budget, self.cached_features) if config.encoder == "frozen" else encoder
     def encoder_options(self, config)->dict: # for `create_backbone`
         return {"aux_layer":config.aux_layer}
     def param_groups(self)->list[dict]: # for the optimiser
@@ -182,7 +191,9 @@ def cams(self:MethodNet,
     "Return the multi-scale CAMs of several layers, from one pass of the encoder per image size"
     layers = self.cam_layers if layers is None else layers
     if not layers: return {}
-    def side_by_side(maps): return torch.cat([maps(l) for l in layers], dim=1)
+    def side_by_side(maps):  # on the grid of the first, where a network has layers of several strides
+        found = [maps(l) for l in layers]
+        return torch.cat([resize(m, found[0].shape[-2:]) for m in found], dim=1)
     def cam_fn(x):
         features = self.encoder(x)
         return side_by_side(lambda l: self.cam_of(features, l))
@@ -266,7 +277,7 @@ def train_network(
     def make():
         net = (network or job.method.network)(c, job.classes)
         data = job.open(c.train_split, masks=c.supervision == "masks")
-        return net,TrainingSet(data, net.transform(), job.seed)
+        return net,TrainingSet(data, net.transform(), job.seed, fixed_views=c.fixed_views)
     validate = None if val is None else lambda net: quick_validation(net, val, c.val_images, job.device)
     factor = partial(lr_factor, max_iter=c.iters, warmup_iter=c.warmup_iter, power=c.lr_power)
     recipe = ("iters","batch_size","weight_decay","val_every","save_every","log_every","workers","precision",

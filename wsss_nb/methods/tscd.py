@@ -103,6 +103,7 @@ class Config(AffinityConfig):
 # %% ../../nbs/80_methods/70_tscd.ipynb #50f3fda1
 class Network(MethodNet, SegFormerNet):
     "The network of TSCD and AFA: a Mix Transformer, SegFormer's decoder, an affinity head (Xu et al. 2023; TSCD 3)"
+    cached_features = ()  # attention and four stages: nothing that a memory could hold
     grey_levels = True  # which pixels come back one level darker for the refinement depends on it (TSCD 5.2)
     def __init__(self,
         config:Config,            # resolved settings
