@@ -32,7 +32,8 @@ class Block:
 
 def pages():
     "Return {page: its pieces of Markdown}"
-    plain = [ROOT/"README.md", ROOT/"CONTRIBUTING.md", ROOT/"CHANGELOG.md", *sorted((ROOT/"docs"/"recipes").glob("*.md"))]
+    plain = [ROOT/name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+    plain += sorted((ROOT/"docs"/"recipes").glob("*.md"))
     found = {path.relative_to(ROOT).as_posix(): [path.read_text(encoding="utf-8")] for path in plain}
     for path in sorted((ROOT/"nbs").glob("[0-9][0-9]_*/[0-9][0-9]_*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

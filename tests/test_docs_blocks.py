@@ -13,7 +13,6 @@ import importlib.metadata
 import os
 import re
 import subprocess
-import sys
 import tomllib
 from functools import wraps
 from inspect import signature
@@ -27,8 +26,10 @@ from miniatures import Sbd, Voc
 from test_own_method import BACKBONE, DATA, METHOD, world  # noqa: F401
 
 import wsss_nb.use.experiment as experiment
-from wsss_nb.data.folder import read_ids
+from wsss_nb.data.folder import FolderDataset, read_ids
 from wsss_nb.data.voc import VOC_COUNTS
+from wsss_nb.ground.core import UserError
+from wsss_nb.ground.io import read_image, write_image
 from wsss_nb.run.engine import preset_for
 from wsss_nb.run.settings import resolve_config
 from wsss_nb.use import cli
@@ -50,12 +51,13 @@ def parsed(words, known=True):
     func,told = functions[program.split()[-1]],{}
     @wraps(func)
     def told_only(**given): told.update(given)
-    assert cli.run_command(told_only, words, program) == 0, "the command's parser refuses it"
+    if cli.run_command(told_only, words, program): raise UserError("the command's parser refuses it")
     if program == "wsss-run" and known: settings_exist(**told)
 
 def settings_exist(method, data, preset, set, **more):
     "Raise `UserError` unless there is such a method with such a preset and such settings"
     found = get_method(method)
+    if str(more["labels"]).startswith("list:"): more["labels"] = None  # the dataset's business
     given = {found.options.get(k, k): more[k] for k in ("backbone", "init", "iters", "cams", "labels", "confidence")}
     preset = preset or preset_for(found, data or "voc")
     resolve_config(found.config(), found.presets, preset, [s for s in set or () if "..." not in s], **given)
@@ -129,19 +131,20 @@ NOT_RUN = {  # command -> (why not, what is checked)
 
 # %% What is there when a block begins
 def photos(scenes):
-    "Photos with masks of some, in my/photos, and a table of labels, as somebody has them before `wsss-data new`"
+    "Photos with masks, the names that the masks count, and a table of labels: what is there before `wsss-data new`"
     for folder in ("JPEGImages", "SegmentationClass"): Path("my/photos", folder).mkdir(parents=True)
     ids = [i for split in ("train", "val") for i in read_ids(scenes/"ImageSets"/"Segmentation"/f"{split}.txt")]
     for i in ids:
         for folder in ("JPEGImages", "SegmentationClass"):
             Path("my/photos", folder, f"{i}.png").symlink_to(scenes/folder/f"{i}.png")
+    Path("my/photos/classes.txt").write_bytes((scenes/"classes.txt").read_bytes())
     rows = (scenes/"labels.csv").read_text().splitlines(keepends=True)
     Path("labels.csv").write_text("".join([rows[0], *(r for r in rows if r.split(",")[0].removesuffix(".png") in ids)]))
 
 def photo(scenes):
     for name in ("photo.png", "new/photo.jpg"):
         Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_bytes((scenes/"JPEGImages"/"val_00000.png").read_bytes())
+        write_image(name, read_image(scenes/"JPEGImages"/"val_00000.png"))
 
 def weights(scenes):
     import timm
@@ -149,12 +152,14 @@ def weights(scenes):
     save_file(timm.create_model("deit_tiny_patch16_224").state_dict(), "weights.safetensors")
 
 def their_cams(scenes):
-    "What IRN writes, for the training photos"
-    assert cli.main(["wsss-data", *"new my/photos --labels labels.csv".split()]) == 0
+    "Files as IRN writes them, for the training photos of what is a dataset by now"
+    run(commands("wsss-data new my/photos --labels labels.csv")[0])
     Path("their_cams").mkdir()
-    for i in read_ids("my/photos/ImageSets/Segmentation/train.txt"):
-        cam = np.random.RandomState(0).rand(1, 64, 64).astype(np.float32)
-        np.save(f"their_cams/{i}.npy", {"keys": np.array([0]), "cam": cam[:, ::4, ::4], "high_res": cam})
+    data = FolderDataset("my/photos", "train")
+    for n,i in enumerate(data.ids):
+        keys = np.flatnonzero(data.image_labels(n))
+        cam = np.random.RandomState(n).rand(len(keys), 64, 64).astype(np.float32)
+        np.save(f"their_cams/{i}.npy", {"keys": keys, "cam": cam[:, ::4, ::4], "high_res": cam})
 
 def own_files(scenes):
     for name,text in (("my_method.py", METHOD), ("my_data.py", DATA), ("my_backbone.py", BACKBONE)):
@@ -178,8 +183,8 @@ def budget(words, mirror=None):
 @pytest.fixture
 def desk(world, scenes, site, monkeypatch):  # noqa: F811
     "Return a function that lays out what a block names"
-    counts = {"train": len(Voc.train), "val": len(Voc.val), "train_aug": len({*Voc.train, *Sbd.train, *Sbd.val}-{*Voc.val})}
-    for split_name,n in counts.items(): monkeypatch.setitem(VOC_COUNTS, split_name, n)
+    there = {"train": Voc.train, "val": Voc.val, "train_aug": {*Voc.train, *Sbd.train, *Sbd.val}-{*Voc.val}}
+    for name,ids in there.items(): monkeypatch.setitem(VOC_COUNTS, name, len(ids))
     monkeypatch.setenv("DOCS_MIRROR", site.url)
     def lay(text):
         made = {make: None for name,make in GIVEN.items() if name in text}
@@ -251,4 +256,78 @@ def run_toml(text, monkeypatch):
 def test_block(block, desk, monkeypatch, capfd):
     "It runs to its end, and nothing is said on the stream of errors"
     desk(block.text)
+    capfd.readouterr()
     {"sh": run_sh, "python": run_python, "toml": run_toml}[block.kind](block.text, monkeypatch)
+    assert not capfd.readouterr().err
+
+
+# %% What stands in the texts
+def test_every_block_says_what_it_is():
+    "Its tag is one of `KINDS`: commands, code, or text, in which no line begins as a command does"
+    assert {*KINDS} == {b.kind for b in BLOCKS}, [str(b) for b in BLOCKS if b.kind not in KINDS]
+    hidden = [f"{b}: {line}" for b in BLOCKS for line in b.text.splitlines()
+              if b.kind == "text" and line.lstrip().startswith(PROGRAMS)]
+    assert not hidden, "\n".join(hidden)
+
+def test_the_table_is_not_stale():
+    "What is not run is written somewhere, and has a reason"
+    written = {" ".join(words) for b in BLOCKS if b.kind == "sh" for words in commands(b.text)}
+    assert NOT_RUN.keys() <= written, NOT_RUN.keys()-written
+    assert all(reason for reason,_ in NOT_RUN.values())
+    text = "".join(b.text for b in RUN)
+    assert all(name in text for name in GIVEN), [name for name in GIVEN if name not in text]
+
+# words that stand for others in a line of prose, and what does in their place here
+MEANT = {"S": "0", "voc|sbd|coco": "voc", "URL...": "URL", "METHOD": "baseline"}
+# methods of somebody's own, and names in the wrong place, which are shown to say what happens then
+NAMES = ("small-maps", "mit_b1", "twice.py", "small_maps.py", "my_method.py", "package.module", "my_file.py",
+         "my_refinement.py")
+
+def understood(words, known):
+    """Read a command that may be cut short, such as `wsss-data check` or `wsss-predict --set`: what lacks is filled in
+
+    Raises what the first try raised, if none succeeds."""
+    after,errors = 1+(words[0] == "wsss-data"),[]
+    for front in ([], ["baseline"], ["voc", "X"]):
+        for back in ([], ["1"]):
+            try: return parsed([*words[:after], *front, *words[after:], *back], known)
+            except SystemExit as e: return pytest.fail(str(e)) if e.code else None  # of --help
+            except UserError as e: errors.append(e)
+    raise errors[0]
+
+def test_commands_in_prose_are_understood():
+    "Commands of the kit between backticks: options, methods, presets and settings are there"
+    wrong,count = [],0
+    for page,text in spans():
+        words = [MEANT.get(w, w) for w in re.split(r" \.\.\.| …", text)[0].split()]
+        if "..." in words[-1] or words[-1] == "--set" and "..." in text: words.pop()
+        count += 1
+        try: understood(words, not {*NAMES} & {*re.split(r"[+ ]", text)})
+        except UserError as e: wrong.append(f"{page}: `{text}`: {e}")
+    assert count > 80 and not wrong, "\n".join(wrong)
+
+@pytest.mark.parametrize("markdown,found", [
+    ("a\n```sh\nmake demo\n```\nb", [("sh", "make demo\n")]), ("```\na\n\nb\n```", [("", "a\n\nb\n")]),
+    ("1. a\n\n   ~~~python\n   x = 1\n     y\n   ~~~\n", [("python", "x = 1\n  y\n")]), ("a `b` ```c```\n", []),
+    ("a:\n\n    wsss-list\n", [(None, "    wsss-list\n")]), ("* a\n\n    b\n", []), ("a\n    b\n", [])])
+def test_what_a_block_is(markdown, found): assert split(markdown)[0] == found
+
+@pytest.mark.parametrize("line", [
+    "wsss-run toco --data shapes --out runs/a --itres 3", "wsss-run toocs --data shapes --out runs/a",
+    "wsss-run toco --data shapes --out runs/a --preset shape", "wsss-run toco --data shapes --set croop_size=3",
+    "wsss-data check", "wsss-data get voc --mirrors x", "wsss-predict"])
+def test_wrong_commands_are_found(line):
+    with pytest.raises((AssertionError, UserError)): parsed(line.split())
+
+@pytest.mark.parametrize("line", [
+    "make demos", "torchrun --nproc=4 -m wsss_nb.clix toco --data shapes",
+    "torchrun --nproc-per-node=4 -m wsss_nb.cli toco --dat shapes", "sbatch docs/slurm.sh toco --data shapes",
+    "accelerate launch --multi_gpu -m wsss_nb.cli tocco --data shapes", "python -m pip install -e .[dat]"])
+def test_wrong_lines_of_others_are_found(line):
+    words = line.split()
+    check = next(check for known,(_,check) in NOT_RUN.items() if known.split()[0] == words[0])
+    with pytest.raises((AssertionError, UserError, SystemExit)): check(words)
+
+def test_what_is_not_known_is_not_passed_over():
+    with pytest.raises(AssertionError, match="or say why not"): run(["curl", "x"])
+    with pytest.raises(ValueError, match="is unknown here"): commands("wsss-list > list.txt")
