@@ -21,7 +21,7 @@ def work_of(nodeid):
 
 # What takes longest, so that no process is left alone with it at the end.
 LONG = ("test_lab.py", "test_notebooks.py::test_notebook[00_start", "test_stages_resume.py", "test_processes.py", "test_notebooks.py::test_notebook[80_methods",
-        "test_failures.py", "test_fuzz_lattice.py", "test_resume.py", "test_notebooks.py::test_notebook[95_explore", "test_notebooks.py", "test_commands.py")
+        "test_failures.py", "test_docs_blocks.py", "test_fuzz_lattice.py", "test_resume.py", "test_notebooks.py::test_notebook[95_explore", "test_notebooks.py", "test_commands.py")
 
 def pytest_collection_modifyitems(items):
     def place(item): return next((i for i,name in enumerate(LONG) if name in work_of(item.nodeid)), len(LONG))
