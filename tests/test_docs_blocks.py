@@ -98,11 +98,11 @@ def our_address(words):
 def folder_of_clone(words): assert words == ["cd", "wsss_nb"]
 
 def there(words):
-    "The folder is there, and a notebook whose name the line ends with"
+    "The folder is there, and the notebook that the line names as the first"
     assert (ROOT/words[-1]).is_dir() and (ROOT/words[-1]/"00_start"/"10_tour.ipynb").is_file()
 
 def in_venv(words):
-    "The Makefile makes .venv, of which the line names a file"
+    "The line names a file in the folder that the Makefile makes"
     assert "VENV = .venv\n" in (ROOT/"Makefile").read_text(encoding="utf-8")
     assert [w for w in words if w.startswith(".venv/bin/")]
 
@@ -189,13 +189,13 @@ def few(data):
 @pytest.fixture
 def desk(world, scenes, site, monkeypatch):  # noqa: F811
     "Return a function that lays out what a block names"
-    there = {"train": Voc.train, "val": Voc.val, "train_aug": {*Voc.train, *Sbd.train, *Sbd.val}-{*Voc.val}}
-    for name,ids in there.items(): monkeypatch.setitem(VOC_COUNTS, name, len(ids))
+    splits = {"train": Voc.train, "val": Voc.val, "train_aug": {*Voc.train, *Sbd.train, *Sbd.val}-{*Voc.val}}
+    for name,ids in splits.items(): monkeypatch.setitem(VOC_COUNTS, name, len(ids))
     monkeypatch.setenv("DOCS_MIRROR", site.url)
     def lay(text):
-        made = {make: None for name,make in GIVEN.items() if name in text}
-        if voc in made and "wsss-data get" in text: del made[voc]
-        for make in made: make(scenes)
+        makers = dict.fromkeys(make for name,make in GIVEN.items() if name in text)
+        if "wsss-data get" in text: makers.pop(voc, None)  # the block makes it
+        for make in makers: make(scenes)
     return lay
 
 
