@@ -11,6 +11,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars in reports
 import pytest  # noqa: E402
 from commands import call,fails,here,scenes,trained  # noqa: E402,F401  (fixtures)
 from lab import browser,lab  # noqa: E402,F401
+from miniatures import archives,site  # noqa: E402,F401
 from wsss_nb.ground.core import num_cores  # noqa: E402
 
 def work_of(nodeid):
@@ -20,7 +21,7 @@ def work_of(nodeid):
 
 # What takes longest, so that no process is left alone with it at the end.
 LONG = ("test_lab.py", "test_notebooks.py::test_notebook[00_start", "test_stages_resume.py", "test_processes.py", "test_notebooks.py::test_notebook[80_methods",
-        "test_failures.py", "test_fuzz_lattice.py", "test_resume.py", "test_notebooks.py::test_notebook[95_explore", "test_notebooks.py", "test_commands.py")
+        "test_failures.py", "test_docs_blocks.py", "test_fuzz_lattice.py", "test_resume.py", "test_notebooks.py::test_notebook[95_explore", "test_notebooks.py", "test_commands.py")
 
 def pytest_collection_modifyitems(items):
     def place(item): return next((i for i,name in enumerate(LONG) if name in work_of(item.nodeid)), len(LONG))

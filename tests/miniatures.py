@@ -1,13 +1,17 @@
 """VOC 2012, SBD and COCO 2014 as their archives are, a few small images each: the same folders, file formats and
 oddities."""
+import hashlib
 import io
 import json
 import tarfile
 import zipfile
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from loopback import serving
+from wsss_nb.data import download
 from wsss_nb.ground.core import IGNORE_INDEX
 from wsss_nb.data.voc import COCO_CLASSES, VOC_CLASSES
 from wsss_nb.ground.io import voc_colormap
@@ -167,3 +171,22 @@ def coco_zips():
                                                                 else {"annotations":[]}).encode()
              for kind in ("instances","captions","person_keypoints") for split in ("train","val")}
     return {name:zipped(files) for name,files in (photos|{"annotations_trainval2014.zip":notes}).items()}
+
+
+@pytest.fixture(scope="session")
+def archives(): return {"VOCtrainval_11-May-2012.tar":voc_tar(), "benchmark.tgz":sbd_tgz()} | coco_zips()
+
+@pytest.fixture
+def site(archives, monkeypatch):
+    "A server of the miniatures; the published addresses are replaced by ones where nobody listens"
+    counts = {"VOCtrainval_11-May-2012.tar":{"JPEGImages/*.jpg":48, "Annotations/*.xml":48,
+                                             "SegmentationClass/*.png":22}, "benchmark.tgz":{"cls/*.mat":29},
+              "train2014.zip":{"train2014/*.jpg":45},
+              "val2014.zip":{"val2014/*.jpg":20}, "annotations_trainval2014.zip":{"instances_*2014.json":2}}
+    for kind,known in download.ARCHIVES.items():
+        monkeypatch.setitem(download.ARCHIVES, kind,
+                            {name:a._replace(url=a.url and f"http://127.0.0.1:9/{name}", checksum=a.checksum
+                                             and f"md5:{hashlib.md5(archives[name]).hexdigest()}",
+                                             holds=counts.get(name), gigabytes=0) for name,a in known.items()})
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving({f"/{name}":data for name,data in archives.items()}) as server: yield server

@@ -1,5 +1,4 @@
 "From archives in their true formats, on a server of our own, to datasets on which a method trains."
-import hashlib
 import json
 import os
 import random
@@ -14,8 +13,7 @@ import numpy as np
 import pytest
 
 from commands import BIN, TINY, run
-from loopback import serving
-from miniatures import Coco, Sbd, Voc, coco_zips, sbd_tgz, voc_tar
+from miniatures import Coco, Sbd, Voc
 from wsss_nb.ground.core import IGNORE_INDEX, UserError
 from wsss_nb.data import download
 from wsss_nb.data.check import check_dataset
@@ -29,24 +27,6 @@ pytest.importorskip("scipy", reason="SBD's masks are MATLAB files: pip install -
 pytest.importorskip("pycocotools", reason="COCO's masks are polygons: pip install -e '.[data]'")
 AUG = sorted({*Voc.train, *Sbd.train, *Sbd.val}-{*Voc.val})
 
-
-@pytest.fixture(scope="session")
-def archives(): return {"VOCtrainval_11-May-2012.tar":voc_tar(), "benchmark.tgz":sbd_tgz()} | coco_zips()
-
-@pytest.fixture
-def site(archives, monkeypatch):
-    "A server of the miniatures; the published addresses are replaced by ones where nobody listens"
-    counts = {"VOCtrainval_11-May-2012.tar":{"JPEGImages/*.jpg":48, "Annotations/*.xml":48,
-                                             "SegmentationClass/*.png":22}, "benchmark.tgz":{"cls/*.mat":29},
-              "train2014.zip":{"train2014/*.jpg":45},
-              "val2014.zip":{"val2014/*.jpg":20}, "annotations_trainval2014.zip":{"instances_*2014.json":2}}
-    for kind,known in download.ARCHIVES.items():
-        monkeypatch.setitem(download.ARCHIVES, kind,
-                            {name:a._replace(url=a.url and f"http://127.0.0.1:9/{name}", checksum=a.checksum
-                                             and f"md5:{hashlib.md5(archives[name]).hexdigest()}",
-                                             holds=counts.get(name), gigabytes=0) for name,a in known.items()})
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with serving({f"/{name}":data for name,data in archives.items()}) as server: yield server
 
 @pytest.fixture
 def get(site, call):

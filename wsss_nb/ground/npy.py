@@ -23,8 +23,8 @@ class _Type:
     def __setstate__(self, state): self.order = re.fullmatch("[<>=|]", state[1])[0]
     def read(self, data, shape, order="C"):
         if self.text[0] == "O": return list(data)
-        data = data.encode("latin1") if isinstance(data, str) else bytes(data)  # text: what Python 2 wrote
-        return np.frombuffer(data, self.order+self.text).reshape(shape, order=order)
+        data = data.encode("latin1") if isinstance(data, str) else data  # text: what Python 2 wrote
+        return np.frombuffer(bytearray(data), self.order+self.text).reshape(shape, order=order)
 
 class _Array:
     "Stands in for a NumPy array; `value` is the true one, or a list of objects"

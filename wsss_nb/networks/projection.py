@@ -9,12 +9,14 @@ __all__ = ['UnitRows', 'older_name', 'ProjectionHead', 'follow', 'ProjectionNet'
 
 # %% ../../nbs/60_networks/30_projection.ipynb #a332fdaa
 from copy import deepcopy
+from inspect import signature
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor,nn
 from torch.nn import functional as F
 
+from ..ground.core import UserError
 from .single_stage import SingleStageNet
 
 # %% ../../nbs/60_networks/30_projection.ipynb #ba16caef
@@ -88,6 +90,9 @@ class ProjectionNet(SingleStageNet):
         **named,                 # more arguments of that class, by name
     ):
         super().__init__(*net, **named)
+        if "maps" not in signature(self.encoder.forward).parameters:  # by which a class token alone is asked for
+            raise UserError("this backbone has no class token, which views and crops are compared by; "
+                            "take a Vision Transformer (see wsss-list backbones)")
         channels = self.encoder.channels["last"]
         self.proj_head = ProjectionHead(channels, proj_hidden, proj_bottleneck or channels, proj_dim)
         self.proj_head_t,self.momentum = deepcopy(self.proj_head).requires_grad_(False),momentum
