@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/20_data/pets.html.md"""
 
 # %% auto #0
 __all__ = ['PET_SPECIES', 'PET_BREEDS', 'PET_COUNTS', 'PET_LISTS', 'PET_LICENCE', 'PET', 'SURROUNDINGS', 'BORDER',
-           'PET_LABELS', 'PET_BORDERS', 'trimap_mask', 'read_trimap', 'find_pets', 'read_pet_list', 'in_turn',
+           'PET_OPTIONS', 'trimap_mask', 'read_trimap', 'find_pets', 'read_pet_list', 'in_turn',
            'PetsDataset']
 
 # %% ../../nbs/20_data/27_pets.ipynb #9e750003
@@ -35,7 +35,7 @@ PET_LICENCE = "CC BY-SA 4.0, photos remain their owners' (https://www.robots.ox.
 
 # %% ../../nbs/20_data/27_pets.ipynb #9e750011
 PET,SURROUNDINGS,BORDER = 1,2,3                    # in a trimap
-PET_LABELS,PET_BORDERS = ("species","breed"),("ignore","pet")
+PET_OPTIONS = {"labels":("species","breed"), "border":("ignore","pet")} # what is asked; the first is the default
 
 def trimap_mask(
     trimap:np.ndarray,   # (H,W) uint8: 1 pet, 2 background, 3 border
@@ -128,8 +128,8 @@ class PetsDataset(FolderDataset):
         border:str="ignore",   # what the border of a trimap becomes in a mask: "ignore" or "pet"
         report:Callable=fail,  # called with each problem
     ):
-        self.kind = did_you_mean(labels, PET_LABELS, "labels of pets")
-        self.border = did_you_mean(border, PET_BORDERS, "border of pets")
+        self.kind = did_you_mean(labels, PET_OPTIONS["labels"], "labels of pets")
+        self.border = did_you_mean(border, PET_OPTIONS["border"], "border of pets")
         root = find_pets(root)
         self.rows = read_pet_list(root/"annotations"/"list.txt", report)
         super().__init__(root, split, masks, label_source, report)
@@ -138,7 +138,7 @@ class PetsDataset(FolderDataset):
         name:str, # of an image
     )->int:       # 1..num_fg
         "Return what an image shows"
-        return self.rows[name][PET_LABELS[::-1].index(self.kind)]
+        return self.rows[name][0 if self.kind == "breed" else 1]
     def class_names(self): return PET_SPECIES if self.kind == "species" else PET_BREEDS
     def listed(self,
         files:dict[str,Path], # name -> file
