@@ -45,7 +45,9 @@ def _pets_options(rest):
     "Return the folder in what is behind `pets:`, and the options; raise `UserError` for an option that there is not"
     root,options = re.fullmatch(r"(.+?)((?::\w+=[^:/]*)*)", rest).groups()
     pairs = [part.partition("=")[::2] for part in re.split("[:,]", options) if part]
-    for name,value in pairs: did_you_mean(value, PET_OPTIONS[did_you_mean(name, PET_OPTIONS, "option of pets")], name)
+    try:
+        for name,value in pairs: did_you_mean(value, PET_OPTIONS[did_you_mean(name, PET_OPTIONS, "option")], name)
+    except UserError as e: raise UserError(f"pets:{rest}: {e}") from None
     return root,dict(pairs)
 
 def with_labels(
