@@ -1,4 +1,5 @@
-"Oxford-IIIT Pet from its archives: `python data_scripts/pets.py --out data/pets` is `wsss-data get pets --out data/pets`"
+"""Oxford-IIIT Pet from its archives: `python data_scripts/pets.py --out data/pets` is
+`wsss-data get pets --out data/pets`"""
 import sys
 
 from wsss_nb.use.cli import main

@@ -213,7 +213,8 @@ def pets_archives():
     photos = [(f"images/{i}.jpg", Pets.photo(i, k)) for k,i in enumerate(names)]
     photos[-1] = (photos[-1][0], photos[-1][1][:100])  # a photo that cannot be read, and that no list names
     stray = [(f"images/{i}.mat", b"MATLAB 5.0 MAT-file") for i in ("Abyssinian_100", "Abyssinian_101")]
-    head = "#Image CLASS-ID SPECIES BREED ID\n#ID: 1:37 Class ids\n#SPECIES: 1:Cat 2:Dog\n#BREED ID: 1-25:Cat 1:12:Dog\n"
+    head = ("#Image CLASS-ID SPECIES BREED ID\n#ID: 1:37 Class ids\n#SPECIES: 1:Cat 2:Dog\n"
+            "#BREED ID: 1-25:Cat 1:12:Dog\n")
     lists = {"list":head+"".join(map(Pets.line, Pets.trainval+Pets.test)),
              "trainval":"".join(map(Pets.line, Pets.trainval)), "test":"".join(map(Pets.line, Pets.test))}
     notes = [(f"annotations/{name}.txt", text.encode()) for name,text in lists.items()]
@@ -222,5 +223,6 @@ def pets_archives():
         out = io.BytesIO()
         Image.fromarray(Pets.trimap(i)).save(out, format="PNG")
         notes += [(f"annotations/trimaps/._{i}.png", b"\0\5\x16\7\0\2\0\0Mac OS X"),
-                  (f"annotations/trimaps/{i}.png", out.getvalue()), (f"annotations/xmls/{i}.xml", voc_xml(i, (9,9), ["cat"]))]
+                  (f"annotations/trimaps/{i}.png", out.getvalue()),
+                  (f"annotations/xmls/{i}.xml", voc_xml(i, (9,9), ["cat"]))]
     return {"images.tar.gz":packed(photos+stray), "annotations.tar.gz":packed(notes)}

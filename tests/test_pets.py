@@ -212,7 +212,8 @@ def test_labels_from_a_list(copy, call, here):
 
 def test_saliency(copy, call, fails, tmp_path):
     (tmp_path/"maps").mkdir()
-    for i in Pets.trainval: Image.fromarray(np.arange(60, dtype=np.uint8)[None].repeat(30, 0)).save(tmp_path/"maps"/f"{i}.png")
+    ramp = Image.fromarray(np.arange(60, dtype=np.uint8)[None].repeat(30, 0))
+    for i in Pets.trainval: ramp.save(tmp_path/"maps"/f"{i}.png")
     for spec in (f"pets:{copy}", f"pets:{copy}:labels=breed"):
         assert "12 maps" in call("wsss-data", "to-voc", "saliency", spec, "--source", tmp_path/"maps")[1]
     assert open_dataset(f"pets:{copy}")[0].saliency.shape == (30,60)
@@ -230,17 +231,21 @@ def test_presets(name):
 
 
 def test_the_preset_goes_with_the_data(pets, call, here):
-    assert call("wsss-run", "baseline", "--data", f"pets:{pets}", "--out", "run", "--stages", "train", *SMALL[2:])[0] == 0
+    run = ("wsss-run", "baseline", "--data", f"pets:{pets}", "--out", "run", "--stages", "train")
+    assert call(*run, *SMALL[2:])[0] == 0
     assert 'preset = "pets"' in (here/"run"/"config.toml").read_text()
 
 
 # %% What can be wrong
 @pytest.mark.parametrize("spec,words", [
-    ("pets", "did you mean pets:ROOT"), ("pet:x", "did you mean pets:ROOT"), ("pets:nowhere", "nowhere: no such folder"),
-    ("pets:.", "unpack images.tar.gz there"), ("pets:.:label=breed", "pets:.:label=breed: unknown option 'label': did you mean labels"),
-    ("pets:.:labels=race", "unknown labels 'race': choose one of: species, breed"), ("pets:.:border=", "unknown border ''"),
+    ("pets", "did you mean pets:ROOT"), ("pet:x", "did you mean pets:ROOT"),
+    ("pets:nowhere", "nowhere: no such folder"), ("pets:.", "unpack images.tar.gz there"),
+    ("pets:.:label=breed", "pets:.:label=breed: unknown option 'label': did you mean labels"),
+    ("pets:.:labels=race", "unknown labels 'race': choose one of: species, breed"),
+    ("pets:.:border=", "unknown border ''"),
     ("pets:.:breed", "options behind it are written pets:ROOT:labels=breed")])
-def test_wrong_words(fails, here, spec, words): assert words in fails("wsss-run", "baseline", "--data", spec, "--out", "x")
+def test_wrong_words(fails, here, spec, words):
+    assert words in fails("wsss-run", "baseline", "--data", spec, "--out", "x")
 
 
 def test_an_absent_photo_is_named(copy, fails, here):
@@ -262,7 +267,8 @@ def test_an_absent_trimap_is_named(copy, fails, here):
 
 @pytest.mark.parametrize("trimap,words", [
     (np.full((46,60), 0), "value 0 is none of a trimap"), (np.full((46,60), 4), "value 4 is none of a trimap"),
-    (np.full((46,60), 255), "value 255 is none of a trimap"), (np.full((60,46), 2), "the mask has 46x60 pixels"), (None, "is empty")])
+    (np.full((46,60), 255), "value 255 is none of a trimap"), (np.full((60,46), 2), "the mask has 46x60 pixels"),
+    (None, "is empty")])
 def test_a_damaged_trimap_is_named(copy, trimap, words):
     path = copy/"annotations"/"trimaps"/"pug_34.png"
     if trimap is None: path.write_bytes(b"")

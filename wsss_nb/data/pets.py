@@ -11,7 +11,7 @@ __all__ = ['PET_SPECIES', 'PET_BREEDS', 'PET_COUNTS', 'PET_LISTS', 'PET_LICENCE'
 
 # %% ../../nbs/20_data/27_pets.ipynb #9e750003
 from collections import Counter
-from collections.abc import Callable,Iterable,Iterator
+from collections.abc import Callable,Iterable
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError,did_you_mean
 from ..ground.io import read_label
-from .folder import FolderDataset,fail,find_images,find_masks,plain_name
+from .folder import FolderDataset,fail,plain_name
 
 # %% ../../nbs/20_data/27_pets.ipynb #9e750006
 PET_SPECIES = ("background", "cat", "dog")
