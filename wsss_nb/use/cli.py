@@ -387,7 +387,8 @@ def wsss_crf(
 
 # %% ../../nbs/90_use/40_cli.ipynb #dc6197bc
 _DATASETS = ("shapes[:n=2000,size=112,seed=0,part=0.25,cooccur=0.25,thin=0.25,soft=0.25]","FOLDER in VOC layout",
-             "voc:ROOT","coco:ROOT","pets:ROOT[:labels=species,border=ignore]","my_data.py, with open_split(split, masks)")
+             "voc:ROOT","coco:ROOT","pets:ROOT[:labels=species,border=ignore]",
+             "my_data.py, with open_split(split, masks)")
 
 def _preset_lines(method):
     "Return a line for each preset of a method: what it changes"
