@@ -6,15 +6,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
 from PIL import Image
 
 from commands import TINY
 from loopback import serving
 from miniatures import Pets, pets_archives
+from test_fuzz_readers import fuzz, mutated, read_or_refuse, texts
 from wsss_nb.data import download
 from wsss_nb.data.check import check_dataset
 from wsss_nb.data.datasets import open_dataset
-from wsss_nb.data.pets import PET_BREEDS, PetsDataset
+from wsss_nb.data.pets import PET_BREEDS, PetsDataset, read_pet_list
 from wsss_nb.data.sheet import dataset_sheet
 from wsss_nb.ground.core import IGNORE_INDEX, UserError
 from wsss_nb.ground.io import read_image
@@ -299,3 +301,21 @@ def test_absent_and_unreadable_lists(copy):
     (copy/"annotations"/"list.txt").unlink()
     with pytest.raises(UserError, match="list.txt: no such file"): open_dataset(f"pets:{copy}", "val")
     assert check_dataset(f"pets:{copy}", workers=1).problems
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", "a/b", "a\\b"])
+def test_lists_name_images_not_paths(copy, name):
+    "A name that leads elsewhere has no photo in `images`, whatever is there"
+    for file in ("list", "trainval"):
+        with open(copy/"annotations"/f"{file}.txt", "a") as f: f.write(f"{name} 26 2 1\n")
+    Image.new("RGB", (9,9)).save(copy/"secret.jpg")
+    with pytest.raises(UserError, match="has no photo"): open_dataset(f"pets:{copy}")
+
+
+@fuzz
+@given(texts | mutated("".join(map(Pets.line, Pets.trainval)).encode()))
+def test_lists_of_anything(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp()/"list.txt"
+    path.write_bytes(data)
+    rows = read_or_refuse(read_pet_list, path) or {}
+    assert all(0 < breed < len(PET_BREEDS) and species in (1,2) for breed,species in rows.values())

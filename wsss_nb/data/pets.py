@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError,did_you_mean
 from ..ground.io import read_label
@@ -148,26 +149,31 @@ class PetsDataset(FolderDataset):
     def find_photos(self, report): return self.listed(super().find_photos(report))
     def find_masks(self): return self.listed(super().find_masks())
     def mask_reader(self, name): return partial(read_trimap, label=self.label(name), border=self.border)
-    def splits(self):
-        own = {f.stem for f in (self.root/"annotations").glob("[!.]*.txt")}-{"list",*PET_LISTS.values()}
-        return [*(s for s,f in PET_LISTS.items() if (self.root/"annotations"/f"{f}.txt").exists()), *sorted(own)]
-    def read_split(self, split, report):
-        path = self.root/"annotations"/f"{PET_LISTS.get(split, split)}.txt"
-        if split not in PET_LISTS: did_you_mean(split, self.splits(), f"split of {self.root}")
-        ids = {}
-        for n,name,_ in _lines(path):
-            where = f"{path}: line {n}: {name!r}"
-            if name in ids: report(f"{where} is there twice (first in line {ids[name]}); remove one of the two lines")
-            elif name not in self.rows:
-                report(f"{where} is not in list.txt, so nobody knows what it shows; unpack annotations.tar.gz again, "
-                       "or remove the line")
-            elif name not in self.images:
-                report(f"{where} has no photo {self.root/'images'/name}.jpg; unpack images.tar.gz again, "
-                       "or remove the line")
-            else: ids[name] = n
-        if not ids: report(f"{path}: the list names no image; write one image name per line")
-        return tuple(in_turn(ids, lambda name: self.rows[name][0]))
-    def read_labels(self, classes, ids, source, report):
-        if source: return super().read_labels(classes, ids, source, report)
-        vectors = np.eye(len(classes)-1, dtype=np.float32)
-        return {i:vectors[self.label(i)-1] for i in self.rows}
+
+# %% ../../nbs/20_data/27_pets.ipynb #9e750026
+@patch
+def splits(self:PetsDataset):
+    own = {f.stem for f in (self.root/"annotations").glob("[!.]*.txt")}-{"list",*PET_LISTS.values()}
+    return [*(s for s,f in PET_LISTS.items() if (self.root/"annotations"/f"{f}.txt").exists()), *sorted(own)]
+@patch
+def read_split(self:PetsDataset, split, report):
+    path = self.root/"annotations"/f"{PET_LISTS.get(split, split)}.txt"
+    if split not in PET_LISTS: did_you_mean(split, self.splits(), f"split of {self.root}")
+    ids = {}
+    for n,name,_ in _lines(path):
+        where = f"{path}: line {n}: {name!r}"
+        if name in ids: report(f"{where} is there twice (first in line {ids[name]}); remove one of the two lines")
+        elif name not in self.rows:
+            report(f"{where} is not in list.txt, so nobody knows what it shows; unpack annotations.tar.gz again, "
+                   "or remove the line")
+        elif name not in self.images:
+            report(f"{where} has no photo {self.root/'images'/name}.jpg; unpack images.tar.gz again, "
+                   "or remove the line")
+        else: ids[name] = n
+    if not ids: report(f"{path}: the list names no image; write one image name per line")
+    return tuple(in_turn(ids, lambda name: self.rows[name][0]))
+@patch
+def read_labels(self:PetsDataset, classes, ids, source, report):
+    if source: return FolderDataset.read_labels(self, classes, ids, source, report)
+    vectors = np.eye(len(classes)-1, dtype=np.float32)
+    return {i:vectors[self.label(i)-1] for i in self.rows}
