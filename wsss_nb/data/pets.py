@@ -173,7 +173,13 @@ def read_split(self:PetsDataset, split, report):
     if not ids: report(f"{path}: the list names no image; write one image name per line")
     return tuple(in_turn(ids, lambda name: self.rows[name][0]))
 @patch
-def read_labels(self:PetsDataset, classes, ids, source, report):
+def read_labels(self:PetsDataset,
+    classes:tuple,    # class names, background first
+    ids:tuple,        # of the split
+    source:str|None,  # "list:FILE", or None
+    report:Callable,  # called with each problem
+)->dict[str,np.ndarray]: # ID -> (num_fg,)
+    "Return the species or breed of every image as zeros and a one, or what a list says"
     if source: return FolderDataset.read_labels(self, classes, ids, source, report)
     vectors = np.eye(len(classes)-1, dtype=np.float32)
     return {i:vectors[self.label(i)-1] for i in self.rows}
