@@ -19,7 +19,7 @@ from ..ground.tensors import enlarge
 from ..data.transforms import denormalise
 from ..labels.pseudo import make_pseudo_label
 from ..losses.segment import balanced_seg_loss
-from .core import VIT_B,MethodNet,SingleStageConfig,single_stage
+from .core import VIT_B,MethodNet,SingleStageConfig,for_pets,single_stage
 from .step import TrainingStep
 from ..run.settings import must
 
@@ -102,4 +102,5 @@ PRESETS = {
         "cam_scales":(1.,.5), "cam_size":224, "bg_thresh":.45, "infer_scales":(1.,)},
 }
 PRESETS["full"] = PRESETS["photos"] | {"supervision":"masks"}
+PRESETS["pets"] = for_pets(PRESETS["photos"])
 METHOD = single_stage("baseline", Config, PRESETS, Network)
