@@ -90,6 +90,7 @@ class SingleStageConfig(TrainConfig):
     zero_heads:bool = False                     # let class heads start at zero? (short trainings need it)
     cam_layer:str = "last"                      # whose features the CAM is made of: "last" or "aux"
     cam_scales:tuple[float,...] = (1.,.5,1.5)   # image sizes of a CAM
+    step_scales:tuple[float,...] = ()           # those of a CAM in a training step, to be quick; (): as above
     cam_size:int = 448                          # side to which an image is resized for its scored CAM; 0: its own size
     bg_thresh:float = .5                        # one threshold, for labels that are scored
     low_thresh:float = .25                      # two thresholds, for labels that train
@@ -126,6 +127,7 @@ def check(self:SingleStageConfig):
     watched = self.val_images == "all" or isinstance(self.val_images, int) and self.val_images >= 0
     must(self, "val_images", watched, "0 or more, or all")
     must(self, "low_thresh", self.low_thresh <= self.high_thresh, f"no higher than high_thresh={self.high_thresh}")
+    must(self, "step_scales", not self.step_scales or min(self.step_scales) > 0, "numbers above 0 such as 1,0.5")
     for name in ("cam_scales","infer_scales","scale_range"):
         value = getattr(self, name)
         must(self, name, value and min(value) > 0, "numbers above 0 such as 1,0.5")
@@ -229,7 +231,8 @@ def step_cams(self:MethodNet,
 )->dict[str,Tensor]: # layer -> (B,C,H,W) in [0,1), without gradient
     "Return the multi-scale CAMs of a training step: class maps of the images themselves are in `features` already"
     layers = tuple(l for l in self.cam_layers if l in classes)
-    return self.cams(images, classes, layers, raw={l:self.cam_of(features, l) for l in layers})
+    raw = {l:self.cam_of(features, l) for l in layers}
+    return self.cams(images, classes, layers, self.config.step_scales or None, raw)
 
 # %% ../../nbs/80_methods/10_core.ipynb #7d10c2aa
 @patch
