@@ -29,6 +29,7 @@ class Config(SingleStageConfig):
     "Settings of the baseline"
     seg_start:int = 2000        # last step without segmentation loss: the CAM has to mean something first
     w_seg:float = .1            # weight of the segmentation loss afterwards
+    decoder:str = "largefov"    # "largefov", "aspp", or "narrow" for wide features
     supervision:str = "labels"  # "masks": ground-truth masks instead of pseudo labels, for comparison only
     def check(self):
         "Raise `UserError` for a setting whose value cannot work"
@@ -73,6 +74,11 @@ class Step(TrainingStep):
 
 class Network(MethodNet):
     "The network of the baseline: classification on two layers and segmentation"
+    def __init__(self,
+        config:Config,            # resolved settings
+        classes:tuple[str,...],   # names, background first
+    ):
+        super().__init__(config, classes, decoder=config.decoder)
     def training_losses(self,
         batch:dict, # `input` (B,3,S,S) normalised, `box` (B,4) pixels, `image_labels` (B,C), with masks `mask` (B,S,S)
         step:int,   # steps done so far

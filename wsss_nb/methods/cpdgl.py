@@ -72,7 +72,7 @@ class MemoryConfig(PatchContrastConfig):
 @dataclass(frozen=True)
 class Config(MemoryConfig):
     "Settings of CPDGL"
-    decoder:str = "aspp"             # "largefov" or "aspp"
+    decoder:str = "aspp"             # "aspp", "largefov", or "narrow" for wide features
     cam_scales:tuple[float,...] = (1.,.5,.75,1.5) # image sizes of a CAM
     infer_size:int = 448             # side to which an image is resized for its prediction; 0: its own size
     infer_direct:bool = True         # make each of its sizes from the image itself, not from the resized one?
