@@ -84,12 +84,14 @@ class NarrowFOV(nn.Module):
         dilation:int=2,    # distance between the taps of the 3×3 kernel, positions
     ):
         super().__init__()
-        def layer(a, size, **how): return nn.Conv2d(a, hidden, size, bias=False, **how),nn.GroupNorm(16, hidden),nn.ReLU()
+        def layer(channels, size, **how):
+            return nn.Conv2d(channels, hidden, size, bias=False, **how),nn.GroupNorm(16, hidden),nn.ReLU()
         self.layers = nn.Sequential(*layer(in_channels, 1), *layer(hidden, 3, padding=dilation, dilation=dilation))
         self.classify = nn.Conv2d(hidden, num_classes, 1)
     def forward(self, features): return self.classify(self.layers(features))
 
-DECODERS = {"largefov":LargeFOV, "aspp":_aspp, "narrow":NarrowFOV}  # name -> (channels in, classes, channels inside) -> decoder
+# name -> (channels in, classes, channels inside) -> decoder
+DECODERS = {"largefov":LargeFOV, "aspp":_aspp, "narrow":NarrowFOV}
 
 # %% ../../nbs/60_networks/10_decoders.ipynb #f0fc9370
 # rule -> how mirrors and how scales are joined; on the decoder's grid?
