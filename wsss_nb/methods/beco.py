@@ -42,7 +42,7 @@ from ..losses.cotraining import cotraining_loss
 from ..run.loop import check_divisible
 from ..run.method import PREDICTION,PREDICTION_CRF,Method
 from ..run.schedules import poly_factor
-from ..run.settings import must
+from ..run.settings import Steps,must
 from ..run.stage import FileDataset,Job,Stage
 
 # %% ../../nbs/80_methods/94_beco.ipynb #7d58b26b
@@ -59,9 +59,9 @@ class Config:
     crop_area:tuple[float,...] = (.5,.75)       # part of the image that a piece has, from and to
     batch_size:int = 16                         # images per step, even: they are mixed in pairs
     iters:int = 66_100                          # steps: 100 epochs of train_aug
-    warmup:int = 2                              # epochs before online labels
+    warmup:Steps = 2                            # epochs before online labels
     # epochs before masks of trust count; until then all that is labelled is trusted. Published: 0
-    mask_start:int = 0
+    mask_start:Steps = 0
     mix_prob:float = .5                         # probability that a sample is mixed
     threshold:float = .95                       # probability from which an online label is trusted
     edge_size:int = 1                           # half the width of an outline, pixels

@@ -27,7 +27,7 @@ from .baseline import PRESETS as BASELINE
 from .core import VIT_B,MethodNet,single_stage
 from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,
                                   pseudo_label,scaled_energy)
-from ..run.settings import must
+from ..run.settings import FromOne,Steps,must
 
 # %% ../../nbs/80_methods/60_cpdgl.ipynb #83543e00
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MemoryConfig(PatchContrastConfig):
     queue_len:int = 4608             # keys
     # what is remembered: "true", the keys of all processes, or "ones", as released for one GPU
     gather:str = "true"
-    proto_from:int = 600             # first step that moves the prototypes
+    proto_from:Steps = 600           # first step that moves the prototypes
     proto_momentum:float = .9        # share of a prototype that is kept per image
     pcl_form:str = "restricted"      # contrast with prototypes: "restricted" (SeCo) or "margin" (as released)
     pcl_temperature:float = .1       # its tau
@@ -81,12 +81,12 @@ class Config(MemoryConfig):
     w_pcl:float = .5                 # weight of the contrast with prototypes
     w_lcl:float = .5                 # weight of the contrast with keys
     w_seg:float = .12                # weight of the segmentation loss
-    ptc_start:int = -1               # last step without contrast of patch tokens; -1: none
-    contrast_start:int = 1000        # last step without contrast of crops
+    ptc_start:Steps = -1             # last step without contrast of patch tokens; -1: none
+    contrast_start:Steps = 1000      # last step without contrast of crops
     ramp:str = "cpdgl"               # weights after `seg_start`: "cpdgl", growing, or "step" (SeCo), full at once
-    ramp_iters:int = 5000            # step at which growing weights are full
+    ramp_iters:FromOne = 5000        # step at which growing weights are full
     # first step whose crops are chosen by the CAM of the last layer; before: by the auxiliary one
-    final_from:int = 10_000
+    final_from:Steps = 10_000
     reg_filter:str = "bilateral"     # dense energy: "bilateral", or "off" (as released), no energy at all
     def check(self):
         "Raise `UserError` for a setting whose value cannot work"

@@ -25,13 +25,13 @@ from ..networks.decoders import DECODERS
 from ..losses.contrast import patch_contrast_loss
 from ..losses.energy import dense_energy_loss
 from .core import MethodNet,SingleStageConfig
-from ..run.settings import must
+from ..run.settings import Steps,must
 
 # %% ../../nbs/80_methods/20_step.ipynb #5e0a1c06
 @dataclass(frozen=True)
 class PseudoLabelConfig(SingleStageConfig):
     "Settings of methods that make pseudo labels while they train"
-    seg_start:int = 2000             # last step without segmentation loss and energy; -1: none
+    seg_start:Steps = 2000           # last step without segmentation loss and energy; -1: none
     w_seg:float = .1                 # weight of the segmentation loss
     w_reg:float = .05                # weight of the dense energy
     refine:str = "par"               # how colours refine a pseudo label: "par" or "aprm"

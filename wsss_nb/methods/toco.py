@@ -25,13 +25,13 @@ from .baseline import PRESETS as BASELINE
 from .core import VIT_B,MethodNet,single_stage
 from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,
                                   pseudo_label,scaled_energy)
-from ..run.settings import must
+from ..run.settings import Steps,must
 
 # %% ../../nbs/80_methods/40_toco.ipynb #42a2a209
 @dataclass(frozen=True)
 class Config(PatchContrastConfig):
     "Settings of ToCo"
-    contrast_start:int = -1          # last step without token contrast, with labels from the auxiliary CAM; -1: none
+    contrast_start:Steps = -1        # last step without token contrast, with labels from the auxiliary CAM; -1: none
     w_ctc:float = .5                 # weight of the contrast of class tokens
     temperature:float = .5           # of the contrast of class tokens
     momentum:float = .9              # share of the teacher head that is kept per step

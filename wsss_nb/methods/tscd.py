@@ -11,7 +11,7 @@ __all__ = ['DENSE_UP_TO', 'AFA', 'SHORT', 'PRESETS', 'METHOD', 'AffinityConfig',
 # %% ../../nbs/80_methods/70_tscd.ipynb #c6bc62ea
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated,ClassVar
 
 import torch
 from fastcore.basics import patch
@@ -33,7 +33,7 @@ from ..losses.segment import balanced_seg_loss
 from .core import MethodNet,single_stage
 from .step import AS_PUBLISHED,PseudoLabelConfig,TrainingStep,dense_energy,pseudo_label,scaled_energy
 from ..run.method import PREDICTION,PREDICTION_CRF,PSEUDO_LABEL,SEED,WALKED
-from ..run.settings import must
+from ..run.settings import StepsOf,must
 
 # %% ../../nbs/80_methods/70_tscd.ipynb #c786f0bd
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class AffinityConfig(PseudoLabelConfig):
     symmetric_affinity:bool = False             # add the transposed logits, as AFA does?
     w_aff:float = .1                            # weight of the affinity loss
     affinity_target:str = "cam"                 # its label: "cam", refined from the CAM, or "seg", the segmenter's
-    walk_start:int|None = None                  # last step with labels straight from the CAM, then a walk; none: never
+    # last step with labels straight from the CAM, then a walk; none: never
+    walk_start:Annotated[int|None, StepsOf()] = None
     walk_thresh:float = .35                     # background score of the random-walk seed
     aux_layer:ClassVar[None] = None             # no setting here: there is no auxiliary classifier,
     cam_layer:ClassVar[str] = "last"            # and so no choice

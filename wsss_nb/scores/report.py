@@ -110,6 +110,11 @@ def _head(result):
     command = f"<pre><code>{escape(result['command'])}</code></pre>" if "command" in result else ""
     return f"<header><h1>{escape(str(result.get('method', 'Run')))}</h1><ul class=facts>{chips}</ul>{command}</header>"
 
+def _warned(result):
+    "What has to be known before a score is read"
+    lines = "".join(f"<li>{escape(str(line))}</li>" for line in result.get("warnings", ()))
+    return f"<section class=warned><h2>Read this first</h2><ul>{lines}</ul></section>" if lines else ""
+
 def _section(title, body, lead=""):
     return f"<section><h2>{title}</h2>{f'<p>{lead}</p>' if lead else ''}{body}</section>" if body else ""
 
@@ -313,6 +318,7 @@ _BLOCKS = """.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(15
 .card span{display:block;color:var(--soft);font-size:14px}\
 .card b{font-size:34px;line-height:1.2;font-variant-numeric:tabular-nums}\
 .card small{margin-left:8px;font-size:15px}.up{color:var(--good)}.down{color:var(--bad)}
+.warned{border-left:5px solid var(--bad)}.warned ul{margin:0}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
 th,td{padding:5px 14px 5px 0;text-align:left;border-bottom:1px solid var(--line);font-weight:400;\
 white-space:nowrap}
@@ -349,7 +355,7 @@ _ERRORS = ("Of 100 object pixels, how many were called background (missed) or an
 def _parts(result, picture, rows, records, history):
     "Return the pieces of the page, in order; empty where there is nothing to say"
     shown = f"<div class=paper>{_png(picture, 'One row per image, one column per stage')}</div>" if picture else ""
-    return [_head(result), _cards(result),
+    return [_head(result), _warned(result), _cards(result),
             _section("From image to label map", shown),
             _section("What was scored", _scored(result)),
             _section("Every class", _class_table(result), "Intersection over union in percent."),
