@@ -24,7 +24,8 @@ PART = {"baseline": [f"baseline.{s}" for s in TINY[3:]],
         "crf": [], "none": [], "par": ["par.rounds=2"], "walk": ["walk.exp_times=2"],
         "irn": [f"irn.{s}" for s in ("iters=4", "crop_size=64", "radius=4", "batch_size=2", "width=32", "exp_times=2")],
         "deeplab": [f"deeplab.{s}" for s in ("iters=4", "crop_size=64", "batch_size=2")],
-        "beco": [f"beco.{s}" for s in ("iters=4", "crop_size=48", "batch_size=2", "warmup=0", "threshold=0.2")],
+        "beco": [f"beco.{s}" for s in ("iters=4", "crop_size=48", "batch_size=2", "warmup=0", "mask_start=0",
+                                       "threshold=0.2")],
         "given": []}
 def chain(*parts):
     "Return the options under which a chain takes seconds on small scenes, and saves at every second step"

@@ -47,6 +47,7 @@ class TrainConfig:
     "Settings of a training; the defaults are ToCo's recipe on VOC 2012"
     train_split:str = "train"                   # images to learn from
     val_split:str = "val"                       # images to score
+    also_split:str|None = None                  # a list within these that is scored by itself as well; none: no
     crop_size:int = 448                         # side of a training crop, pixels
     scale_range:tuple[float,...] = (.5,2.)      # random rescaling before the crop
     photometric:bool = True                     # jitter, grey and blur?

@@ -108,10 +108,12 @@ def dense_energy(
     seg_logits:Tensor,        # (B,C+1,S,S)
     label:Tensor,             # pseudo label, (B,S,S)
     config:PseudoLabelConfig, # of the energy
+    kernel:str="lattice",     # what sums neighbours: "lattice" or "exact"
 )->Tensor:                    # scalar, <= 0
     "Return the dense energy of the segmentation (ToCo T5.5)"
     sizes = config.energy_weight,config.energy_sigma_rgb,config.energy_sigma_xy,config.energy_scale
-    return dense_energy_loss(batch["input"], seg_logits, label, batch["box"], *sizes, recompute_scale_factor=True)
+    return dense_energy_loss(batch["input"], seg_logits, label, batch["box"], *sizes, recompute_scale_factor=True,
+                             kernel=kernel)
 
 # %% ../../nbs/80_methods/20_step.ipynb #5e0a1c23
 def scaled_energy(

@@ -130,7 +130,7 @@ class Step(TrainingStep):
 PRESETS = {
     "voc": {"train_split":"train_aug", "backbone":VIT_B, "crf":"toco"},
     "coco": {
-        "backbone":VIT_B,
+        "also_split":"val_part", "backbone":VIT_B,
         "batch_size":8, "iters":80_000, "val_every":4000, "aux_layer":9, "seg_start":8000, "contrast_start":12_000,
         "temperature":1., "high_thresh":.65, "bg_thresh":.45,
         "infer_size":448, "infer_scales":(1.,1.25,1.5), "fusion":"max-sum", "crf":"toco"},

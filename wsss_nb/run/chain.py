@@ -181,7 +181,8 @@ def _config_of(parts):
     first = next(k for k,m in parts.items() if hasattr(m.config(), "train_split"))
     def of_first(name, *default): return property(lambda self: getattr(getattr(self, first), name, *default))
     shared = {"train_split":of_first("train_split"), "val_split":of_first("val_split"),
-              "supervision":of_first("supervision", "labels"), "check":lambda self: None, "__module__":__name__}
+              "supervision":of_first("supervision", "labels"), "also_split":of_first("also_split", None),
+              "check":lambda self: None, "__module__":__name__}
     entries = [(k, m.config, field(default=m.config())) for k,m in parts.items()]
     return make_dataclass("ChainConfig", entries, frozen=True, namespace=shared)
 

@@ -14,6 +14,7 @@ import sys,time
 from collections.abc import Callable,Collection
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -236,7 +237,7 @@ def _predicted_maps(
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #81b3ca71
 SCORES = ("miou","iou","precision","recall","errors","coverage","scored","thresholds","ground_truth",
-          "too_small","warnings")  # written anew
+          "too_small","warnings","lists")  # written anew
 
 def _scores_of(
     matrices:dict[str,ConfusionMatrix], # per product
@@ -344,6 +345,16 @@ def share_files(
     mine = share(range(len(data)))
     together(lambda: [evaluate_image(network, data[i], run, {}, device, labels) for i in mine] and None)
 
+class _Found(NamedTuple):
+    "What is found when a split is scored"
+    matrices:dict   # of each product
+    inner:dict      # likewise, of the images of the list inside
+    records:list    # of each image
+    rows:list       # of the picture
+    seconds:dict    # spent on each product
+    small:list      # images too small for the network
+    said:str|None   # of predictions that are all one class
+
 def _score_split(
     network,                     # trained, on its device, in evaluation mode
     data:Dataset,                # images to score, opened with masks where there are any
@@ -352,24 +363,26 @@ def _score_split(
     names:Collection[str],       # products to score
     device:str="cpu",            # or "cuda"
     pictures:int=6,              # images for the report, evenly spaced
-# matrix per product; a record per image; rows of the picture; seconds per product; images too small for the network;
-# what to say if all predictions are one class, or None
-)->tuple[dict,list,list,dict,list,str|None]:
+    inside:Collection[str]=(),   # images that are scored by themselves as well
+)->_Found:
     "Label and predict every image of a split, and count what has ground truth"
     note_evaluation(run, data, config, network.config.crf)
     labels,seconds,rows,records,small,same = "pseudo_label" in names,{},[],[],[],SameLabel()
-    matrices = {k:ConfusionMatrix(data.num_classes) for k in names}
+    matrices,inner = ({k:ConfusionMatrix(data.num_classes) for k in names} for _ in range(2))
+    inside = {*inside}
     shown = set(np.linspace(0, len(data)-1, pictures).astype(int).tolist())
     for i in progress(range(len(data)), "evaluate", unit="img"):
         maps = evaluate_image(network, item := data[i], run, seconds, device, labels, small)
         same.add(maps["prediction"])
         if i in shown: rows.append(_picture_row(item, maps, config))
-        if item.mask is not None: records.append(_score_image(item, maps, matrices, data))
+        if item.mask is None: continue
+        records.append(_score_image(item, maps, matrices, data))
+        if item.id in inside: _score_image(item, maps, inner, data)
     if small:
         print(f"{data.split}: {len(small)} of {len(data)} images are too small for this network, such as {small[0]}; "
               "they count as background everywhere (`too_small` in result.json)", file=sys.stderr)
     if said := same.warning(data.split, data.classes): print(said, file=sys.stderr)
-    return matrices,records,rows,seconds,small,said
+    return _Found(matrices, inner, records, rows, seconds, small, said)
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #81ab5c02
 def score_labels(
@@ -406,6 +419,21 @@ def _answering_network(
     return network.to(job.device).eval()
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #2226ded6
+def _inside(
+    job:Job,      # of the stage
+    data:Dataset, # that is scored
+)->list[str]:     # IDs; none: no list is asked for, or the data does not have it
+    "Return the images of the list that is scored by itself as well; raise `UserError` if others are in it"
+    name = getattr(job.config, "also_split", None)
+    if not name or name == data.split: return []
+    if not data.has_split(name):
+        print(f"{job.data}: has no split {name!r} (setting also_split): {data.split} alone is scored", file=sys.stderr)
+        return []
+    ids,known = job.open(name).ids,{*data.ids}
+    if other := next((i for i in ids if i not in known), None):
+        raise UserError(f"setting also_split={name}: its {other} is not in {data.split}, of which it must be a part")
+    return ids
+
 def _made_before(
     job:Job, # of the stage
 )->tuple[Product,...]:
@@ -455,16 +483,20 @@ def evaluate(
 def _evaluate(job, network, data, folder, before, now, begin):
     "Do in one process what `evaluate` says"
     train,rows,records,seconds,small = job.open_scored(job.config.train_split) if before else None,[],[],{},[]
-    warnings = [*job.warnings]
+    warnings,lists = [*job.warnings],{}
     counted = {p.name:score_labels(train, lambda id: p.label(job.run, id, job.config)) for p in before}
     matrices = {k:m for k,(m,_) in counted.items()}
     if before: rows = _stage_rows(job, network, before)
     if network:
         names,pictures = [p.name for p in now],3 if before else 6
-        found = _score_split(network, data, folder, job.config, names, job.device, pictures)
-        more,records,shown,seconds,small,said = found
-        if said: warnings.append(said)
-        matrices,rows = matrices | more,rows + shown
+        inside = _inside(job, data)
+        found = _score_split(network, data, folder, job.config, names, job.device, pictures, inside)
+        records,seconds,small = found.records,found.seconds,found.small
+        if found.said: warnings.append(found.said)
+        if inside and any(m.counts.any() for m in found.inner.values()):
+            scores = {k:v for k,v in _scores_of(found.inner, data.classes).items() if k in ("miou","iou")}
+            lists = {job.config.also_split:{"images":len(inside)} | scores}
+        matrices,rows = matrices | found.matrices,rows + found.rows
     seconds["evaluate"] = time.perf_counter()-begin-sum(seconds.values())
     values = _record(job, data, {"seconds":seconds, "crf":bool(network and network.config.crf)})
     if any(m.counts.any() for m in matrices.values()):
@@ -473,6 +505,7 @@ def _evaluate(job, network, data, folder, before, now, begin):
         values |= _scores_of(matrices, data.classes) | {"scored":given} | (job.method.describe or usual_words)(job)
         if counted: values["coverage"] = {k:round(share, 4) for k,(_,share) in counted.items()}
     if small: values["too_small"] = small
+    if lists: values["lists"] = lists
     if warnings: values["warnings"] = warnings
     for r in worst_images(records):
         i = data.ids.index(r["id"])

@@ -47,6 +47,9 @@ def score_table(
     if stages: lines.append(line("IoU, %", stages.values()))
     for n in names: lines.append(line(n, (_percent(iou.get(s, {}).get(n)) for s in stages)))
     if stages: lines.append(line("mean", (_percent(miou.get(s)) for s in stages)))
+    for name,part in result.get("lists", {}).items():
+        means = ", ".join(f"{stages[s]} {_percent(v)}" for s,v in part["miou"].items() if s in stages)
+        lines.append(f"mean over the {part['images']} images of {name}: {means}")
     seconds = result.get("seconds", {})
     spent = ", ".join(f"{k} {v:.1f}" for k,v in seconds.items())
     if seconds: lines.append(f"seconds: {spent}, together {sum(seconds.values()):.1f}")
@@ -148,9 +151,12 @@ def _class_table(result):
         return f"<tr><th><i class=chip style='background:{colour[name]}'></i>{escape(name)}</th>{bars}</tr>"
     head = "".join(f"<th>{escape(t)}</th>" for t in stages.values())
     body = "".join(map(line, names))
-    mean = "".join(_bar(result.get("miou", {}).get(s)) for s in stages)
+    def mean(name, miou): return f"<tr><th>{escape(name)}</th>{''.join(_bar(miou.get(s)) for s in stages)}</tr>"
+    means = mean("mean", result.get("miou", {})) + "".join(
+        mean(f"mean over {part['images']} images of {name}", part["miou"])
+        for name,part in result.get("lists", {}).items())
     return (f"<div class=wide><table><thead><tr><th>class</th>{head}</tr></thead><tbody>{body}</tbody>"
-            f"<tfoot><tr><th>mean</th>{mean}</tr></tfoot></table></div>")
+            f"<tfoot>{means}</tfoot></table></div>")
 
 def _error_bars(result):
     "Which kind of error each stage makes"
