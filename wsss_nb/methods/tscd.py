@@ -102,7 +102,8 @@ class Config(AffinityConfig):
     )->dict[str,float]:
         "Return the weight of every term of the loss at a step, 0 where it is off (TSCD 4.7)"
         late = step > self.seg_start
-        return {"cls":1., "seg":self.w_seg*late, "reg":self.w_reg*late*(self.energy != "off"), "aff":self.w_aff*late, "corr":self.w_corr*late,
+        reg = self.w_reg*late*(self.energy != "off")
+        return {"cls":1., "seg":self.w_seg*late, "reg":reg, "aff":self.w_aff*late, "corr":self.w_corr*late,
                 "er":self.w_er*late*(self.w_corr > 0 or self.er_grad)}
 
 # %% ../../nbs/80_methods/70_tscd.ipynb #50f3fda1

@@ -29,9 +29,9 @@ from ..data.core import Dataset,Item
 from ..data.datasets import data_folder
 from ..data.transforms import denormalise,normalise
 from ..backbones.core import load_matching
-from ..cam.core import cam_to_label,normalize_cam
+from ..cam.core import cam_to_label
 from ..refine.crf import CRF_PRESETS,dense_crf
-from ..labels.pseudo import make_pseudo_label,refine_cam,seed_of_cam
+from ..labels.pseudo import make_pseudo_label,refine_cam,seed_of_cam,won_cam
 from ..scores.confusion import ConfusionMatrix,image_record,worst_images
 from ..scores.report import write_report
 from .folder import Run,config_hash,load_checkpoint,read_result,update_result,versions,without_none
@@ -261,11 +261,11 @@ def _picture_row(
     "Return image, CAM, refined CAM and label maps of one image, for the report"
     labels = {k:maps.get(k) for k in ("pseudo_label","prediction","prediction_crf")}
     row = {"id":item.id, "image":item.image, "mask":item.mask, **labels}
-    if not len(maps.get("cam", ())): return row
+    if "cam" not in maps: return row
+    if not len(maps["cam"]): return row | {"cam":maps["cam"], "refined":maps["cam"]}
     cam,image = torch.as_tensor(maps["cam"])[None],torch.as_tensor(item.image).permute(2,0,1)[None]/255
     scores,_ = refine_cam(image, cam, torch.ones(cam.shape[:2]), [config.bg_thresh])
-    refined = normalize_cam(scores[:,0,1:]/scores[:,0].sum(1, keepdim=True))[0]
-    return row | {"cam":maps["cam"], "refined":refined.numpy()}
+    return row | {"cam":maps["cam"], "refined":won_cam(scores[0,0], config.bg_thresh).numpy()}
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #6e40f5a1
 def _watched(config):
@@ -456,7 +456,7 @@ def _stage_rows(
     train = job.open_scored(job.config.train_split)
     def row(item):
         found = {"id":item.id, "image":item.image, "mask":item.mask}
-        if (file := job.run.file("cams", item.id)).exists() and len(cam := read_cam(file)[1]): found["cam"] = cam
+        if (file := job.run.file("cams", item.id)).exists(): found["cam"] = read_cam(file)[1]
         found |= {p.name:p.label(job.run, item.id, job.config) for p in products if p.name != "seed"}
         if network: found["prediction"] = _segmented(network, item, job.device, []).argmax(0).cpu().numpy()
         return found
