@@ -39,6 +39,7 @@ from ..networks.deeplab_plus import DeepLabPlus,name_from_beco
 from ..networks.segformer import AllMLP
 from ..scores.confusion import ConfusionMatrix,watched_scores
 from ..losses.cotraining import cotraining_loss
+from ..run.evaluate import watched_on
 from ..run.loop import check_divisible
 from ..run.method import PREDICTION,PREDICTION_CRF,Method
 from ..run.schedules import poly_factor
@@ -289,7 +290,7 @@ def watch(
     network:Network, # in evaluation mode, on its device
     data:Dataset,    # opened with masks
     limit:int,       # look at the first so many images
-)->dict[str,float]:  # `prediction`, the mIoU; empty if nothing could be scored
+)->dict:             # `prediction`, the mIoU, and `on`, what was looked at; empty if nothing could be scored
     """Return the score of squeezed images against squeezed masks (BECO 6.4, 7.3)
 
     Of several processes each looks at its share."""
@@ -302,7 +303,8 @@ def watch(
         matrix.add(logits.argmax(1)[0].to(torch.uint8).cpu().numpy(), mask)
     together(lambda: [add(i) for i in share(range(min(limit, len(data))))])
     matrix.counts = sum(gather_objects(matrix.counts))
-    return {"prediction":round(watched_scores(matrix)["miou"], 4)} if matrix.counts.any() else {}
+    if not matrix.counts.any(): return {}
+    return {"prediction":round(watched_scores(matrix)["miou"], 4), "on":watched_on(data, limit, side)}
 
 # %% ../../nbs/80_methods/94_beco.ipynb #ee2c5b85
 def check_data(

@@ -31,7 +31,7 @@ from ..refine.crf import CRF_PRESETS
 from ..labels.pseudo import make_pseudo_label
 from ..networks.decoders import FUSION,multi_scale_logits,sharpen
 from ..networks.single_stage import POOLING,SingleStageNet
-from ..run.evaluate import EVALUATE,image_cam,quick_validation
+from ..run.evaluate import EVALUATE,image_cam,quick_validation,watched_on
 from ..run.loop import check_batch,encoder_head_groups
 from ..run.method import PREDICTION,PREDICTION_CRF,PSEUDO_LABEL,SEED,Method
 from ..run.schedules import lr_factor
@@ -292,7 +292,11 @@ def train_network(
         net = (network or job.method.network)(c, job.classes)
         data = job.open(c.train_split, masks=c.supervision == "masks")
         return net,TrainingSet(data, net.transform(), job.seed)
-    validate = None if val is None else lambda net: quick_validation(net, val, c.val_images, job.device)
+    side = c.crop_size if c.val_size == "crop" else None
+    def watch(net):
+        scores = quick_validation(net, val, c.val_images, job.device)
+        return scores | {"on":watched_on(val, c.val_images, side)} if scores else scores
+    validate = None if val is None else watch
     factor = partial(lr_factor, max_iter=c.iters, warmup_iter=c.warmup_iter, power=c.lr_power)
     recipe = ("iters","batch_size","weight_decay","val_every","save_every","log_every","workers","precision",
               "loss_counts","idle_gradients")

@@ -6,8 +6,8 @@ Docs: https://example.github.io/wsss_nb/75_run/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['SMALL', 'SCORES', 'MANY', 'EVALUATE', 'has_walk', 'image_cam', 'label_image', 'segment_image',
-           'refine_prediction', 'predict_image', 'quick_validation', 'note_evaluation', 'evaluate_image',
-           'usual_words', 'SameLabel', 'share_files', 'score_labels', 'evaluate']
+           'refine_prediction', 'predict_image', 'quick_validation', 'watched_on', 'note_evaluation',
+           'evaluate_image', 'usual_words', 'SameLabel', 'share_files', 'score_labels', 'evaluate']
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #78cebea3
 import sys,time
@@ -32,7 +32,7 @@ from ..backbones.core import load_matching
 from ..cam.core import cam_to_label
 from ..refine.crf import CRF_PRESETS,dense_crf
 from ..labels.pseudo import make_pseudo_label,refine_cam,seed_of_cam,won_cam
-from ..scores.confusion import ConfusionMatrix,image_record,worst_images
+from ..scores.confusion import ConfusionMatrix,image_f1,image_record,worst_images
 from ..scores.report import write_report
 from .folder import Run,config_hash,load_checkpoint,read_result,update_result,versions,without_none
 from .method import Product
@@ -119,24 +119,38 @@ def quick_validation(
     """Return rough scores of a network in training (ToCo T8, TSCD 6.1)
 
     An image is squashed to the size of a training crop, or looked at as it is (`val_size` of the settings). Scores are
-    `prediction`, `seed` and, where there is an auxiliary classifier, `aux_seed`. Of several processes each looks at
-    its share, and all are counted in one matrix."""
+    `prediction`, `seed` and, where there is an auxiliary classifier, `aux_seed`; and `cls_f1` of the classes that the
+    classifier finds, a mean over images. Of several processes each looks at its share, and all are counted together."""
     side = network.config.crop_size if getattr(network.config, "val_size", "crop") == "crop" else None
     count = len(data) if limit == "all" else min(limit, len(data))
-    scores = {k:ConfusionMatrix(data.num_classes) for k in ("prediction","seed","aux_seed")}
+    scores,found = {k:ConfusionMatrix(data.num_classes) for k in ("prediction","seed","aux_seed")},[]
+    classifies = hasattr(network, "head_of") and len(network.cam_layers) > 0
     def add(item):
         x = normalise(item.image)[None].to(device)
         if side: x = resize(x, (side,side))
         maps = {"prediction": resize(network.seg_logits(x), item.mask.shape).argmax(1)}
         if item.image_labels is not None:
             y = torch.as_tensor(item.image_labels, device=device)[None]
+            if classifies: found.append(image_f1((network(x, segment=False)["cls_logits"] > 0).cpu(), y.cpu()))
             for layer in network.cam_layers:
                 cam = resize(network.cam(x, y, layer), item.mask.shape)
                 maps["seed" if layer == "last" else "aux_seed"] = cam_to_label(cam, y, network.config.bg_thresh)
         for name,label in maps.items(): scores[name].add(label[0].cpu().numpy(), item.mask)
     together(lambda: [add(data[i]) for i in share(range(count))])
     for m in scores.values(): m.counts = sum(gather_objects(m.counts))
-    return {k:round(m.miou, 4) for k,m in scores.items() if m.counts.any()}
+    every = [v for part in gather_objects(found) for v in part]
+    f1 = {"cls_f1":round(sum(every)/len(every), 4)} if every else {}
+    return {k:round(m.miou, 4) for k,m in scores.items() if m.counts.any()} | f1
+
+def watched_on(
+    data:Dataset,       # that a training is watched on
+    limit:int|str,      # as of `quick_validation`
+    side:int|None=None, # to which images are squashed, pixels; None: they have their own size
+)->str:
+    "Return in words what the scores of a validation were measured on, for the log"
+    count = len(data) if limit == "all" else min(limit, len(data))
+    which = f"all {count}" if count == len(data) else f"first {count}"
+    return f"{which} of {data.split}, {'own size' if side is None else f'{side}x{side}'}"
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #3deeb109
 def _timed(

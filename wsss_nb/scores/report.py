@@ -245,7 +245,8 @@ def _chart(series, title, width=460, height=230):
 def _curves(log):
     if log is None or not Path(log).exists(): return ""
     losses,scores = _series(log)
-    figures = _chart(losses, "losses") + _chart(scores, "mIoU in validation")
+    title = "mIoU in validation" + (", F1 of the classes found" if "cls_f1" in scores else "")
+    figures = _chart(losses, "losses") + _chart(scores, title)
     return f"<div class=figures>{figures}</div>" if figures else ""
 
 # %% ../../nbs/65_scores/20_report.ipynb #bb5485c9
