@@ -8,7 +8,7 @@ Docs: https://example.github.io/wsss_nb/40_cam/gradients.html.md"""
 __all__ = ['watch', 'to_map', 'plain_cam', 'grad_cam', 'layer_cam', 'attention_parts', 'attention_map', 'faithfulness']
 
 # %% ../../nbs/40_cam/40_gradients.ipynb #40a00002
-from collections.abc import Callable,Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
