@@ -133,7 +133,8 @@ def classifier_scores(
     "Return how well a classifier knows what is in the images"
     found,true = np.asarray(logits) > 0,np.asarray(image_labels) > 0
     precisions = [average_precision(s, t) for s,t in zip(np.asarray(logits).T, true.T) if t.any()]
-    scores = {"images":len(true), "f1":image_f1(found, true)} | ({"map":float(np.mean(precisions))} if precisions else {})
+    scores = {"images":len(true), "f1":image_f1(found, true)}
+    if precisions: scores["map"] = float(np.mean(precisions))
     return scores | {"images_lacking":int((true & ~found).any(1).sum()),
                      "images_adding":int((found & ~true).any(1).sum())}
 
@@ -216,9 +217,10 @@ def advice(
     points = f"{100*costs[cause]:.1f} points"
     best,coverage = scores.get("cam_best", {}).get("bg_thresh"),scores.get("label", {}).get("coverage", 1)
     late = told.get("seg_start", 0) > told.get("iters", 0)/2
-    beside = (f"; labels that train have low_thresh={told['low_thresh']:g} and high_thresh={told['high_thresh']:g}, move "
-              "them along" if "low_thresh" in told else "; move the threshold of the part that reads the CAMs along"
-              if told.get("chain") else "")
+    beside = "; move the threshold of the part that reads the CAMs along" if told.get("chain") else ""
+    if "low_thresh" in told:
+        beside = (f"; labels that train have low_thresh={told['low_thresh']:g} and "
+                  f"high_thresh={told['high_thresh']:g}, move them along")
     decided = " on the pixels that these decide" if coverage < 1 else ""
     more = (f"it begins late (seg_start={told['seg_start']} of iters={told['iters']}): let it begin earlier "
             f"(--set seg_start={told['iters']//4})" if late else "give it more steps (--iters) or a higher rate")
@@ -269,7 +271,8 @@ def _open_subject(path, data, device):
     made_with = read_made_with(run)
     method,result = method_of_run(run, made_with),read_result(run.result)
     done = tuple(result.get("seconds", {}))
-    s = _Subject(run, method, _settings_now(run, method), made_with, str(data or made_with.get("data", "")), device, done)
+    named = str(data or made_with.get("data", ""))
+    s = _Subject(run, method, _settings_now(run, method), made_with, named, device, done)
     made = any(p.stage in done for p in method.products if p.stage != "evaluate")
     if method.answers in done: s.network = load_run(path, device, _changed_since(s, result))
     elif not made:
@@ -430,7 +433,8 @@ def _training_label(item, keys, cam, config):
     return make_pseudo_label(image, maps, labels, low, high)[0].numpy().astype(np.uint8)
 
 # %% ../../nbs/90_use/26_anatomy.ipynb #a9a70029
-_KEYS = {"seed":"cam", "pseudo_label":"label", "random_walk_seed":"walked", "refined_label":"refined_label"} # of products
+# product -> its key in `STEPS`
+_KEYS = {"seed":"cam", "pseudo_label":"label", "random_walk_seed":"walked", "refined_label":"refined_label"}
 
 def _look_at_files(s, data, chosen, predicts):
     "Return the scores of what earlier stages made of training images, and if wanted of the final network on them"
@@ -470,7 +474,8 @@ def full_command(
     method,data,out = method_of_run(folder, made_with),made_with.get("data", ""),f"{folder.path}_full"
     config,last = settings_of(folder, method),method.parts[-1] if method.parts else method
     if "supervision" in {f.name for f in fields(method.config)} and not method.parts:
-        return _command(made_with.get("source") or method.name, method, config, made_with, data, out, ["supervision=masks"])
+        name = made_with.get("source") or method.name
+        return _command(name, method, config, made_with, data, out, ["supervision=masks"])
     if issubclass(method.config, SingleStageConfig):
         return _command("baseline", get_method("baseline"), config, made_with, data, out, ["supervision=masks"])
     own = last if "labels" in asks_for(last) else parts_of(OWN[method.name])[0] if method.name in OWN else None
@@ -479,11 +484,13 @@ def full_command(
     front = ""
     if masks is None:
         if not str(data).startswith("shapes"): return "the data keep no masks in a folder that could be given as labels"
-        named,masks,front = "scenes","scenes/SegmentationClass",f"wsss-data make-shapes scenes{_scene_options(data)} && "
+        front = f"wsss-data make-shapes scenes{_scene_options(data)} && "
+        named,masks = "scenes","scenes/SegmentationClass"
     mine = part_of(config, part_name(last)) if method.parts else config
     splits = [f"given.{k}={getattr(config, k)}" for k,usual in (("train_split","train"),("val_split","val"))
               if getattr(config, k) != usual]
-    return front+_command(own.name, own, mine, made_with, named, out, splits, ["--labels", str(masks)], f"{part_name(own)}.")
+    given = ["--labels", str(masks)]
+    return front+_command(own.name, own, mine, made_with, named, out, splits, given, f"{part_name(own)}.")
 
 def _scene_options(data):
     "Return the options of `shapes:...` as those of wsss-data make-shapes"
@@ -507,7 +514,9 @@ _WORDS = ["The masks were read to score each step.",
           "CAMs of true classes, refined CAMs and labels were given the image-level labels."]
 
 def _full_of(path, s, data):
-    "Return (item) -> prediction of the run that learnt from masks; raise `UserError` if it did not, or has other classes"
+    """Return (item) -> prediction of the run that learnt from masks, by key; without one, of nothing
+
+    Raises `UserError` if it did not learn from masks, is not finished or has other classes."""
     if path is None: return lambda item: {}
     run = Run(path)
     made_with = read_made_with(run)
@@ -536,14 +545,15 @@ def _open_masks(s, split):
 
 def _left_out(s, scores, full):
     "Return why lines are missing"
+    nothing = "the run has no segmenter"
+    ceiling = full_command(s.run.path) if full is None and s.network is not None else nothing
     why = {"classifier":"the class scores of this method are not known here",
            "cam_found":"the class scores of this method are not known here",
            "cam":"the run has no CAMs of these images", "cam_best":"the run has no CAMs of these images",
            "refined":"the labels are the refined CAMs", "label":"the run makes no labels",
-           "prediction":"the run has no segmenter",
-           "prediction_crf":"the run has no CRF; wsss-run with --stages evaluate --set crf=deeplab adds one",
-           "full":full_command(s.run.path) if full is None and s.network is not None else "the run has no segmenter"} | s.left_out
-    return {k:v for k,v in why.items() if k not in scores}
+           "prediction":nothing, "full":ceiling,
+           "prediction_crf":"the run has no CRF; wsss-run with --stages evaluate --set crf=deeplab adds one"}
+    return {k:v for k,v in (why | s.left_out).items() if k not in scores}
 
 # %% ../../nbs/90_use/26_anatomy.ipynb #a9a70034
 def anatomy(
@@ -574,8 +584,8 @@ def anatomy(
     lines = line_up(scores)
     if not lines: raise UserError(f"{run}: nothing that it made can be scored on {s.data}")
     found = {"method":s.method.name, "data":s.data, "split":split if scored else s.config.train_split}
-    return found | {"images":scored or max(l["images"] for l in lines), "lines":lines, "left_out":_left_out(s, scores, full),
-                    "costs":losses(scores), "advice":advice(scores, _told(s)), "ground_truth":_WORDS}
+    return found | {"images":scored or max(l["images"] for l in lines), "lines":lines,
+                    "left_out":_left_out(s, scores, full), "costs":losses(scores), "advice":advice(scores, _told(s)), "ground_truth":_WORDS}
 
 def _told(s):
     "Return the settings that an advice names"
@@ -611,10 +621,11 @@ def anatomy_table(
     best = next((l["bg_thresh"] for l in lines if "bg_thresh" in l), None)
     notes = [f"{found['method']} on {found['data']}: {where}", "", head, *body, "",
              "given: what of the ground truth a step was given. change: won or lost, on the line of this number.",
-             "rim, missed, taken, confused: of 100 wrong pixels, those at the rim of an object that is found, of missed",
-             "objects, of background called an object, of one object called another.",
+             "rim, missed, taken, confused: of 100 wrong pixels, those at the rim of an object that is found, of",
+             "missed objects, of background called an object, of one object called another.",
              "lacking, adding: images in whose map a class is missing entirely, or appears that is not there."]
-    if best is not None: notes.append(f"The best threshold is {best:g}; it was chosen with the masks: no number to report.")
+    if best is not None:
+        notes.append(f"The best threshold is {best:g}; it was chosen with the masks: no number to report.")
     notes += [f"left out: {STEPS[k].name}: {why}" for k,why in found["left_out"].items()]
     return "\n".join([*notes, "", f"Where to work: {found['advice']['text']}."])
 
@@ -649,6 +660,7 @@ def show_anatomy(
             share = rest*l["reasons"].get(k, 0)
             ax.barh(n, share, left=left, color=colour, label=k.replace("_", " ") if n == 0 else None)
             left += share
-    ax.set(yticks=range(len(lines)), yticklabels=[l["name"] for l in lines], xlim=(0,100), xlabel="mIoU, and what lacks")
+    names = [l["name"] for l in lines]
+    ax.set(yticks=range(len(lines)), yticklabels=names, xlim=(0,100), xlabel="mIoU, and what lacks")
     ax.legend(loc="upper center", bbox_to_anchor=(.4,-.25), ncols=4, fontsize=7, frameon=False)
     return ax
