@@ -1,5 +1,5 @@
-"""VOC 2012, SBD and COCO 2014 as their archives are, a few small images each: the same folders, file formats and
-oddities."""
+"""VOC 2012, SBD, COCO 2014 and Oxford-IIIT Pet as their archives are, a few small images each: the same folders, file
+formats and oddities."""
 import hashlib
 import io
 import json
@@ -13,6 +13,7 @@ from PIL import Image
 from loopback import serving
 from wsss_nb.data import download
 from wsss_nb.ground.core import IGNORE_INDEX
+from wsss_nb.data.pets import PET_BREEDS
 from wsss_nb.data.voc import COCO_CLASSES, VOC_CLASSES
 from wsss_nb.ground.io import voc_colormap
 
@@ -173,8 +174,67 @@ def coco_zips():
     return {name:zipped(files) for name,files in (photos|{"annotations_trainval2014.zip":notes}).items()}
 
 
+class Pets:
+    """What is in the miniature of Oxford-IIIT Pet: two breeds of cats, two of dogs, breed by breed as in the lists, and
+    photos that no list names"""
+    breeds = ("Abyssinian", "beagle", "Bengal", "pug")
+    trainval = [f"{breed}_{n}" for breed in breeds for n in (100, 101, 7)]
+    test = [f"{breed}_{n}" for breed in breeds for n in (201, 34)]
+    unlisted = ["Abyssinian_5", "pug_999"]
+    odd = {"Abyssinian_101":"PNG", "beagle_7":"RGBA", "Bengal_100":"GIF", "pug_34":"palette", "pug_201":"grey"}
+    @staticmethod
+    def size(name): return 40+int(name.split("_")[-1])%7,60
+    @staticmethod
+    def breed(name): return PET_BREEDS.index(name.rsplit("_", 1)[0])
+    @staticmethod
+    def species(name): return 1 if name[0].isupper() else 2
+    @classmethod
+    def line(cls, name): return f"{name} {cls.breed(name)} {cls.species(name)} 1\n"
+    @classmethod
+    def trimap(cls, name):
+        box = blob(cls.size(name), 1, sum(name.encode()))
+        return np.where(box == IGNORE_INDEX, 3, 2-(box == 1)).astype(np.uint8)
+    @classmethod
+    def photo(cls, name, seed):
+        "Return the bytes of NAME.jpg, whatever they are"
+        kind = cls.odd.get(name)
+        if kind in (None, "grey"): return jpeg(cls.size(name), seed, grey=kind == "grey")
+        noise,out = np.random.RandomState(seed).randint(256, size=(*cls.size(name), 4)).astype(np.uint8),io.BytesIO()
+        im = Image.fromarray(noise)
+        if kind != "RGBA": im = im.convert("RGB")
+        if kind in ("GIF", "palette"): im = im.quantize(32)
+        im.save(out, format="GIF" if kind == "GIF" else "PNG")
+        return out.getvalue()
+
+def pets_archives():
+    "Return images.tar.gz and annotations.tar.gz, packed on a Mac: a file ._NAME beside each"
+    def packed(files):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w:gz") as tar:
+            for name,data in files: add(tar, name, data)
+        return out.getvalue()
+    names = Pets.trainval+Pets.test+Pets.unlisted
+    photos = [(f"images/{i}.jpg", Pets.photo(i, k)) for k,i in enumerate(names)]
+    photos[-1] = (photos[-1][0], photos[-1][1][:100])  # a photo that cannot be read, and that no list names
+    stray = [(f"images/{i}.mat", b"MATLAB 5.0 MAT-file") for i in ("Abyssinian_100", "Abyssinian_101")]
+    head = ("#Image CLASS-ID SPECIES BREED ID\n#ID: 1:37 Class ids\n#SPECIES: 1:Cat 2:Dog\n"
+            "#BREED ID: 1-25:Cat 1:12:Dog\n")
+    lists = {"list":head+"".join(map(Pets.line, Pets.trainval+Pets.test)),
+             "trainval":"".join(map(Pets.line, Pets.trainval)), "test":"".join(map(Pets.line, Pets.test))}
+    notes = [(f"annotations/{name}.txt", text.encode()) for name,text in lists.items()]
+    notes += [("annotations/README", b"OXFORD-IIIT PET Dataset\n"), ("./._annotations", b"\0\5\x16\7")]
+    for i in names:
+        out = io.BytesIO()
+        Image.fromarray(Pets.trimap(i)).save(out, format="PNG")
+        notes += [(f"annotations/trimaps/._{i}.png", b"\0\5\x16\7\0\2\0\0Mac OS X"),
+                  (f"annotations/trimaps/{i}.png", out.getvalue()),
+                  (f"annotations/xmls/{i}.xml", voc_xml(i, (9,9), ["cat"]))]
+    return {"images.tar.gz":packed(photos+stray), "annotations.tar.gz":packed(notes)}
+
+
 @pytest.fixture(scope="session")
-def archives(): return {"VOCtrainval_11-May-2012.tar":voc_tar(), "benchmark.tgz":sbd_tgz()} | coco_zips()
+def archives():
+    return {"VOCtrainval_11-May-2012.tar":voc_tar(), "benchmark.tgz":sbd_tgz()} | coco_zips() | pets_archives()
 
 @pytest.fixture
 def site(archives, monkeypatch):

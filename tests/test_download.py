@@ -182,10 +182,10 @@ def test_progress_bar(server, tmp_path):
 
 
 def test_archives_as_published():
-    "Names, addresses and the two checksums that are known"
+    "Names, addresses and the checksums that are known"
     names = {n for archives in module.ARCHIVES.values() for n in archives}
     assert (names == {"VOCtrainval_11-May-2012.tar", "VOC2012test.tar", "benchmark.tgz", "train2014.zip", "val2014.zip",
-                      "annotations_trainval2014.zip"})
+                      "annotations_trainval2014.zip", "images.tar.gz", "annotations.tar.gz"})
     for archives in module.ARCHIVES.values():
         for name,a in archives.items():
             assert a.url is None or a.url.endswith("/"+name)

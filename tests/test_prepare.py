@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from commands import BIN, TINY, run
-from miniatures import Coco, Sbd, Voc
+from miniatures import Coco, Sbd, Voc, pets_archives
 from wsss_nb.ground.core import IGNORE_INDEX, UserError
 from wsss_nb.data import download
 from wsss_nb.data.check import check_dataset
@@ -41,7 +41,7 @@ def data(archives, tmp_path_factory):
     "Everything prepared once; for reading only"
     root = tmp_path_factory.mktemp("prepared")
     for name,data in archives.items():
-        folder = root/"coco" if "2014" in name else root/"voc"
+        folder = root/("coco" if "2014" in name else "pets" if name in pets_archives() else "voc")
         folder.mkdir(exist_ok=True)
         (folder/name).write_bytes(data)
         download.unpack(folder/name, folder)
@@ -330,6 +330,9 @@ def test_saliency(data, tmp_path, call, fails):
     (["to-voc", "imagenet", "d"], "unknown kind of data 'imagenet'"),
     (["to-voc", "voc", "nowhere"], "nowhere: no such folder"),
     (["to-voc", "voc", "."], "unpack the VOC 2012 archive there"),
+    (["to-voc", "pets", "."], "images: no such folder; unpack images.tar.gz there"),
+    (["to-voc", "pets", ".", "--labels", "masks"], "means nothing for pets, which knows no option"),
+    (["get", "pet", "--out", "d"], "did you mean pets"), (["check", "pets:nowhere"], "nowhere: no such folder"),
     (["to-voc", "coco", "nowhere"], "unpack the archives of COCO 2014 there"),
     (["to-voc", "voc", ".", "--masks", "sbd"], "--masks sbd: means nothing for voc"),
     (["to-voc", "coco", ".", "--crowd", "none"], "unknown treatment of crowds 'none'"),
@@ -338,7 +341,7 @@ def test_saliency(data, tmp_path, call, fails):
 def test_wrong_words(fails, here, argv, words): assert words in fails("wsss-data", *argv)
 
 
-@pytest.mark.parametrize("script", ["voc", "sbd", "coco", "saliency"])
+@pytest.mark.parametrize("script", ["voc", "sbd", "coco", "pets", "saliency"])
 def test_data_scripts(script):
     path = Path(__file__).parent.parent/"data_scripts"/f"{script}.py"
     assert len(path.read_text().splitlines()) <= 15

@@ -81,7 +81,7 @@ def test_published_presets_have_both():
         method = get_method(name)
         for preset in method.presets:
             config = resolve_config(method.config(), method.presets, preset)
-            toy = any(word in preset for word in ("shapes", "photos"))
+            toy = any(word in preset for word in ("shapes", "photos", "pets"))
             wanted = ("absent", "all") if toy else ("zero", "process")
             assert (config.idle_gradients, config.loss_counts) == wanted, (name, preset)
 

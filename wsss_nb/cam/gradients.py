@@ -151,4 +151,5 @@ def faithfulness(
         without[:,taken],only[:,taken] = nothing[:,taken],full[:,taken]
         some += [without.view(3, H, W), only.view(3, H, W)]
     scores = torch.cat([classifier(torch.stack(some[i:i+8]))[:,target] for i in range(0, len(some), 8)]).sigmoid()
-    return {"deletion":torch.trapezoid(scores[::2]).item()/steps, "insertion":torch.trapezoid(scores[1::2]).item()/steps}
+    areas = (torch.trapezoid(scores[k::2]).item()/steps for k in (0,1))
+    return dict(zip(("deletion","insertion"), areas))

@@ -9,7 +9,7 @@ __all__ = ['Finding', 'as_finding', 'Check', 'check_dataset', 'finding_lines']
 
 # %% ../../nbs/20_data/70_check.ipynb #d1e00b5d
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable,Iterator
 from dataclasses import dataclass,field
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +51,7 @@ class Check:
 # %% ../../nbs/20_data/70_check.ipynb #9aa0bd1e
 class _Job(NamedTuple):
     image:Path; mask:Path|None; saliency:Path|None; labels:np.ndarray|None; classes:tuple; strict:bool
+    read:Callable=read_label  # mask file -> label map
 
 def _disagreement(mask_file, mask, present, labels, classes, strict):
     "Yield the findings of classes that only the mask or only the labels have, each with `True` if it is a problem"
@@ -92,7 +93,7 @@ def _check_item(job):
     image = look(lambda: read_image(job.image), job.image)
     if image is None: return found,digest,present  # the others are compared with its size
     def fitting_mask():
-        mask = read_label(job.mask)
+        mask = job.read(job.mask)
         if job.strict: mask = on_stored_pixels(mask, job.image, image.shape[:2])
         return check_mask(mask, image.shape[:2], len(job.classes), job.mask)
     mask = look(fitting_mask, job.mask) if job.mask else None
@@ -120,7 +121,7 @@ def _count_findings(ds):
     published = ds.counts.get(ds.split, len(ds))
     if published != len(ds):
         yield Finding(str(ds.root), f"split {ds.split!r} has {len(ds)} images, as published {published}",
-                      "unpack the archives again; a small copy is better used as a folder, without voc: or coco:")
+                      f"unpack the archives again; {ds.small_copy}")
 
 def _source_findings(ds):
     "Yield a note for each file of labels that is not used and says something else"
@@ -186,14 +187,15 @@ def _fingerprint(ds, digests):
 
 # %% ../../nbs/20_data/70_check.ipynb #bd2c52d5
 def check_dataset(
-    spec:str|Path,          # "voc:ROOT", "coco:ROOT" or a folder in VOC layout
+    spec:str|Path,          # "voc:ROOT", "coco:ROOT", "pets:ROOT" or a folder in VOC layout
     workers:int|None=None,  # processes; None: one per core
 )->Check:                   # problems, notes, splits
     "Read every list, label, photo, mask and saliency map of a dataset; raise `UserError` if there is none"
     if str(spec).partition(":")[0] == "shapes": raise UserError(f"{spec}: is made in memory, there is no file to check")
     if workers is not None and workers < 1: raise UserError(f"--workers {workers}: must be 1 or more")
     reader,root = on_disk(spec) if ":" in str(spec) else (FolderDataset,Path(spec))
-    if not root.is_dir(): raise UserError(f"{root}: no such folder; give a folder in VOC layout, voc:ROOT or coco:ROOT")
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give a folder in VOC layout, voc:ROOT, coco:ROOT or pets:ROOT")
     messages,check = [],Check()
     opened = _open_splits(reader, root, messages.append)
     check.problems += map(as_finding, dict.fromkeys(messages))
@@ -201,7 +203,7 @@ def check_dataset(
     ds = next(iter(opened.values()))
     labels = {i:y for d in opened.values() for i,y in d.labels.items()}
     maps = ds.saliency_files()
-    jobs = (_Job(photo, ds.mask_files.get(i), maps.get(i), labels.get(i), ds.classes, not ds.counts)
+    jobs = (_Job(photo, ds.mask_files.get(i), maps.get(i), labels.get(i), ds.classes, not ds.counts, ds.mask_reader(i))
             for i,photo in ds.images.items())
     results = progress(map_on_cores(_check_item, jobs, workers), "checking", total=len(ds.images), unit="image")
     digests,shown = {},{}

@@ -295,7 +295,14 @@ ARCHIVES = {
             "http://images.cocodataset.org/zips/val2014.zip", holds={"val2014/*.jpg":40_504}, gigabytes=6.6),
         "annotations_trainval2014.zip": Archive(
             "http://images.cocodataset.org/annotations/annotations_trainval2014.zip", None,
-            {"instances_*2014.json":2}, r".*/instances_(train|val)2014\.json", gigabytes=.25)}}
+            {"instances_*2014.json":2}, r".*/instances_(train|val)2014\.json", gigabytes=.25)},
+    "pets": {
+        "images.tar.gz": Archive(
+            "https://thor.robots.ox.ac.uk/~vgg/data/pets/images.tar.gz",
+            "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c", gigabytes=.8),
+        "annotations.tar.gz": Archive(
+            "https://thor.robots.ox.ac.uk/~vgg/data/pets/annotations.tar.gz",
+            "md5:95a8c909bbe2e81eed6a22bccdf3f68f", only=r"(.*/)?(?!\._)[^/]+", gigabytes=.02)}}
 
 # %% ../../nbs/20_data/60_download.ipynb #37937199
 def _still_there(record, out):

@@ -488,6 +488,10 @@ class FolderDataset(Dataset):
     sources = tuple(_SOURCES)              # where labels may be, the first that exists
     labels_elsewhere = False               # may labels name images that are not here?
     counts = {}                            # images of published splits, by name
+    photos_in = "JPEGImages"               # where photos are
+    lists_in = "ImageSets/Segmentation"    # where lists are
+    # what to do with fewer images than published
+    small_copy = "a small copy is better used as a folder, without voc: or coco:"
     def __init__(self,
         root:str|Path,         # the folder
         split:str="train",     # name of a list in ImageSets/Segmentation
@@ -534,14 +538,20 @@ class FolderDataset(Dataset):
 @patch
 def class_names(self:FolderDataset): return read_classes(self.root/"classes.txt")
 @patch
-def find_photos(self:FolderDataset, report): return find_images(self.root/"JPEGImages", report)
+def find_photos(self:FolderDataset, report): return find_images(self.root/self.photos_in, report)
 @patch
 def find_masks(self:FolderDataset): return find_masks(self.mask_folder)
 @patch
-def splits(self:FolderDataset): return list_files(self.root/"ImageSets"/"Segmentation", ".txt")
+def mask_reader(self:FolderDataset,
+    name:str, # of an image
+)->Callable:  # file -> label map, (H,W) uint8
+    "Return what reads the mask of an image; another process may call it"
+    return read_label
+@patch
+def splits(self:FolderDataset): return list_files(self.root/self.lists_in, ".txt")
 @patch
 def read_split(self:FolderDataset, split, report):
-    lists = self.root/"ImageSets"/"Segmentation"
+    lists = self.root/self.lists_in
     if not self.splits():
         raise UserError(f"{lists}: there is no list; write the image names of a split into {split}.txt there")
     did_you_mean(split, self.splits(), f"split of {self.root}")
@@ -590,8 +600,9 @@ def image_labels(self:FolderDataset, i): return self.labels.get(self.ids[i])
 def load_image(self:FolderDataset, i): return read_image(self.images[self.ids[i]])
 @patch
 def load_mask(self:FolderDataset, i):
-    path,photo = self.mask_files.get(self.ids[i]) or self.mask_folder/f"{self.ids[i]}.png",self.images[self.ids[i]]
-    mask,size = read_label(path),image_size(photo)
+    name = self.ids[i]
+    path,photo = self.mask_files.get(name) or self.mask_folder/f"{name}.png",self.images[name]
+    mask,size = self.mask_reader(name)(path),image_size(photo)
     if self.object_is_255: mask = np.where(mask == IGNORE_INDEX, np.uint8(1), mask)
     if not self.counts: mask = on_stored_pixels(mask, photo, size)
     return check_mask(mask, size, self.num_classes, path)

@@ -51,7 +51,7 @@ def _panel(ds, n):
     return overlay(image, label),{*np.unique(label).tolist()}-{BACKGROUND}
 
 def dataset_sheet(
-    spec:str|Path,      # "voc:ROOT", "coco:ROOT" or a folder in VOC layout
+    spec:str|Path,      # "voc:ROOT", "coco:ROOT", "pets:ROOT" or a folder in VOC layout
     most:int=40,        # show so many images at most
 )->Image.Image|None:    # RGB picture; None: there is no image to show
     """Return photos under their image-level labels, with their masks laid over, and a legend of what masks show

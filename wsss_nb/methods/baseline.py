@@ -19,7 +19,7 @@ from ..ground.tensors import enlarge
 from ..data.transforms import denormalise
 from ..labels.pseudo import make_pseudo_label
 from ..losses.segment import balanced_seg_loss
-from .core import VIT_B,MethodNet,SingleStageConfig,single_stage
+from .core import VIT_B,MethodNet,SingleStageConfig,for_pets,single_stage
 from .step import TrainingStep
 from ..run.settings import must
 
@@ -29,6 +29,7 @@ class Config(SingleStageConfig):
     "Settings of the baseline"
     seg_start:int = 2000        # last step without segmentation loss: the CAM has to mean something first
     w_seg:float = .1            # weight of the segmentation loss afterwards
+    decoder:str = "largefov"    # "largefov", "aspp", or "narrow" for wide features
     supervision:str = "labels"  # "masks": ground-truth masks instead of pseudo labels, for comparison only
     def check(self):
         "Raise `UserError` for a setting whose value cannot work"
@@ -73,6 +74,11 @@ class Step(TrainingStep):
 
 class Network(MethodNet):
     "The network of the baseline: classification on two layers and segmentation"
+    def __init__(self,
+        config:Config,            # resolved settings
+        classes:tuple[str,...],   # names, background first
+    ):
+        super().__init__(config, classes, decoder=config.decoder)
     def training_losses(self,
         batch:dict, # `input` (B,3,S,S) normalised, `box` (B,4) pixels, `image_labels` (B,C), with masks `mask` (B,S,S)
         step:int,   # steps done so far
@@ -102,4 +108,5 @@ PRESETS = {
         "cam_scales":(1.,.5), "cam_size":224, "bg_thresh":.45, "infer_scales":(1.,)},
 }
 PRESETS["full"] = PRESETS["photos"] | {"supervision":"masks"}
+PRESETS["pets"] = for_pets(PRESETS["photos"])
 METHOD = single_stage("baseline", Config, PRESETS, Network)

@@ -44,6 +44,7 @@ from ..run.method import PREDICTION,PREDICTION_CRF,Method
 from ..run.schedules import poly_factor
 from ..run.settings import must
 from ..run.stage import FileDataset,Job,Stage
+from .core import PET_STEPS,for_pets
 
 # %% ../../nbs/80_methods/94_beco.ipynb #7d58b26b
 @dataclass(frozen=True)
@@ -341,6 +342,8 @@ PRESETS = {
     "photos": _SMALL | {"backbone":"mobilenetv2_100", "crop_size":160, "iters":300, "warmup":4, "mask_start":4,
                         "lr":5e-5, "min_lr":1e-6, "decoder_mult":4., "infer_scales":None, "workers":1},
 }
+# two passes, since its epochs are so long here: trust comes with the second
+PRESETS["pets"] = for_pets(PRESETS["photos"], iters=2*PET_STEPS, warmup=1, mask_start=1)
 
 # %% ../../nbs/80_methods/94_beco.ipynb #b83a58d8
 def describe(

@@ -24,7 +24,7 @@ from ..networks.memory import GATHER,MemoryNet,gathered,move_prototypes
 from ..losses.prototype import LCL_FORMS,PCL_FORMS,local_contrast_loss,prototype_contrast_loss
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
-from .core import VIT_B,MethodNet,single_stage
+from .core import VIT_B,MethodNet,for_pets,single_stage
 from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,
                                   pseudo_label,scaled_energy)
 from ..run.settings import must
@@ -72,7 +72,7 @@ class MemoryConfig(PatchContrastConfig):
 @dataclass(frozen=True)
 class Config(MemoryConfig):
     "Settings of CPDGL"
-    decoder:str = "aspp"             # "largefov" or "aspp"
+    decoder:str = "aspp"             # "aspp", "largefov", or "narrow" for wide features
     cam_scales:tuple[float,...] = (1.,.5,.75,1.5) # image sizes of a CAM
     infer_size:int = 448             # side to which an image is resized for its prediction; 0: its own size
     infer_direct:bool = True         # make each of its sizes from the image itself, not from the resized one?
@@ -253,4 +253,5 @@ PRESETS = {
 }
 PRESETS["logged"] = PRESETS["voc"] | {"gather":"ones", "reg_filter":"off"}
 PRESETS |= {k:p | AS_PUBLISHED for k,p in PRESETS.items() if k not in ("shapes","photos")}
+PRESETS["pets"] = for_pets(PRESETS["photos"])
 METHOD = single_stage("cpdgl", Config, PRESETS, Network, published=("voc","released","logged","coco"))

@@ -37,6 +37,7 @@ from ..run.method import PREDICTION,PREDICTION_CRF,PSEUDO_LABEL,SEED,Method,Prod
 from ..run.schedules import drop_factor
 from ..run.settings import must
 from ..run.stage import FileDataset,Job,Stage,training_folder
+from .core import for_pets
 from .segmenters import SGD,Network,SegmenterConfig,train_segmenter,training_recipe
 
 # %% ../../nbs/80_methods/80_i2crc.ipynb #fb1afe29
@@ -297,6 +298,7 @@ PRESETS = {
                         "cls_iters":200, "cls_drops":(130,180), "cls_lr":1e-4, "extra_mult":100., "extra":128,
                         "crop_size":160, "iters":300, "lr":5e-5, "decoder_mult":4., "workers":1},
 }
+PRESETS["pets"] = for_pets(PRESETS["photos"], ("iters","cls_iters"), cls_drops=(300,415))
 
 # %% ../../nbs/80_methods/80_i2crc.ipynb #2f53ae8b
 def _origin(

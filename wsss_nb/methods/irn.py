@@ -38,6 +38,7 @@ from ..run.method import PSEUDO_LABEL,Method,without_initial
 from ..run.schedules import poly_factor
 from ..run.settings import must
 from ..run.stage import FileDataset,Job,Stage,training_folder
+from .core import for_pets
 
 # %% ../../nbs/80_methods/92_irn.ipynb #9914f025
 @dataclass(frozen=True)
@@ -282,6 +283,7 @@ PRESETS = {
     "photos": {"backbone":"mobilenetv2_100", "crop_size":256, "batch_size":8, "iters":300, "lr":.02, "dp_mult":5.,
                "momentum":.9, "pad_to":None, "workers":1, "save_every":50, "log_every":10},
 }
+PRESETS["pets"] = for_pets(PRESETS["photos"])
 
 # %% ../../nbs/80_methods/92_irn.ipynb #a37f2cf1
 def describe(

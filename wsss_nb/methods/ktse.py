@@ -39,6 +39,7 @@ from ..networks.gated_pyramid import GatedPyramidNet
 from ..scores.confusion import sweep_matrices
 from ..losses.erasing import erased,foreground,global_align_loss,local_align_loss,stacked,transfer_loss
 from ..losses.own_labels import label_losses,own_label_losses
+from .core import for_pets
 from .step import TrainingStep
 from ..run.evaluate import EVALUATE
 from ..run.loop import check_divisible
@@ -218,6 +219,7 @@ PRESETS = {
     "photos": _SMALL | {"backbone":"mobilenetv2_100", "width":128, "crop_size":224, "long_side":(192,320),
                         "pair_images":2, "iters":400, "start":200, "lr":3e-4, "head_mult":10., "workers":1},
 }
+PRESETS["pets"] = for_pets(PRESETS["photos"], start=230)
 
 # %% ../../nbs/80_methods/90_ktse.ipynb #b467203a
 def map_label(

@@ -29,6 +29,7 @@ from ..run.method import SEED,Method,without_initial
 from ..run.schedules import poly_factor
 from ..run.settings import must
 from ..run.stage import TRAIN,Job,Stage,training_folder
+from .core import for_pets
 
 # %% ../../nbs/80_methods/91_resnet_cam.ipynb #9821d161
 class ResNetCAM(nn.Module):
@@ -181,6 +182,7 @@ PRESETS = {
     "photos": {"backbone":"mobilenetv2_100", "long_side":(224,448), "crop_size":320, "batch_size":8, "iters":300,
                "lr":.005, "momentum":.9, "workers":1, "save_every":50, "log_every":10},
 }
+PRESETS["pets"] = for_pets(PRESETS["photos"])
 
 def describe(
     job:Job, # of the evaluation

@@ -31,7 +31,7 @@ from ..run.method import PREDICTION,PREDICTION_CRF,Method
 from ..run.schedules import lr_factor,poly_factor
 from ..run.settings import must
 from ..run.stage import FileDataset,Job,Stage
-from .core import VIT_B
+from .core import VIT_B,for_pets
 
 # %% ../../nbs/80_methods/75_segmenters.ipynb #b4f37c97
 @dataclass(frozen=True)
@@ -214,7 +214,8 @@ _WARM = {"lr":1e-4, "decoder_mult":25., "warmup_iter":20, "infer_scales":(1.,1.2
 def _part(name, config, network, presets):
     "Return a segmenter as a part of chains"
     work = partial(train_segmenter, stage=name, network=network)
-    return Method(name, config, {"voc":{}} | presets, network,
+    presets = {"voc":{}} | presets | {"pets":for_pets(presets["photos"])}
+    return Method(name, config, presets, network,
                   (Stage(name, work, ("labels",), (f"checkpoints/{name}",)),), (PREDICTION,PREDICTION_CRF),
                   answers=name, describe=describe, check=check_batch)
 

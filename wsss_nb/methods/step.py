@@ -57,7 +57,7 @@ class PseudoLabelConfig(SingleStageConfig):
 @dataclass(frozen=True)
 class PatchContrastConfig(PseudoLabelConfig):
     "Settings of methods that contrast patch tokens as well"
-    decoder:str = "largefov"         # "largefov" or "aspp"
+    decoder:str = "largefov"         # "largefov", "aspp", or "narrow" for wide features
     w_ptc:float = .2                 # weight of the contrast of patch tokens
     # how the image area is read on the patch grid: "fullres", pixels as if they were patches, as published, or "scaled"
     ptc_box:str = "fullres"

@@ -22,7 +22,7 @@ from ..networks.projection import ProjectionNet
 from ..losses.contrast import class_contrast_loss
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
-from .core import VIT_B,MethodNet,single_stage
+from .core import VIT_B,MethodNet,for_pets,single_stage
 from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,
                                   pseudo_label,scaled_energy)
 from ..run.settings import must
@@ -140,4 +140,5 @@ PRESETS = {
         "contrast_start":100, "local_size":48, "proj_hidden":512, "proj_bottleneck":128, "proj_dim":256},
 }
 PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","coco")}
+PRESETS["pets"] = for_pets(PRESETS["photos"])
 METHOD = single_stage("toco", Config, PRESETS, Network)

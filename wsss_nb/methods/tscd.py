@@ -30,7 +30,7 @@ from ..networks.segformer import SegFormerNet,multi_scale_cam_affinity
 from ..losses.affinity import affinity_loss
 from ..losses.correlation import correlation_loss,equivariance_gap,shrink
 from ..losses.segment import balanced_seg_loss
-from .core import MethodNet,single_stage
+from .core import MethodNet,for_pets,single_stage
 from .step import AS_PUBLISHED,PseudoLabelConfig,TrainingStep,dense_energy,pseudo_label,scaled_energy
 from ..run.method import PREDICTION,PREDICTION_CRF,PSEUDO_LABEL,SEED,WALKED
 from ..run.settings import must
@@ -286,5 +286,6 @@ PRESETS["afa"] = PRESETS["voc"] | AFA | {"walk_start":6000}
 PRESETS["afa-coco"] = PRESETS["coco"] | AFA | {"refine_iters":15, "walk_start":15_000, "affinity_target":"seg"}
 PRESETS["afa-shapes"] = PRESETS["shapes"] | AFA | {"walk_start":500}
 PRESETS["afa-photos"] = PRESETS["photos"] | AFA | {"walk_start":450}
+PRESETS["pets"] = for_pets(PRESETS["photos"])
 METHOD = single_stage("tscd", Config, PRESETS, Network, (SEED,WALKED,PSEUDO_LABEL,PREDICTION,PREDICTION_CRF),
                       published=("voc","voc-320","coco","afa","afa-coco"))

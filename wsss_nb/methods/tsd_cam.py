@@ -21,7 +21,7 @@ from ..cam.core import normalize_cam,valid_cam
 from ..losses.correlation import correlation_loss,equivariance_gap,shrink
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
-from .core import VIT_B,MethodNet,single_stage
+from .core import VIT_B,MethodNet,for_pets,single_stage
 from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,
                                   pseudo_label,scaled_energy)
 from ..run.settings import must
@@ -151,5 +151,6 @@ PRESETS = {
         "corr_start":220, "ptc_warmup":False, "view_scale":.5, "corr_samples":18},
 }
 PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","coco")}
+PRESETS["pets"] = for_pets(PRESETS["photos"])
 PRESETS["script"] = PRESETS["voc"] | dict.fromkeys(("w_ptc","w_reg","w_corr","w_er"), 0.)
 METHOD = single_stage("tsd-cam", Config, PRESETS, Network, published=("voc","coco","script"))

@@ -78,7 +78,7 @@ class GivenConfig:
 
 SUFFIXES = {"cams":(".npy",".npz"), "labels":(".png",), "confidence":(".png",)}
 WHITE = 255 # in a mask
-STANDARD = ("voc","coco","shapes","photos") # presets
+STANDARD = ("voc","coco","shapes","photos","pets") # presets
 
 def given_cam(
     path,                    # file of any project
@@ -229,7 +229,8 @@ def _presets_of(parts):
     "Return the presets of a chain: the standard ones that its first method has, and what all parts have"
     first = next(iter(parts.values())).presets
     def good(preset): return preset in STANDARD or all(preset in m.presets for m in parts.values())
-    return {p:{k:m.presets.get(p, {}) for k,m in parts.items()} for p in first if good(p)}
+    def of(m, preset): return m.presets.get(preset, m.presets.get("photos", {}) if preset == "pets" else {})
+    return {p:{k:of(m, p) for k,m in parts.items()} for p in first if good(p)}
 
 def _products_of(stages):
     "Return what is scored of CAMs and labels, on the training images"

@@ -24,7 +24,7 @@ from ..ground.io import read_cam,read_label
 from ..ground.plugins import file_hash,file_of,is_outside,lies_in
 from ..ground.parallel import first_only,join,together
 from ..data.core import Dataset
-from ..data.datasets import data_folder,open_dataset,open_scored,with_labels
+from ..data.datasets import data_folder,open_dataset,open_scored,stored_in,with_labels
 from ..data.folder import one_sided
 from ..backbones.core import split_tag
 from ..backbones.weights import get_weights,weights_source
@@ -37,10 +37,10 @@ from .stage import TRAIN,Job,run_stage,training_folder
 def preset_for(
     method:Method, # whose preset
     spec:str,      # of `open_dataset`
-)->str:            # "shapes", "voc", "coco" or "photos"; the only one, if the method has but one
+)->str:            # "shapes", "voc", "coco", "pets" or "photos"; the only one, if the method has but one
     "Return the preset that suits a dataset"
     kind = str(spec).partition(":")[0]
-    kind = kind if kind in ("shapes","voc","coco") else "photos"
+    if kind not in ("shapes","voc","coco") and not (kind == "pets" and kind in method.presets): kind = "photos"
     return next(iter(method.presets)) if len(method.presets) == 1 else kind
 
 def _check_split(
@@ -50,7 +50,7 @@ def _check_split(
 ):
     "Raise `UserError` if there is no such split to score: before the training, not after it"
     if train.has_split(split): return
-    write = f"write ImageSets/Segmentation/{split}.txt, " if getattr(train, "root", None) else ""
+    write = f"write {train.lists_in}/{split}.txt, " if getattr(train, "lists_in", None) else ""
     raise UserError(f"{spec}: has no split {split!r} to evaluate on (it has {', '.join(train.splits())}); "
                     f"{write}name another (--set val_split=...), or only train (--stages train)")
 
@@ -126,7 +126,7 @@ def same_data(
     A folder that is no longer where it was may be elsewhere, with the same images and labels."""
     before,now = made_with.get("data_folder") or data_folder(made_with.get("data", "")),data_folder(data)
     if made_with.get("data") == data and "data_folder" not in made_with or before and before == now: return True
-    if not before or not now or Path(before.removeprefix("voc:").removeprefix("coco:")).exists(): return False
+    if not before or not now or stored_in(before).exists(): return False
     return made_with.get("labels_hash") == labels_hash(open_dataset(data, split))
 
 def _check_source(

@@ -87,7 +87,8 @@ _PAIRS = Annotated[list|None, {"nargs":"+", "type":str, "action":"extend", "meta
 def wsss_run(
     # one of `wsss-list methods`, or your own: my_method.py, package.module; or a chain, see `wsss-list chains`
     method:str,
-    data:Text=None,           # shapes[:n=2000,size=112,seed=0], a folder in VOC layout, voc:ROOT or coco:ROOT
+    # shapes[:n=2000,size=112,seed=0], a folder in VOC layout, voc:ROOT, coco:ROOT or pets:ROOT[:labels=breed]
+    data:Text=None,
     out:Text=None,            # run folder
     from_:Text=None,          # a run that a chain goes on from: its CAMs or labels are taken, nothing is trained again
     cams:Text=None,           # folder of CAMs that a chain begins with, ID.npy or ID.npz of any project
@@ -196,7 +197,8 @@ def _data_to_predict(images, data, split, server):
     from wsss_nb.data.folder import FolderDataset
     dataset = open_dataset(data, split or "val")
     if not isinstance(dataset, FolderDataset):
-        raise UserError(f"--data {data}: has no files to predict; give a folder in VOC layout, voc:ROOT or coco:ROOT")
+        raise UserError(f"--data {data}: has no files to predict; give a folder in VOC layout, voc:ROOT, coco:ROOT "
+                        "or pets:ROOT")
     if server:
         from wsss_nb.use.server import check_server_data
         check_server_data(dataset, server)
@@ -401,7 +403,8 @@ def wsss_crf(
 
 # %% ../../nbs/90_use/40_cli.ipynb #dc6197bc
 _DATASETS = ("shapes[:n=2000,size=112,seed=0,part=0.25,cooccur=0.25,thin=0.25,soft=0.25]","FOLDER in VOC layout",
-             "voc:ROOT","coco:ROOT","my_data.py, with open_split(split, masks)")
+             "voc:ROOT","coco:ROOT","pets:ROOT[:labels=species,border=ignore]",
+             "my_data.py, with open_split(split, masks)")
 
 def _preset_lines(method):
     "Return a line for each preset of a method: what it changes"

@@ -73,7 +73,7 @@ def _write_sheet(root, file):
     print(f"{file}: {told}")
 
 def data_check(
-    root:str,            # folder in VOC layout, voc:ROOT or coco:ROOT
+    root:str,            # folder in VOC layout, voc:ROOT, coco:ROOT or pets:ROOT
     workers:Number=None,  # processes; by default one per core
     show:int=5,          # files to name for each thing to do
     json:Text=None,       # write all that was found to this file
@@ -99,9 +99,9 @@ def data_check(
 def _makers():
     "Return what prepares each kind of data"
     from wsss_nb.data.mend import convert_masks
-    from wsss_nb.data.prepare import prepare_coco,prepare_saliency,prepare_sbd,prepare_voc
-    return {"voc":prepare_voc, "sbd":prepare_sbd, "coco":prepare_coco, "saliency":prepare_saliency,
-            "masks":convert_masks}
+    from wsss_nb.data.prepare import prepare_coco,prepare_pets,prepare_saliency,prepare_sbd,prepare_voc
+    return {"voc":prepare_voc, "sbd":prepare_sbd, "coco":prepare_coco, "pets":prepare_pets,
+            "saliency":prepare_saliency, "masks":convert_masks}
 
 def _prepare(kind, root, given):
     "Prepare one kind of data with those of the options that it knows, and say what is there"
@@ -114,16 +114,16 @@ def _check_options(kind, given):
     known = [k for k in inspect.signature(_makers()[kind]).parameters if k in given]
     for name,value in given.items():
         if value is None or name in known: continue
-        options = " ".join(f"--{k}" for k in known)
+        options = " ".join(f"--{k}" for k in known) or "no option"
         if name == "map": value = " ".join(value)
         raise UserError(f"--{name} {value}: means nothing for {kind}, which knows {options}")
     if kind == "saliency" and not given["source"]: raise UserError("--source is missing: the folder of saliency maps")
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #1728a46d
 def data_to_voc(
-    kind:str,            # voc, sbd, coco, saliency or masks
-    # VOC: .../VOC2012 or above it; COCO: the folder of train2014; saliency: voc:ROOT, coco:ROOT or a folder; masks: a
-    # folder in VOC layout or one of masks
+    kind:str,            # voc, sbd, coco, pets, saliency or masks
+    # VOC: .../VOC2012 or above it; COCO: the folder of train2014; pets: that of images and annotations; saliency:
+    # voc:ROOT, coco:ROOT, pets:ROOT or a folder; masks: a folder in VOC layout or one of masks
     root:str,
     # where else: sbd: benchmark_RELEASE; coco: the folder of annotations or a file; saliency: the folder of maps
     source:Text=None,
@@ -152,7 +152,7 @@ def data_upright(
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #af836456
 def data_get(
-    kinds:Annotated[list, {"nargs":"+", "type":str}], # voc, sbd (after voc), coco
+    kinds:Annotated[list, {"nargs":"+", "type":str}], # voc, sbd (after voc), coco, pets
     out:Text=None,            # folder for all of it; the archives go into archives/ in it
     # folders on the web that hold the archives, tried in this order in place of the published addresses
     mirror:Annotated[list|None, {"nargs":"+", "type":str, "metavar":"URL"}]=None,
@@ -175,7 +175,7 @@ def data_get(
             if files is not None: told = f"{files} files unpacked"
             print(f"{Path(out)/'archives'/name}: {told}")
         _prepare(kind, out, {"workers":workers})
-    for name in dict.fromkeys("coco" if k == "coco" else "voc" for k in kinds):
+    for name in dict.fromkeys("voc" if k == "sbd" else k for k in kinds):
         print(f"try wsss-data check {name}:{out}")
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #2cc6a0ce

@@ -79,7 +79,7 @@ def _places(name):
     if of := [m.name for m in methods if name in setting_values(m.config())]:
         yield "setting",f"--set {name}=VALUE, of {', '.join(of)}"
     if name in ARTEFACTS: yield "artefact","see wsss-list artefacts"
-    if name.partition(":")[0] == "shapes" or name.startswith(("voc:","coco:")) or Path(name).is_dir():
+    if name.partition(":")[0] == "shapes" or name.startswith(("voc:","coco:","pets:")) or Path(name).is_dir():
         yield "dataset",f"--data {name}"
 
 def better_hint(
