@@ -585,7 +585,8 @@ def anatomy(
     if not lines: raise UserError(f"{run}: nothing that it made can be scored on {s.data}")
     found = {"method":s.method.name, "data":s.data, "split":split if scored else s.config.train_split}
     return found | {"images":scored or max(l["images"] for l in lines), "lines":lines,
-                    "left_out":_left_out(s, scores, full), "costs":losses(scores), "advice":advice(scores, _told(s)), "ground_truth":_WORDS}
+                    "left_out":_left_out(s, scores, full), "costs":losses(scores),
+                    "advice":advice(scores, _told(s)), "ground_truth":_WORDS}
 
 def _told(s):
     "Return the settings that an advice names"
