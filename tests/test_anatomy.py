@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import TINY, chain
+from commands import SMALL, STAGED, TINY, chain
 from torchmetrics.functional.classification import binary_average_precision
 
 from wsss_nb.ground.core import IGNORE_INDEX
@@ -178,6 +178,16 @@ def test_a_crf_and_a_threshold_of_the_last_evaluation(call, run, scenes, tmp_pat
     shutil.rmtree(out/"predictions_crf")
     assert at(anatomy(out, device="cpu"))["prediction_crf"]["miou"] == pytest.approx(miou["prediction_crf"], abs=1e-6)
 
+def test_from_another_working_folder(call, scenes, tmp_path, monkeypatch):
+    "The data of a run was named from where it was made"
+    monkeypatch.chdir(scenes.parent)
+    assert call("wsss-run", "baseline", "--data", scenes.name, "--out", tmp_path/"run", *TINY)[0] == 0
+    here = anatomy(tmp_path/"run", device="cpu")
+    monkeypatch.chdir(tmp_path)
+    there = anatomy(tmp_path/"run", device="cpu")
+    assert there["data"] == str(scenes.resolve()) and here["data"] == scenes.name
+    for a, b in zip(here["lines"], there["lines"]): assert a.get("miou") == pytest.approx(b.get("miou"), abs=1e-3)
+
 def test_old_files_are_not_believed(run, tmp_path):
     out = shutil.copytree(run, tmp_path/"run")
     for f in (out/"predictions").iterdir():
@@ -217,13 +227,38 @@ def test_a_chain_that_ends_with_labels(call, scenes, tmp_path):
     assert "no segmenter" in found["left_out"]["full"] and "prediction" in found["left_out"]
 
 def test_a_method_of_several_stages(call, scenes, tmp_path):
-    from commands import STAGED
     assert call("wsss-run", "i2crc", "--data", scenes, "--out", tmp_path/"run", *STAGED["i2crc"])[0] == 0
     found = anatomy(tmp_path/"run", images=4, device="cpu")
     assert {"cam", "cam_best", "label", "refined_label", "prediction_train", "prediction"} <= at(found).keys()
     assert "not known here" in found["left_out"]["classifier"]
     command = shlex.split(full_command(tmp_path/"run"))
     assert command[:2] == ["wsss-run", "deeplab"] and str(scenes/"SegmentationClass") in command
+
+@pytest.mark.parametrize("method,lines", [
+    ("resnet-cam", {"cam", "cam_best"}),
+    ("ktse", {"cam", "cam_best", "label", "prediction_train", "prediction", "prediction_crf"})])
+def test_what_a_method_does_not_have_is_left_out(call, scenes, tmp_path, method, lines):
+    assert call("wsss-run", method, "--data", scenes, "--out", tmp_path/"run", *STAGED[method])[0] == 0
+    status, text, err = call("wsss-anatomy", tmp_path/"run", "--images", 2)
+    found = told(tmp_path/"run")
+    assert (status, err) == (0, "") and {*at(found)} == lines
+    assert {"classifier", "full"} <= found["left_out"].keys()
+    assert "left out: classes in the image: the class scores" in text
+
+@pytest.mark.parametrize("method", ["toco", "tscd"])
+def test_networks_of_other_methods(call, scenes, tmp_path, method):
+    "TSCD has a walk of its own; what would train their segmenter on masks is the baseline with their backbone"
+    words = [w for w in TINY if not (method == "tscd" and w.startswith("pretrained"))]
+    assert call("wsss-run", method, "--data", scenes, "--out", tmp_path/"run", *words, *SMALL[method])[0] == 0
+    found, miou = anatomy(tmp_path/"run", device="cpu"), result(tmp_path/"run")["miou"]
+    walked = ["walked"] if method == "tscd" else []
+    assert [*at(found)] == [*OF_NETWORK[:4], *walked, *OF_NETWORK[4:]]
+    if walked: assert at(found)["walked"]["miou"] == miou["random_walk_seed"]
+    assert at(found)["refined"]["miou"] == miou["pseudo_label"]
+    command = shlex.split(found["left_out"]["full"])
+    command[command.index("--out")+1] = str(tmp_path/"full")
+    assert command[:2] == ["wsss-run", "baseline"] and call(*command)[::2] == (0, "")
+    assert "full" in at(anatomy(tmp_path/"run", full=tmp_path/"full", images=1, device="cpu"))
 
 def test_the_ceiling(call, fails, run, scenes, tmp_path):
     "The command that is told makes a run that is the missing line; run and command are those of this run"
@@ -243,6 +278,22 @@ def test_the_ceiling_of_a_chain(call, chained, tmp_path):
     assert call(*command)[0] == 0
     found = at(anatomy(chained, full=tmp_path/"full", images=2, device="cpu"))
     assert found["full"]["against"] == "prediction"
+
+def test_the_ceiling_of_a_chain_on_scenes_in_memory(call, here):
+    "Scenes have no folder of masks: the command writes them first"
+    words = chain("baseline", "none", "deeplab")
+    assert call("wsss-run", "baseline+none+deeplab", "--data", "shapes:n=12,size=64", "--out", "run", *words)[0] == 0
+    first, then = full_command("run").split(" && ")
+    assert call(*shlex.split(first))[0] == 0 and call(*shlex.split(then))[0] == 0
+    status, _, err = call("wsss-anatomy", "run", "--full", "run_full", "--images", 2)
+    assert (status, err) == (0, "") and "full" in at(told(here/"run"))
+
+def test_another_segmenter_is_told(call, chained, scenes, run, tmp_path, capfd):
+    command = shlex.split(full_command(run))
+    command[command.index("--out")+1] = str(tmp_path/"full")
+    assert call(*command)[0] == 0
+    assert "another segmenter, its backbone is vit_toy" in call(
+        "wsss-anatomy", chained, "--full", tmp_path/"full", "--images", 1, "--out", tmp_path/"a.json")[2]
 
 
 # %% What cannot be looked at, or is odd

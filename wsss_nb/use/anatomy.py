@@ -10,7 +10,7 @@ __all__ = ['WIDEST', 'SHARE', 'STEPS', 'NOTABLE', 'GOOD_F1', 'LEAST_COVERAGE', '
            'advice', 'full_command', 'anatomy', 'anatomy_table', 'write_anatomy', 'show_anatomy']
 
 # %% ../../nbs/90_use/26_anatomy.ipynb #a9a70003
-import json,shlex
+import json,shlex,sys
 from dataclasses import asdict,dataclass,field,fields
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch
 
 from ..ground.core import BACKGROUND,IGNORE_INDEX,TooSmall,UserError,pick_device,progress,write_json
 from ..ground.io import read_cam,read_label
-from ..data.datasets import open_dataset
+from ..data.datasets import data_folder,open_dataset
 from ..data.transforms import normalise
 from ..backbones.core import load_matching
 from ..labels.pseudo import make_pseudo_label,seed_of_cam
@@ -271,7 +271,8 @@ def _open_subject(path, data, device):
     made_with = read_made_with(run)
     method,result = method_of_run(run, made_with),read_result(run.result)
     done = tuple(result.get("seconds", {}))
-    named = str(data or made_with.get("data", ""))
+    named,folder = str(data or made_with.get("data", "")),made_with.get("data_folder")
+    if data is None and folder and data_folder(named) != folder: named = folder  # seen from another working folder
     s = _Subject(run, method, _settings_now(run, method), made_with, named, device, done)
     made = any(p.stage in done for p in method.products if p.stage != "evaluate")
     if method.answers in done: s.network = load_run(path, device, _changed_since(s, result))
@@ -530,6 +531,9 @@ def _full_of(path, s, data):
     if method.answers not in result.get("seconds", {}):
         raise UserError(f"--full {path}: is not finished (stage {method.answers}); go on with it first (--resume)")
     net,stored = load_run(path, s.device),_stored(run, training_folder(run, method.answers), data)
+    ours,theirs = (getattr(n.config, "backbone", None) if n is not None else None for n in (s.network, net))
+    if ours != theirs:
+        print(f"--full {path}: another segmenter, its backbone is {theirs}, that of {s.run.path} {ours}", file=sys.stderr)
     return lambda item: {"full":_predicted(net, item, stored, s.device)["prediction"]}
 
 def _open_masks(s, split):

@@ -71,7 +71,7 @@ def run_command(
     except KeyboardInterrupt:
         repeats = prog.startswith(("wsss-crf","wsss-data"))
         on = "the same command goes on" if repeats else "a run goes on with --resume"
-        say(f"stopped; what is written stays, and {on}")
+        say("stopped; nothing was written" if prog == "wsss-anatomy" else f"stopped; what is written stays, and {on}")
         return 130
     except BrokenPipeError: return 0
     except OSError as e:
