@@ -3,16 +3,19 @@ import json
 import os
 import shlex
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from commands import SMALL, STAGED, TINY, chain
 from torchmetrics.functional.classification import binary_average_precision
 
+from wsss_nb.data.core import Item
 from wsss_nb.ground.core import IGNORE_INDEX
 from wsss_nb.ground.io import read_cam, read_label, write_image, write_label
 from wsss_nb.scores.confusion import ConfusionMatrix, threshold_sweep
-from wsss_nb.use.anatomy import (STEPS, THRESHOLDS, Tally, advice, anatomy, average_precision, edge_band,
+from wsss_nb.use.anatomy import (STEPS, THRESHOLDS, Tally, _found_seed, advice, anatomy, average_precision, edge_band,
                                  full_command, line_up, losses, scores_of_tally)
 from wsss_nb.use.cli import main
 
@@ -62,6 +65,28 @@ def test_pixels_without_truth_do_not_count():
     tally = counted([[3, 3, 3, 3, *STRIP[0][4:]]], mask)
     assert (tally.pixels, tally.decided, tally.added, sum(tally.reasons.values())) == (12, 12, 0, 0)
 
+def test_a_class_that_the_labels_name_is_none_too_many():
+    "Its object may be too small for the mask, or lie where that is not sure"
+    label = [[3, *STRIP[0][1:]]]
+    assert [counted(label, STRIP, present).added for present in ((1, 2), (1, 2, 3), ())] == [1, 0, 1]
+
+class Stub:
+    "A network whose CAM of class k fills column k"
+    config, classes = SimpleNamespace(cam_size=0), ("background", "a", "b", "c")
+    def cam(self, images, image_labels):
+        maps = torch.zeros(1, 3, *images.shape[-2:])
+        for k in image_labels[0].nonzero(): maps[0, k, :, k] = 1
+        return maps
+
+@pytest.mark.parametrize("logits,seed", [([1, -1, -1], [1, 0, 0, 0]), ([1, 1, -1], [1, 2, 0, 0]),
+                                         ([-1, 1, 1], [0, 2, 3, 0]), ([-1, -1, -1], [0, 0, 0, 0])])
+def test_the_seed_of_classes_as_found(logits, seed):
+    "Of an image with class a, whose CAM is given; those of others are made"
+    item = Item("i", np.zeros((2, 4, 3), np.uint8), np.array([1, 0, 0], np.float32))
+    given = np.array([0]), np.zeros((1, 2, 4), np.float32)
+    given[1][..., 0] = .9
+    assert _found_seed(Stub(), item, given, np.array(logits), .5, "cpu").tolist() == [seed]*2
+
 def test_what_the_label_decides():
     "The sure matrix is of the pixels that are named, whatever the map is"
     where = np.arange(16)[None] >= 8
@@ -70,7 +95,6 @@ def test_what_the_label_decides():
     assert "coverage" not in told
 
 def test_average_precision_is_that_of_others():
-    import torch
     rng = np.random.RandomState(0)
     for n in (3, 50):
         scores, true = rng.randint(0, 9, n)/10, rng.randint(0, 2, n)
@@ -177,6 +201,13 @@ def test_a_crf_and_a_threshold_of_the_last_evaluation(call, run, scenes, tmp_pat
     assert (lines["cam"]["miou"], lines["prediction_crf"]["miou"]) == (miou["seed"], miou["prediction_crf"])
     shutil.rmtree(out/"predictions_crf")
     assert at(anatomy(out, device="cpu"))["prediction_crf"]["miou"] == pytest.approx(miou["prediction_crf"], abs=1e-6)
+
+def test_files_of_other_images_are_not_read(run, scenes, tmp_path):
+    "Files are read for the images that they were made of; another dataset may have the same names"
+    out, other = shutil.copytree(run, tmp_path/"run"), shutil.copytree(scenes, tmp_path/"other")
+    for f in (out/"predictions").iterdir(): write_label(f, np.full_like(read_label(f), 1))
+    read, made = (at(anatomy(out, d, device="cpu"))["prediction"]["miou"] for d in (None, other))
+    assert made == result(run)["miou"]["prediction"] != read
 
 def test_from_another_working_folder(call, scenes, tmp_path, monkeypatch):
     "The data of a run was named from where it was made"
