@@ -9,7 +9,7 @@ import torch
 from golden_files import cases, golden
 from torch.nn import functional as F
 
-from wsss_nb.losses.energy import dense_energy_loss
+from wsss_nb.losses.energy import dense_energy_loss, exact_filter
 from wsss_nb.refine.crf import CRF_PRESETS, cam_crf_label, cam_probs, crf_guide, dense_crf, label_crf
 from wsss_nb.refine.lattice import bilateral_filter, extension
 from wsss_nb.refine.meanfield import unary_from_labels
@@ -64,6 +64,32 @@ def test_tscd_energy(path, backend):
     wide = float(z["opt/filter_sigma_rgb"]), float(z["opt/filter_sigma_xy"])
     for sigmas, key in ((wide, "out/filter_values"), (numbers(z["opt/filter_narrow"]), "out/filter_values_narrow")):
         near(bilateral_filter(z["in/filter_image"], z["in/filter_values"], *sigmas, backend=backend), z[key], 5e-5)
+
+
+def sum_over_pairs(images, values, sigma_rgb, sigma_xy):
+    "The sum of TSCD 4.4 as it is written, in float64"
+    B,_,H,W = values.shape
+    y,x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    place = torch.stack([y, x]).flatten(1).double().T/sigma_xy
+    f = torch.cat([place.expand(B, -1, -1), images.double().flatten(2).mT/sigma_rgb], -1)
+    weights = (-.5*(f[:,:,None]-f[:,None]).square().sum(-1)).exp()
+    return (values.double().flatten(2) @ weights).unflatten(2, (H,W)).float()
+
+@pytest.mark.parametrize("path", golden("tscd", "dense_energy_loss"))
+def test_tscd_exact_energy(path):
+    "The exact sums are what is written; the lattice of the recorded run gives about half of them; the loss follows"
+    z = load(path)
+    sigmas = float(z["opt/filter_sigma_rgb"]), float(z["opt/filter_sigma_xy"])
+    exact = exact_filter(z["in/filter_image"], z["in/filter_values"], *sigmas)
+    near(exact, sum_over_pairs(z["in/filter_image"], z["in/filter_values"], *sigmas), 1e-3)
+    assert .35 < float(z["out/filter_values"].sum()/exact.sum()) < .6
+    leaf = z["in/logits"].clone().requires_grad_()
+    options = (float(z[f"opt/{k}"]) for k in ("weight", "sigma_rgb", "sigma_xy", "scale_factor"))
+    value = dense_energy_loss(z["in/img"], leaf, z["in/label"], z["in/img_box"], *options, kernel="exact")
+    value.backward()
+    assert .35 < float(z["out/loss"])/value.item() < .6
+    cosine = torch.nn.functional.cosine_similarity(leaf.grad.flatten(), z["grad/logits"].flatten(), 0)
+    assert cosine > .95, cosine
 
 
 @each_lattice

@@ -1,22 +1,28 @@
 "The first hour with the kit: own photos become a dataset, predictions are scored, names are found."
+import html
 import json
 import os
+import re
 import tarfile
+import tomllib
+from dataclasses import fields, is_dataclass
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from commands import TINY
+from commands import PART, TINY, chain
 from wsss_nb.data.check import check_dataset
 from wsss_nb.data.folder import FolderDataset, read_ids
 from wsss_nb.data.new import new_dataset
 from wsss_nb.data.voc import VOC_CLASSES
 from wsss_nb.ground.io import read_image, read_label, write_image, write_label
 from wsss_nb.ground.viz import overlay
+from wsss_nb.run.settings import step_settings
 from wsss_nb.use.cli import main
 from wsss_nb.use.experiment import predict_files
+from wsss_nb.use.names import METHODS, get_method
 
 
 def photo(path, value, size=(40,50)): write_image(path, np.full((*size,3), value, np.uint8))
@@ -332,6 +338,85 @@ def test_a_segmenter_that_never_learnt_is_told(call, scenes, tmp_path):
         assert status == 0 and ("the segmenter does not learn in iters=2 steps" in err) == told
         status, _, err = call("wsss-predict", out, photo, "--out", out/"labels")
         assert status == 0 and ("predictions mean nothing" in err) == told
+
+
+# %% Runs that cannot have learnt
+FEW = [s for s in TINY if not s.startswith(("iters", "seg_start", "warmup_iter"))]
+
+def log_of(err): return [l for l in err.splitlines() if not l.startswith("val: all")]
+
+def test_steps_go_with_the_length(call, scenes, here):
+    "Of 6 steps in place of 600 the segmenter gets as large a share; what is given stays, and a run goes on as it began"
+    argv = ("wsss-run", "baseline", "--data", scenes, "--stages", "train", *FEW)
+    for out,more,said,values in (("a", (), "warmup_iter 20 -> 0, seg_start 80 -> 1, with iters 600 -> 6; ", (0, 1)),
+                                 ("b", ("seg_start=5", "warmup_iter=2"), "the segmenter does not learn", (2, 5)),
+                                 ("c", ("warmup_iter=2",), "seg_start 80 -> 1, with iters 600 -> 6; ", (2, 1))):
+        status,_,err = call(*argv, *more, "iters=6", "--out", out)
+        assert status == 0 and err.startswith(said) and len(log_of(err)) == 1, err
+        settings = tomllib.loads((here/out/"config.toml").read_text())["settings"]
+        assert (settings["warmup_iter"], settings["seg_start"]) == values
+        again = call(*argv, *more, "iters=6", "--out", out, "--resume")
+        assert again[0] == 0 and again[2] == err
+    warned = [json.loads((here/out/"result.json").read_text()).get("warnings", []) for out in "abc"]
+    assert [len(w) for w in warned] == [0, 1, 0] and warned[1][0].startswith("the segmenter does not learn")
+
+def test_steps_of_a_part_go_with_its_own_length(call, scenes, here):
+    every = *PART["ktse"],*PART["irn"],*PART["beco"]
+    changes = [s for s in every if not s.startswith(("ktse.start", "beco.warmup", "beco.mask_start"))]
+    argv = "wsss-run", "ktse", "--data", scenes, "--stages", "train", "--out", "out", *chain()[:2]
+    status,_,err = call(*argv, "--set", *changes)
+    assert status == 0 and [l.partition(";")[0] for l in log_of(err)] == \
+           ["ktse.start 120 -> 2, with ktse.iters 300 -> 4",
+            "beco.warmup 1 -> 0, beco.mask_start 1 -> 0, with beco.iters 300 -> 4"]
+
+def test_every_method_declares_its_steps():
+    "What is a step of the training is marked so, and goes with a length that there is; what is none is not"
+    steps = {(name, k) for name in METHODS for k in step_settings(get_method(name).config)}
+    known = "warmup_iter", "seg_start", "ptc_start", "contrast_start", "proto_from", "ramp_iters", "final_from"
+    assert {k for name,k in steps if name == "cpdgl"} == {*known}
+    spelt = re.compile(r"_start$|^start$|_from$|^warmup|_drops$|^ramp_iters$")
+    for name in METHODS:
+        config = get_method(name).config()
+        inside = [getattr(config, f.name) for f in fields(config)]
+        for part in (config, *filter(is_dataclass, inside)):
+            marks = step_settings(type(part))
+            assert all(hasattr(part, m.length) for m in marks.values())
+            unmarked = {f.name for f in fields(part) if spelt.search(f.name)} - {*marks}
+            assert not unmarked, (name, unmarked)
+
+def test_a_run_that_says_one_class_is_told(call, scenes, here):
+    "By who evaluates, in result and report, and by who predicts; the report says it before any score"
+    argv = ("wsss-run", "baseline", "--data", scenes, "--out", "out")
+    assert call(*argv, "--stages", "train", *FEW, "iters=2", "seg_start=2", "warmup_iter=1")[0] == 0
+    state = torch.load(here/"out"/"checkpoints"/"last.pt", weights_only=True)
+    last = [k for k in state["model"] if k.startswith("decoder")][-1]
+    state["model"][last].zero_()  # the logits of all classes are alike, and the first of them wins
+    torch.save(state, here/"out"/"checkpoints"/"last.pt")
+    status,_,err = call(*argv, "--stages", "evaluate", all=True)
+    told = json.loads((here/"out"/"result.json").read_text())["warnings"]
+    assert status == 0 and [l for l in err.splitlines() if l in told] == told and len(told) == 2, err
+    assert told[0].startswith("the segmenter does not learn")
+    assert re.match(r"val: all \d+ predictions are background everywhere", told[1])
+    page = (here/"out"/"report"/"index.html").read_text()
+    assert all(page.index(html.escape(line)) < page.index("class=card>") for line in told)
+    photos = sorted((scenes/"JPEGImages").iterdir())[:3]
+    status,_,err = call("wsss-predict", "out", *photos, "--out", "labels", all=True)
+    assert status == 0 and err.splitlines()[:2] == told and "labels: all 3 predictions are" in err
+    status,_,err = call("wsss-predict", "out", *photos[:2], "--out", "labels", all=True)
+    assert status == 0 and err.splitlines() == told
+    (here/"out"/"result.json").write_text("{")
+    assert call("wsss-predict", "out", photos[0], "--out", "labels")[0] == 0
+
+def test_random_weights_of_a_published_preset_are_told_afterwards(call, scenes, here):
+    "Whoever asked for them reads nothing when the training begins, but in its report, and who predicts reads it too"
+    argv = ("--data", scenes, "--out", "out", "--init", "none", "--backbone", "vit_toy", "--preset", "voc", *FEW[2:],
+            "aux_layer=-2", "iters=1", "batch_size=2", "train_split=train", "crf=none")
+    status,_,err = call("wsss-run", "baseline", *argv)
+    assert status == 0 and "random" not in err
+    assert "vit_toy begins with random weights" in json.loads((here/"out"/"result.json").read_text())["warnings"][0]
+    assert "vit_toy begins with random weights" in (here/"out"/"report"/"index.html").read_text()
+    photo = sorted((scenes/"JPEGImages").iterdir())[0]
+    assert "vit_toy begins with random weights" in call("wsss-predict", "out", photo, "--out", "labels")[2]
 
 
 def test_errors_in_notebooks_are_one_line():

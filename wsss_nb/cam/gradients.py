@@ -1,4 +1,4 @@
-"""A plain CAM needs one linear layer behind an average. Most classifiers have more; their gradients tell as well where they looked
+"""A plain CAM needs one linear layer behind an average; where there is none, gradients tell where a network looked
 
 Docs: https://example.github.io/wsss_nb/40_cam/gradients.html.md"""
 

@@ -121,16 +121,31 @@ def _to_height(rgb, height):
     return cv2.resize(rgb, (max(1, round(rgb.shape[1]*height/rgb.shape[0])), height), interpolation=cv2.INTER_AREA)
 
 # %% ../../nbs/10_ground/30_viz.ipynb #50022bcc
+def _words(text, width, height, letters=12):
+    "Return a grey panel with words on it, a line for each that does not fit beside the one before"
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _font(letters).getlength(longer) > width-8: lines.append(word)
+        else: lines[-1] = longer
+    page = Image.new("RGB", (width,height), (222,222,222))
+    text = "\n".join(_fitted(line, width-4, letters) for line in lines)
+    where = {"anchor":"mm", "align":"center", "font":_font(letters)}
+    ImageDraw.Draw(page).multiline_text((width/2, height/2), text, fill=(90,90,90), **where)
+    return np.asarray(page)
+
 def image_grid(
-    images:Sequence,                    # images that `to_rgb` takes; None leaves a cell empty
+    # images that `to_rgb` takes; None leaves a cell empty, words stand on a grey panel in place of a picture
+    images:Sequence,
     titles:Sequence[str]|None=None,     # a line above each panel
     cols:int|None=None,                 # panels in a row; by default all in one row, at most 6
     size:int=140,                       # height of a panel, pixels
 )->Image.Image:                         # RGB picture
     "Return the images side by side, row by row; raise `ValueError` if there is none"
-    panels = [None if im is None else _to_height(to_rgb(im), size) for im in images]
-    width = max((p.shape[1] for p in panels if p is not None), default=0)
+    panels = [im if im is None or isinstance(im, str) else _to_height(to_rgb(im), size) for im in images]
+    width = max((p.shape[1] for p in panels if isinstance(p, np.ndarray)), default=0)
     if not width: raise ValueError("no images to show")
+    panels = [_words(p, width, size) if isinstance(p, str) else p for p in panels]
     titles = [*map(str, titles or ()), *[""]*len(panels)]
     cols = cols or min(len(panels), 6)
     head,gap,text = (_LINE if any(titles) else 0),6,12

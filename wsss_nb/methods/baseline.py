@@ -21,13 +21,13 @@ from ..labels.pseudo import make_pseudo_label
 from ..losses.segment import balanced_seg_loss
 from .core import VIT_B,MethodNet,SingleStageConfig,for_pets,single_stage
 from .step import TrainingStep
-from ..run.settings import must
+from ..run.settings import Steps,must
 
 # %% ../../nbs/80_methods/30_baseline.ipynb #56ed6638
 @dataclass(frozen=True)
 class Config(SingleStageConfig):
     "Settings of the baseline"
-    seg_start:int = 2000        # last step without segmentation loss: the CAM has to mean something first
+    seg_start:Steps = 2000      # last step without segmentation loss: the CAM has to mean something first
     w_seg:float = .1            # weight of the segmentation loss afterwards
     decoder:str = "largefov"    # "largefov", "aspp", or "narrow" for wide features
     supervision:str = "labels"  # "masks": ground-truth masks instead of pseudo labels, for comparison only

@@ -39,10 +39,11 @@ from ..networks.deeplab_plus import DeepLabPlus,name_from_beco
 from ..networks.segformer import AllMLP
 from ..scores.confusion import ConfusionMatrix,watched_scores
 from ..losses.cotraining import cotraining_loss
+from ..run.evaluate import watched_on
 from ..run.loop import check_divisible
 from ..run.method import PREDICTION,PREDICTION_CRF,Method
 from ..run.schedules import poly_factor
-from ..run.settings import must
+from ..run.settings import Steps,must
 from ..run.stage import FileDataset,Job,Stage
 from .core import PET_STEPS,for_pets
 
@@ -60,9 +61,9 @@ class Config:
     crop_area:tuple[float,...] = (.5,.75)       # part of the image that a piece has, from and to
     batch_size:int = 16                         # images per step, even: they are mixed in pairs
     iters:int = 66_100                          # steps: 100 epochs of train_aug
-    warmup:int = 2                              # epochs before online labels
+    warmup:Steps = 2                            # epochs before online labels
     # epochs before masks of trust count; until then all that is labelled is trusted. Published: 0
-    mask_start:int = 0
+    mask_start:Steps = 0
     mix_prob:float = .5                         # probability that a sample is mixed
     threshold:float = .95                       # probability from which an online label is trusted
     edge_size:int = 1                           # half the width of an outline, pixels
@@ -290,7 +291,7 @@ def watch(
     network:Network, # in evaluation mode, on its device
     data:Dataset,    # opened with masks
     limit:int,       # look at the first so many images
-)->dict[str,float]:  # `prediction`, the mIoU; empty if nothing could be scored
+)->dict:             # `prediction`, the mIoU, and `on`, what was looked at; empty if nothing could be scored
     """Return the score of squeezed images against squeezed masks (BECO 6.4, 7.3)
 
     Of several processes each looks at its share."""
@@ -303,7 +304,8 @@ def watch(
         matrix.add(logits.argmax(1)[0].to(torch.uint8).cpu().numpy(), mask)
     together(lambda: [add(i) for i in share(range(min(limit, len(data))))])
     matrix.counts = sum(gather_objects(matrix.counts))
-    return {"prediction":round(watched_scores(matrix)["miou"], 4)} if matrix.counts.any() else {}
+    if not matrix.counts.any(): return {}
+    return {"prediction":round(watched_scores(matrix)["miou"], 4), "on":watched_on(data, limit, side)}
 
 # %% ../../nbs/80_methods/94_beco.ipynb #ee2c5b85
 def check_data(

@@ -6,12 +6,13 @@ Docs: https://example.github.io/wsss_nb/80_methods/core.html.md"""
 
 # %% auto #0
 __all__ = ['VIT_B', 'PET_STEPS', 'CAMS', 'LABELS', 'TrainConfig', 'SingleStageConfig', 'for_pets', 'MethodNet',
-           'never_learns', 'train_network', 'write_cams', 'write_labels', 'describe_labels', 'single_stage']
+           'never_learns', 'late_terms', 'training_warnings', 'train_network', 'write_cams', 'write_labels',
+           'describe_labels', 'single_stage']
 
 # %% ../../nbs/80_methods/10_core.ipynb #3cf1baa7
-import math,sys
-from collections.abc import Sequence
-from dataclasses import asdict,dataclass
+import math
+from collections.abc import Callable,Sequence
+from dataclasses import asdict,dataclass,replace
 from functools import partial
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..ground.core import UserError,did_you_mean,first_process
+from ..ground.core import UserError,did_you_mean
 from ..ground.io import read_cam,write_cam,write_label
 from ..ground.tensors import resize
 from ..data.loader import TrainingSet
@@ -34,11 +35,11 @@ from ..refine.crf import CRF_PRESETS
 from ..labels.pseudo import make_pseudo_label
 from ..networks.decoders import FUSION,multi_scale_logits,sharpen
 from ..networks.single_stage import POOLING,SingleStageNet
-from ..run.evaluate import EVALUATE,image_cam,quick_validation
+from ..run.evaluate import EVALUATE,image_cam,quick_validation,watched_on
 from ..run.loop import check_batch,encoder_head_groups
 from ..run.method import PREDICTION,PREDICTION_CRF,PSEUDO_LABEL,SEED,Method
 from ..run.schedules import lr_factor
-from ..run.settings import must
+from ..run.settings import Steps,must,step_settings
 from ..run.stage import TRAIN,Job,Stage,training_folder
 
 # %% ../../nbs/80_methods/10_core.ipynb #1d6baa52
@@ -50,6 +51,7 @@ class TrainConfig:
     "Settings of a training; the defaults are ToCo's recipe on VOC 2012"
     train_split:str = "train"                   # images to learn from
     val_split:str = "val"                       # images to score
+    also_split:str|None = None                  # a list within these that is scored by itself as well; none: no
     crop_size:int = 448                         # side of a training crop, pixels
     scale_range:tuple[float,...] = (.5,2.)      # random rescaling before the crop
     photometric:bool = True                     # jitter, grey and blur?
@@ -60,7 +62,7 @@ class TrainConfig:
     head_mult:float = 10.                       # factor on it for the class heads
     decoder_mult:float = 10.                    # factor on it for the decoder
     weight_decay:float = .01                    # on all groups
-    warmup_iter:int = 1500                      # steps until the full rate
+    warmup_iter:Steps = 1500                    # steps until the full rate
     lr_power:float = .9                         # of the decay afterwards: 1 is a straight line
     precision:str = "no"                        # "no", "bf16" or "fp16" (of Accelerate)
     workers:int = 2                             # loader processes
@@ -276,6 +278,31 @@ def never_learns(
     return (f"the segmenter does not learn in iters={config.iters} steps, for its loss begins {begins}: "
             "predictions mean nothing; give more --iters or let it begin earlier (--set seg_start=N)")
 
+def late_terms(
+    config,      # settings with `iters`
+    # (settings, step) -> weight of every term of the loss
+    weights:Callable=lambda config, step: config.weights(step),
+)->str|None:     # None: every term counts at some step
+    "Return what to say of terms of the loss that do not begin within the steps of their training"
+    if config.iters == 1: return None  # a try, no training
+    def never(c):
+        last = weights(c, c.iters-1)
+        return [name for name,w in weights(c, _EVER).items() if w and not last.get(name)]
+    late = never(config)
+    if not late: return None
+    guilty = (k for k,m in step_settings(type(config)).items() if never(replace(config, **{k:m.low})) != late)
+    starts = ", ".join(f"{k}={getattr(config, k)}" for k in guilty)
+    return (f"terms of the loss that never count in iters={config.iters} steps: {', '.join(late)}"
+            f"{f' (they begin after {starts})' if starts else ''}; this is another training than the method's")
+
+def training_warnings(
+    config:SingleStageConfig, # resolved settings
+    answers:bool=True,        # does the network answer, or does a chain only take its CAMs?
+)->list[str]:                 # a line each
+    "Return what to say of a training that teaches less than its method means to"
+    if answers and (said := never_learns(config)): return [said]
+    return [said] if answers and (said := late_terms(config)) else []
+
 def _validation_data(
     job:Job, # of a training
 ):           # a `Dataset` with masks, or None: there is no such split, or it has none
@@ -290,13 +317,15 @@ def train_network(
 )->dict:           # for `result.json`
     "Train a network from the settings of a method"
     c,val = job.config,_validation_data(job)
-    alone = job.settings is c  # in a chain another part segments
-    if alone and first_process() and (said := never_learns(c)): print(said, file=sys.stderr)
     def make():
         net = (network or job.method.network)(c, job.classes)
         data = job.open(c.train_split, masks=c.supervision == "masks")
         return net,TrainingSet(data, net.transform(), job.seed, fixed_views=c.fixed_views)
-    validate = None if val is None else lambda net: quick_validation(net, val, c.val_images, job.device)
+    side = c.crop_size if c.val_size == "crop" else None
+    def watch(net):
+        scores = quick_validation(net, val, c.val_images, job.device)
+        return scores | {"on":watched_on(val, c.val_images, side)} if scores else scores
+    validate = None if val is None else watch
     factor = partial(lr_factor, max_iter=c.iters, warmup_iter=c.warmup_iter, power=c.lr_power)
     recipe = ("iters","batch_size","weight_decay","val_every","save_every","log_every","workers","precision",
               "loss_counts","idle_gradients")
@@ -355,4 +384,5 @@ def single_stage(
 )->Method:
     "Return a method of one network"
     return Method(name, config, presets, network, (_TRAIN,EVALUATE), products, check=check_batch,
-                  chain_stages=(_TRAIN,CAMS,LABELS), describe_labels=describe_labels, published=published)
+                  chain_stages=(_TRAIN,CAMS,LABELS), describe_labels=describe_labels, published=published,
+                  warns=training_warnings)

@@ -20,14 +20,14 @@ from ..ground.tensors import enlarge
 from ..data.transforms import VIEWS
 from ..cam.core import cam_to_label
 from ..labels.crops import cut_crops,only_class,tagged_corners
-from ..networks.memory import GATHER,MemoryNet,gathered,move_prototypes
+from ..networks.memory import COLUMNS,GATHER,MemoryNet,gathered,move_prototypes
 from ..losses.prototype import LCL_FORMS,PCL_FORMS,local_contrast_loss,prototype_contrast_loss
 from ..losses.segment import balanced_seg_loss
 from .baseline import PRESETS as BASELINE
 from .core import VIT_B,MethodNet,for_pets,single_stage
 from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,
                                   pseudo_label,scaled_energy)
-from ..run.settings import must
+from ..run.settings import FromOne,Steps,must
 
 # %% ../../nbs/80_methods/60_cpdgl.ipynb #83543e00
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class MemoryConfig(PatchContrastConfig):
     queue_len:int = 4608             # keys
     # what is remembered: "true", the keys of all processes, or "ones", as released for one GPU
     gather:str = "true"
-    proto_from:int = 600             # first step that moves the prototypes
+    # new keys that LCL contrasts with, besides the queue: of "all" processes, or of each "process", as published
+    lcl_columns:str = "all"
+    proto_from:Steps = 600           # first step that moves the prototypes
     proto_momentum:float = .9        # share of a prototype that is kept per image
     pcl_form:str = "restricted"      # contrast with prototypes: "restricted" (SeCo) or "margin" (as released)
     pcl_temperature:float = .1       # its tau
@@ -65,7 +67,7 @@ class MemoryConfig(PatchContrastConfig):
         must(self, "empty_tag", self.empty_tag in (1,-1), "1 or -1")
         keys = self.keys_per_step
         must(self, "queue_len", self.queue_len >= keys, f"at least {keys}, the keys of one step")
-        for name,valid in {"gather":GATHER, "pcl_form":PCL_FORMS, "lcl_form":LCL_FORMS}.items():
+        for name,valid in {"gather":GATHER, "lcl_columns":COLUMNS, "pcl_form":PCL_FORMS, "lcl_form":LCL_FORMS}.items():
             did_you_mean(getattr(self, name), valid, f"value of {name}")
 
 # %% ../../nbs/80_methods/60_cpdgl.ipynb #8a291c34
@@ -81,12 +83,12 @@ class Config(MemoryConfig):
     w_pcl:float = .5                 # weight of the contrast with prototypes
     w_lcl:float = .5                 # weight of the contrast with keys
     w_seg:float = .12                # weight of the segmentation loss
-    ptc_start:int = -1               # last step without contrast of patch tokens; -1: none
-    contrast_start:int = 1000        # last step without contrast of crops
+    ptc_start:Steps = -1             # last step without contrast of patch tokens; -1: none
+    contrast_start:Steps = 1000      # last step without contrast of crops
     ramp:str = "cpdgl"               # weights after `seg_start`: "cpdgl", growing, or "step" (SeCo), full at once
-    ramp_iters:int = 5000            # step at which growing weights are full
+    ramp_iters:FromOne = 5000        # step at which growing weights are full
     # first step whose crops are chosen by the CAM of the last layer; before: by the auxiliary one
-    final_from:int = 10_000
+    final_from:Steps = 10_000
     reg_filter:str = "bilateral"     # dense energy: "bilateral", or "off" (as released), no energy at all
     def check(self):
         "Raise `UserError` for a setting whose value cannot work"
@@ -208,7 +210,7 @@ class Step(TrainingStep):
         seen = {"prototypes":net.prototypes.clone()}
         if not self.makes_keys: return seen
         keys = net.key_rows(self.out["view_tokens"], self.crops("local"))
-        return seen | {"columns":net.remember(keys, self.places[1], c.gather)}
+        return seen | {"columns":net.remember(keys, self.places[1], c.gather, c.lcl_columns)}
     def losses(self):
         "Let the memory move, also where no term looks at it yet, then return the terms that count"
         self.memory  # noqa: B018  (asking for it moves it)
@@ -239,7 +241,7 @@ PRESETS = {
         "train_split":"train_aug", "backbone":VIT_B, "crf":"cpdgl", "pcl_form":"margin", "lcl_form":"sum",
         "reg_filter":"off"},
     "coco": {
-        "backbone":VIT_B, "batch_size":8, "iters":80_000, "cam_scales":(1.,.5,.75,1.25,1.5),
+        "also_split":"val_part", "backbone":VIT_B, "batch_size":8, "iters":80_000, "cam_scales":(1.,.5,.75,1.25,1.5),
         "high_thresh":.65, "bg_thresh":.45,
         "w_ptc":.2, "w_lcl":.3, "ramp":"step", "ptc_start":8000, "contrast_start":12_000, "seg_start":16_000,
         "proto_from":6000, "proto_momentum":.99, "final_from":50_000,
@@ -252,6 +254,7 @@ PRESETS = {
         "proto_from":60, "ptc_start":100, "contrast_start":100, "ramp_iters":300, "final_from":210},
 }
 PRESETS["logged"] = PRESETS["voc"] | {"gather":"ones", "reg_filter":"off"}
-PRESETS |= {k:p | AS_PUBLISHED for k,p in PRESETS.items() if k not in ("shapes","photos")}
+_PUBLISHED = AS_PUBLISHED | {"lcl_columns":"process"}
+PRESETS |= {k:p | _PUBLISHED for k,p in PRESETS.items() if k not in ("shapes","photos")}
 PRESETS["pets"] = for_pets(PRESETS["photos"])
 METHOD = single_stage("cpdgl", Config, PRESETS, Network, published=("voc","released","logged","coco"))

@@ -12,6 +12,7 @@ __all__ = ['PRESETS', 'SEGMENT_AGAIN', 'STAGES', 'METHOD', 'ClassifierConfig', '
 # %% ../../nbs/80_methods/80_i2crc.ipynb #835dcdf4
 from dataclasses import dataclass,replace
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 from fastcore.basics import patch
@@ -35,7 +36,7 @@ from ..run.evaluate import EVALUATE
 from ..run.loop import check_divisible
 from ..run.method import PREDICTION,PREDICTION_CRF,PSEUDO_LABEL,SEED,Method,Product,label_in
 from ..run.schedules import drop_factor
-from ..run.settings import must
+from ..run.settings import StepsOf,must
 from ..run.stage import FileDataset,Job,Stage,training_folder
 from .core import for_pets
 from .segmenters import SGD,Network,SegmenterConfig,train_segmenter,training_recipe
@@ -56,7 +57,8 @@ class ClassifierConfig:
     saliency_size:int = 256                     # side to which its saliency is sampled
     cls_batch:int = 5                           # images per step of the classifier
     cls_iters:int = 63_510                      # its steps: 30 epochs of train_aug
-    cls_drops:tuple[int,...] = (10_585,21_170)  # steps after which its rate is a tenth of what it was
+    # steps after which its rate is a tenth of what it was
+    cls_drops:Annotated[tuple[int,...], StepsOf("cls_iters", low=1)] = (10_585,21_170)
     cls_lr:float = 1e-3                         # its rate for backbone weights; for biases twice that
     extra:int = 512                             # channels of the three convolutions before the class maps
     extra_mult:float = 10.                      # factor on the rate for these

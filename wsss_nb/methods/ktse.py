@@ -7,7 +7,8 @@ Docs: https://example.github.io/wsss_nb/80_methods/ktse.html.md"""
 # %% auto #0
 __all__ = ['PRESETS', 'SWEEP', 'PUBLISHED', 'SIGNS', 'STAGES', 'METHOD', 'Config', 'make_encoder', 'Network', 'sgd',
            'rate_factor', 'map_label', 'Step', 'train_classifier', 'make_cams', 'seed_sweep', 'crf_scores',
-           'is_published', 'published_state', 'published_classifier', 'check_data', 'describe']
+           'is_published', 'published_state', 'published_classifier', 'check_data', 'training_warnings',
+           'describe']
 
 # %% ../../nbs/80_methods/90_ktse.ipynb #598bb1ed
 from collections.abc import Iterable,Sequence
@@ -39,13 +40,13 @@ from ..networks.gated_pyramid import GatedPyramidNet
 from ..scores.confusion import sweep_matrices
 from ..losses.erasing import erased,foreground,global_align_loss,local_align_loss,stacked,transfer_loss
 from ..losses.own_labels import label_losses,own_label_losses
-from .core import for_pets
+from .core import for_pets,late_terms
 from .step import TrainingStep
 from ..run.evaluate import EVALUATE
 from ..run.loop import check_divisible
 from ..run.method import PREDICTION,PREDICTION_CRF,SEED,Method
 from ..run.schedules import lr_factor
-from ..run.settings import must
+from ..run.settings import Steps,must
 from ..run.stage import TRAIN,Job,Stage,training_folder
 
 # %% ../../nbs/80_methods/90_ktse.ipynb #ec606d7e
@@ -67,7 +68,7 @@ class Config:
     late_batch:int = 16                         # afterwards
     pair_images:int = 4                         # of these so many are stacked with their partners
     iters:int = 33_050                          # steps: ten epochs of train_aug in the one size, thirty in the other
-    start:int = 13_220                          # steps before all terms but the classification join
+    start:Steps = 13_220                        # steps before all terms but the classification join
     lr:float = .01                              # rate
     head_mult:float = 1.                        # factor on it for all that is no backbone; published: one rate for all
     momentum:float = 5e-4                       # published is the weight decay in its place
@@ -446,6 +447,14 @@ def check_data(
     "Raise `UserError` for what cannot work with this data or on so many processes"
     for name in ("batch_size","late_batch"): check_divisible(getattr(config, name), processes()[1], 1, name)
 
+def training_warnings(
+    config:Config,     # resolved settings
+    answers:bool=True, # does the network answer? Here it is the CAMs that matter, in a chain too
+)->list[str]:          # a line each
+    "Return what to say of a training that teaches classification alone"
+    if config.weights: return []  # it is trained already
+    return [said] if (said := late_terms(config, Config.term_weights)) else []
+
 def describe(
     job:Job, # of the evaluation
 )->dict:     # `thresholds`, `ground_truth` of `result.json`
@@ -463,5 +472,5 @@ def describe(
 STAGES = (Stage(TRAIN, train_classifier, makes=("checkpoints",)),
           Stage("cams", make_cams, ("checkpoints",), ("cams",)),
           EVALUATE)
-METHOD = Method("ktse", Config, PRESETS, Network, STAGES, describe=describe, check=check_data,
+METHOD = Method("ktse", Config, PRESETS, Network, STAGES, describe=describe, check=check_data, warns=training_warnings,
                 products=(replace(SEED, stage="cams", split="train"), PREDICTION, PREDICTION_CRF))

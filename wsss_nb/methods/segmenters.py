@@ -29,7 +29,7 @@ from ..networks.segformer import AllMLP
 from ..run.loop import check_batch
 from ..run.method import PREDICTION,PREDICTION_CRF,Method
 from ..run.schedules import lr_factor,poly_factor
-from ..run.settings import must
+from ..run.settings import Steps,must
 from ..run.stage import FileDataset,Job,Stage
 from .core import VIT_B,for_pets
 
@@ -54,7 +54,7 @@ class SegmenterConfig:
     decoder_mult:float = 1.
     lr_every:int = 10                           # steps between updates of the rate
     optimizer:str = "sgd"                       # "sgd", with momentum 0.9, or "adamw"
-    warmup_iter:int = 0                         # steps until the full rate
+    warmup_iter:Steps = 0                       # steps until the full rate
     weight_decay:float = 5e-4                   # of all weights, in all trainings
     # dense CRF for a second prediction, in I2CRC for the predictions of training images too; none: neither
     crf:str|None = "deeplab"
@@ -130,7 +130,7 @@ class LargeFOVConfig(SegmenterConfig):
     lr:float = 6e-5                             # its rate
     decoder_mult:float = 10.                    # factor on it for layers that no weights are known for
     weight_decay:float = .01                    # of all weights
-    warmup_iter:int = 1500                      # steps until the full rate
+    warmup_iter:Steps = 1500                    # steps until the full rate
     lr_every:int = 1                            # steps between updates of the rate
     crf:str|None = None                         # dense CRF for a second prediction; none: no CRF
 

@@ -25,13 +25,13 @@ from ..networks.decoders import DECODERS
 from ..losses.contrast import patch_contrast_loss
 from ..losses.energy import dense_energy_loss
 from .core import MethodNet,SingleStageConfig
-from ..run.settings import must
+from ..run.settings import Steps,must
 
 # %% ../../nbs/80_methods/20_step.ipynb #5e0a1c06
 @dataclass(frozen=True)
 class PseudoLabelConfig(SingleStageConfig):
     "Settings of methods that make pseudo labels while they train"
-    seg_start:int = 2000             # last step without segmentation loss and energy; -1: none
+    seg_start:Steps = 2000           # last step without segmentation loss and energy; -1: none
     w_seg:float = .1                 # weight of the segmentation loss
     w_reg:float = .05                # weight of the dense energy
     refine:str = "par"               # how colours refine a pseudo label: "par" or "aprm"
@@ -108,10 +108,12 @@ def dense_energy(
     seg_logits:Tensor,        # (B,C+1,S,S)
     label:Tensor,             # pseudo label, (B,S,S)
     config:PseudoLabelConfig, # of the energy
+    kernel:str="lattice",     # what sums neighbours: "lattice" or "exact"
 )->Tensor:                    # scalar, <= 0
     "Return the dense energy of the segmentation (ToCo T5.5)"
     sizes = config.energy_weight,config.energy_sigma_rgb,config.energy_sigma_xy,config.energy_scale
-    return dense_energy_loss(batch["input"], seg_logits, label, batch["box"], *sizes, recompute_scale_factor=True)
+    return dense_energy_loss(batch["input"], seg_logits, label, batch["box"], *sizes, recompute_scale_factor=True,
+                             kernel=kernel)
 
 # %% ../../nbs/80_methods/20_step.ipynb #5e0a1c23
 def scaled_energy(

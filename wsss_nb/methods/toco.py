@@ -25,13 +25,13 @@ from .baseline import PRESETS as BASELINE
 from .core import VIT_B,MethodNet,for_pets,single_stage
 from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,
                                   pseudo_label,scaled_energy)
-from ..run.settings import must
+from ..run.settings import Steps,must
 
 # %% ../../nbs/80_methods/40_toco.ipynb #42a2a209
 @dataclass(frozen=True)
 class Config(PatchContrastConfig):
     "Settings of ToCo"
-    contrast_start:int = -1          # last step without token contrast, with labels from the auxiliary CAM; -1: none
+    contrast_start:Steps = -1        # last step without token contrast, with labels from the auxiliary CAM; -1: none
     w_ctc:float = .5                 # weight of the contrast of class tokens
     temperature:float = .5           # of the contrast of class tokens
     momentum:float = .9              # share of the teacher head that is kept per step
@@ -130,7 +130,7 @@ class Step(TrainingStep):
 PRESETS = {
     "voc": {"train_split":"train_aug", "backbone":VIT_B, "crf":"toco"},
     "coco": {
-        "backbone":VIT_B,
+        "also_split":"val_part", "backbone":VIT_B,
         "batch_size":8, "iters":80_000, "val_every":4000, "aux_layer":9, "seg_start":8000, "contrast_start":12_000,
         "temperature":1., "high_thresh":.65, "bg_thresh":.45,
         "infer_size":448, "infer_scales":(1.,1.25,1.5), "fusion":"max-sum", "crf":"toco"},

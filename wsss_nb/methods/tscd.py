@@ -11,7 +11,7 @@ __all__ = ['DENSE_UP_TO', 'AFA', 'SHORT', 'PRESETS', 'METHOD', 'AffinityConfig',
 # %% ../../nbs/80_methods/70_tscd.ipynb #c6bc62ea
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated,ClassVar
 
 import torch
 from fastcore.basics import patch
@@ -29,11 +29,12 @@ from ..labels.pseudo import walk_pseudo_label
 from ..networks.segformer import SegFormerNet,multi_scale_cam_affinity
 from ..losses.affinity import affinity_loss
 from ..losses.correlation import correlation_loss,equivariance_gap,shrink
+from ..losses.energy import ENERGY_KERNELS
 from ..losses.segment import balanced_seg_loss
 from .core import MethodNet,for_pets,single_stage
 from .step import AS_PUBLISHED,PseudoLabelConfig,TrainingStep,dense_energy,pseudo_label,scaled_energy
 from ..run.method import PREDICTION,PREDICTION_CRF,PSEUDO_LABEL,SEED,WALKED
-from ..run.settings import must
+from ..run.settings import StepsOf,must
 
 # %% ../../nbs/80_methods/70_tscd.ipynb #c786f0bd
 @dataclass(frozen=True)
@@ -56,11 +57,14 @@ class AffinityConfig(PseudoLabelConfig):
     infer_scales:tuple[float,...] = (1.,.5,.75) # image sizes of a prediction
     fusion:str = "mean-max"                     # how these are joined
     w_reg:float = .01                           # weight of the dense energy
+    # its sum over pixels: "lattice", as published, "exact", slow and about twice as large, or "off"
+    energy:str = "lattice"
     radius:int = 8                              # pairs up to this distance count, patches
     symmetric_affinity:bool = False             # add the transposed logits, as AFA does?
     w_aff:float = .1                            # weight of the affinity loss
     affinity_target:str = "cam"                 # its label: "cam", refined from the CAM, or "seg", the segmenter's
-    walk_start:int|None = None                  # last step with labels straight from the CAM, then a walk; none: never
+    # last step with labels straight from the CAM, then a walk; none: never
+    walk_start:Annotated[int|None, StepsOf()] = None
     walk_thresh:float = .35                     # background score of the random-walk seed
     aux_layer:ClassVar[None] = None             # no setting here: there is no auxiliary classifier,
     cam_layer:ClassVar[str] = "last"            # and so no choice
@@ -91,13 +95,15 @@ class Config(AffinityConfig):
         must(self, "corr_samples", self.corr_samples >= 1, "1 or more")
         must(self, "walk_start", self.walk_start is None or self.walk_start >= -1, "-1 or more, or none")
         did_you_mean(self.affinity_target, ("cam","seg"), "target of the affinity")
+        did_you_mean(self.energy, (*ENERGY_KERNELS,"off"), "sum of the energy")
         did_you_mean(self.cam_pass_mode, ("train","eval"), "mode of the CAM passes")
     def weights(self,
         step:int, # steps done so far
     )->dict[str,float]:
         "Return the weight of every term of the loss at a step, 0 where it is off (TSCD 4.7)"
         late = step > self.seg_start
-        return {"cls":1., "seg":self.w_seg*late, "reg":self.w_reg*late, "aff":self.w_aff*late, "corr":self.w_corr*late,
+        reg = self.w_reg*late*(self.energy != "off")
+        return {"cls":1., "seg":self.w_seg*late, "reg":reg, "aff":self.w_aff*late, "corr":self.w_corr*late,
                 "er":self.w_er*late*(self.w_corr > 0 or self.er_grad)}
 
 # %% ../../nbs/80_methods/70_tscd.ipynb #50f3fda1
@@ -220,7 +226,7 @@ class Step(TrainingStep):
     # losses (TSCD 4)
     def cls(self): return F.multilabel_soft_margin_loss(self.out["cls_logits"], self.image_labels)
     def seg(self): return balanced_seg_loss(self.logits, self.label)
-    def reg(self): return dense_energy(self.batch, self.logits, self.label, self.config)
+    def reg(self): return dense_energy(self.batch, self.logits, self.label, self.config, self.config.energy)
     def aff(self):
         grid = self.out["last"].shape[-2:]
         return affinity_term(self.out["affinity"], self.pair_label, grid, self.config.radius)
@@ -269,7 +275,7 @@ SHORT = {"drop_path":0., "norm_mult":1., "warmup_iter":20, "batch_size":8, "cam_
          "save_every":50, "log_every":10}
 PRESETS = {
     "voc": {"train_split":"train_aug", "crf":"tscd"},
-    "coco": {"batch_size":8, "iters":80_000, "seg_start":5000, "val_every":5000, "crf":"tscd"},
+    "coco": {"also_split":"val_part", "batch_size":8, "iters":80_000, "seg_start":5000, "val_every":5000, "crf":"tscd"},
     "shapes": SHORT | scaled_energy(112, 512) | {
         "backbone":"mit_toy", "pretrained":True, "zero_heads":True, "hidden":64,
         "crop_size":112, "scale_range":(.9,1.5), "lr":1e-4, "iters":600, "workers":0, "val_every":200, "val_images":20,

@@ -24,7 +24,7 @@ from .baseline import PRESETS as BASELINE
 from .core import VIT_B,MethodNet,for_pets,single_stage
 from .step import (AS_PUBLISHED,PatchContrastConfig,TrainingStep,dense_energy,patch_contrast,
                                   pseudo_label,scaled_energy)
-from ..run.settings import must
+from ..run.settings import Steps,must
 
 # %% ../../nbs/80_methods/50_tsd_cam.ipynb #5c0a8605
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Config(PatchContrastConfig):
     cam_size:int = 512               # side to which an image is resized for its CAM when scored; 0: its own size
     refine:str = "aprm"              # how colours refine a pseudo label: "par" or "aprm"
     ptc_warmup:bool = True           # contrast patch tokens from the first step on? (else with the correlation loss)
-    corr_start:int = 2000            # last step without correlation, with labels from the auxiliary CAM; -1: none
+    corr_start:Steps = 2000          # last step without correlation, with labels from the auxiliary CAM; -1: none
     w_corr:float = .1                # weight of the correlation loss
     corr_samples:int = 40            # its places per side; their square in each view
     mask_corr_cams:bool = False      # leave classes that the image does not have out of its target?
@@ -141,7 +141,7 @@ class Step(TrainingStep):
 PRESETS = {
     "voc": {"train_split":"train_aug", "backbone":VIT_B, "crf":"tsd_cam_voc"},
     "coco": {
-        "backbone":VIT_B,
+        "also_split":"val_part", "backbone":VIT_B,
         "batch_size":8, "iters":80_000, "val_every":4000, "aux_layer":9, "seg_start":8000, "corr_start":12_000,
         "ptc_warmup":False, "high_thresh":.65, "bg_thresh":.45,
         "infer_size":448, "infer_scales":(1.,1.25,1.5), "fusion":"max-sum", "crf":"tsd_cam_coco"},

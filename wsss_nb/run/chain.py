@@ -181,7 +181,8 @@ def _config_of(parts):
     first = next(k for k,m in parts.items() if hasattr(m.config(), "train_split"))
     def of_first(name, *default): return property(lambda self: getattr(getattr(self, first), name, *default))
     shared = {"train_split":of_first("train_split"), "val_split":of_first("val_split"),
-              "supervision":of_first("supervision", "labels"), "check":lambda self: None, "__module__":__name__}
+              "supervision":of_first("supervision", "labels"), "also_split":of_first("also_split", None),
+              "check":lambda self: None, "__module__":__name__}
     entries = [(k, m.config, field(default=m.config())) for k,m in parts.items()]
     return make_dataclass("ChainConfig", entries, frozen=True, namespace=shared)
 
@@ -213,12 +214,15 @@ def join_methods(
     def network(config, classes): return last.network(part_of(config, part_name(last)), classes)
     def check(config, train):
         for k,m in parts.items(): m.check(part_of(config, k), train)
+    def warns(config, answers):
+        told = ((k, m.warns(part_of(config, k), answers and m is last)) for k,m in parts.items())
+        return [f"{k}: {line}" for k,lines in told for line in lines]
     answers = tuple(replace(p, part=part_name(last)) for p in last.products if p.stage == "evaluate")
     made,answering = (network,last.answers) if segments(last) else (None,"")
     method = Method(name, _config_of(parts), _presets_of(parts), made, (*stages,EVALUATE),
                     _products_of(stages)+answers, answers=answering,
                     describe=lambda job: _describe(job, parts), check=check, options=options_of(parts, missing),
-                    parts=tuple(methods))
+                    parts=tuple(methods), warns=warns)
     if not any(m.source for m in methods): return method
     named = [m for m in methods if m.config is not GivenConfig]
     hashes = "+".join(m.source_hash for m in named if m.source_hash)

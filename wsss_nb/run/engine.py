@@ -7,7 +7,7 @@ Docs: https://example.github.io/wsss_nb/75_run/engine.html.md"""
 # %% auto #0
 __all__ = ['preset_for', 'read_made_with', 'settings_of', 'labels_hash', 'same_data', 'outside_names', 'refuse_inside',
            'tell_changed', 'Start', 'take_over', 'beginnings', 'backbones_at_random', 'wants_none',
-           'with_known_weights', 'begin_run', 'continue_run', 'run_stages']
+           'with_known_weights', 'run_warnings', 'begin_run', 'continue_run', 'run_stages']
 
 # %% ../../nbs/75_run/70_engine.ipynb #7c578f1d
 import hashlib,shutil,sys
@@ -30,7 +30,8 @@ from ..backbones.core import split_tag
 from ..backbones.weights import get_weights,weights_source
 from .folder import Run,changed_settings,machine,read_result,source_commit,update_result
 from .method import SEED,Method
-from .settings import read_settings,resolve_config,setting_text,with_settings
+from .settings import (read_settings,resolve_config,scale_steps,setting_text,setting_values,
+                                  with_settings)
 from .stage import TRAIN,Job,run_stage,training_folder
 
 # %% ../../nbs/75_run/70_engine.ipynb #da2679ad
@@ -321,6 +322,25 @@ def with_known_weights(
         config = with_settings(config, {f"{prefix}pretrained":True})
     return config
 
+def run_warnings(
+    method:Method, # whose run
+    config,        # its settings
+    preset:str,    # that they begin with
+)->list[str]:      # a line each
+    """Return what has to be said of a run, whatever its scores
+
+    Trainings that teach nothing, and backbones at random where a published preset begins with weights."""
+    return [*method.warns(config, True), *(backbones_at_random(config) if preset in method.published else ())]
+
+def _with_steps(run, method, presets, preset, config, named, resume):
+    "Return settings whose steps go with the length, and what to say of it; a run begun without that goes on so"
+    scaled,lines = scale_steps(config, presets, preset, named)
+    if not lines or not resume or not run.config_file.exists() or read_made_with(run)["method"] != method.name:
+        return scaled,lines
+    before,plain,now = (setting_values(c) for c in (settings_of(run, method), config, scaled))
+    changed = [k for k in now if now[k] != plain[k]]
+    return (config,[]) if all(before[k] == plain[k] for k in changed) else (scaled,lines)
+
 def _begun_with(run, method, config):
     "Was a run begun with these very settings, as before presets asked for weights?"
     if not run.config_file.exists() or read_made_with(run)["method"] != method.name: return False
@@ -350,6 +370,8 @@ def begin_run(
         presets = method.presets or {preset:{}}
         if start: presets = _with_start(start, presets, (*overrides, *given))
         config = resolve_config(method.config(), presets, preset, overrides, **given)
+        named = {pair.partition("=")[0] for pair in overrides} | {k for k,v in given.items() if v is not None}
+        config,scaled = _with_steps(run, method, presets, preset, config, named, resume)
         refuse_inside(run, {"source":method.source, "data":data, "settings":asdict(config)})
         train = open_dataset(data, config.train_split)
         if start:
@@ -360,14 +382,16 @@ def begin_run(
         if evaluates:
             _check_split(train, data, config.val_split)
             open_scored(data, config.val_split)  # what is wrong with its masks is said before the training
-        return config,train
-    config,train = together(prepare)
+        return config,train,scaled
+    config,train,told = together(prepare)
+    told += method.warns(config, True)
     if preset in method.published and not (resume and _begun_with(run, method, config)):
         apart = wants_none(overrides, given) | {f"{part}." for part in (start.settings if start else ())}
         first_only(lambda: with_known_weights(config, apart) and None)
         config = with_known_weights(config, apart, lambda *_: None)
-        for line in backbones_at_random(config) if first_process() and "*" not in apart else ():
-            print(line, file=sys.stderr)
+        if "*" not in apart: told += backbones_at_random(config)
+    if first_process() and told: print(*told, sep="\n", file=sys.stderr)
+    warnings = run_warnings(method, config, preset)
     source = {"source":method.source, "source_hash":method.source_hash} if method.source else {}
     known = {"method":method.name, "data":data, "preset":preset, "seed":seed, "classes":list(train.classes)}
     folder = data_folder(data)
@@ -387,8 +411,9 @@ def begin_run(
         settings = asdict(settings_of(run, method)) if there else None
         run.start(_named_as(there, made_with) if same else made_with, resume, settings)
         if there: tell_changed(run, there, method)
-        update_result(run.result, known | record)
-    job = Job(method, config, train.classes, data, run, device, seed, begin=cache(lambda: first_only(begin)))
+        update_result(run.result, known | record | ({"warnings":warnings} if warnings else {}), forget=("warnings",))
+    job = Job(method, config, train.classes, data, run, device, seed, begin=cache(lambda: first_only(begin)),
+              warnings=tuple(warnings))
     job.opened[config.train_split,False] = train
     return job
 
@@ -424,9 +449,11 @@ def continue_run(
             raise UserError(f"{run.path}: was begun with other settings ({differ[0]}); "
                             "choose another --out, or leave that setting out")
         _check_made(run, method, differ)
-        job = Job(method, changed, tuple(made_with["classes"]), data, run, device, made_with["seed"])
+        warnings = tuple(run_warnings(method, changed, made_with["preset"]))
+        job = Job(method, changed, tuple(made_with["classes"]), data, run, device, made_with["seed"], warnings=warnings)
         if evaluates_only: _check_classes(job.open(changed.val_split), data, run, job.classes)
         tell_changed(run, made_with, method)
+        if first_process() and warnings: print(*warnings, sep="\n", file=sys.stderr)
         return job
     return together(prepare)
 

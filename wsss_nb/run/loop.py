@@ -25,7 +25,7 @@ from ..data.loader import TrainingSet,training_batches
 from ..ground.parallel import (any_process,counted_per_process,first_only,gather_objects,join,processes,
                                      share_batch_norms,together)
 from .schedules import lr_factor
-from .folder import Run,append_log,latest_checkpoint,rewind_log,save_checkpoint,save_weights
+from .folder import WORDS,Run,append_log,latest_checkpoint,rewind_log,save_checkpoint,save_weights
 
 # %% ../../nbs/75_run/30_loop.ipynb #633761eb
 class Schedule:
@@ -290,10 +290,10 @@ def write_log(self:Trainer,
     rows:list[dict], # values of the steps since the last line
     images:int,      # that they learnt from
     seconds:float,   # that they took
-    scores:dict,     # of a validation, or empty
+    scores:dict,     # of a validation, `on` in words what it looked at; or empty
 ):
     "Append a line to `log.csv` and to TensorBoard's events"
-    scored = [f"val_{k}" for k in ("seed","aux_seed","prediction")]
+    scored = [f"val_{k}" for k in ("seed","aux_seed","prediction","cls_f1","on")]
     columns = ("step","lr","images_per_second","loss",*self.network.loss_names,*scored)
     found = {k:[float(r[k]) for r in rows if k in r] for k in columns}
     told = gather_objects({k:sum(v)/len(v) for k,v in found.items() if v})
@@ -303,6 +303,7 @@ def write_log(self:Trainer,
     first_only(lambda: append_log(self.run.log, columns, {"step":self.step} | values))
     if not self.events: return
     for k,v in values.items():
+        if k in WORDS: continue
         name = k.replace("val_", "val/") if k.startswith("val_") else f"train/{k}"
         self.events.add_scalar(name, v, self.step)
 
@@ -357,7 +358,7 @@ def fit(self:Trainer)->dict: # `seconds`, `images_per_second`: of training, earl
                 if not any(self.step % n == 0 for n in self.every.values()) and self.step < self.iters: continue
                 seconds,scores = time.perf_counter()-tick,self.validation()
                 self.write_log(rows, self.consumed-seen, seconds, scores)
-                shown = {k:v for k,v in rows[-1].items() if k != "lr"} | {f"val {k}":v for k,v in scores.items()}
+                shown = {k:v for k,v in rows[-1].items() if k != "lr"} | {f"val {k}":v for k,v in scores.items() if k != "on"}
                 bar.set_postfix({k:f"{float(v):.3f}" for k,v in shown.items()}, refresh=False)
                 rows,tick,seen = [],time.perf_counter(),self.consumed
                 if self.step % self.every["save"] == 0 and self.step < self.iters: self.save()

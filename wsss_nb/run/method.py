@@ -96,6 +96,8 @@ class Method:
     options:Mapping[str,str] = field(default_factory=dict)
     parts:tuple = ()               # of a chain: its methods, in order
     published:tuple[str,...] = ("voc","coco") # presets that begin with the weights that belong to them
+    # (settings, does its own network answer?) -> what to say of trainings that teach nothing, a line each
+    warns:Callable = lambda config, answers: ()
     source:str = ""                # where it came from, if not from the kit: a file, a module; `get_method` notes it
     source_hash:str = ""           # of that file
     def stage_names(self)->tuple[str,...]: # in order

@@ -69,6 +69,7 @@ class Job:
     made:int = 0                 # how many files and trainings the stage had to make
     opened:dict = field(default_factory=dict) # datasets, by split and with or without masks
     settings:object = None       # of the whole method, also while a part works: `train_split`, `val_split`
+    warnings:tuple[str,...] = () # what has to be said of the run, whatever its scores
     def __post_init__(self):
         if self.settings is None: self.settings = self.config
     def open(self,

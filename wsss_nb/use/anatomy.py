@@ -228,7 +228,7 @@ def advice(
         "classes":f"the classifier confuses what is in the image, which costs the CAM {points}: train it longer "
                   "(--iters), or on more images",
         "threshold":f"the threshold of the CAM costs {points}: try --set {told.get('bg_thresh', 'bg_thresh')}={best} "
-                    f"(this used ground truth: choose it on images that are not scored){beside}",
+                    f"(this used ground truth: choose it on a list of its own, wsss-data hold-out){beside}",
         "refinement":f"the refinement loses {points} of what the CAM had: another one (wsss-list chains), or none",
         "coverage":f"the labels leave out {100-100*coverage:.0f} % of the pixels, which is {points} if these stay "
                    "background: bring the two thresholds closer together (low_thresh, high_thresh)",

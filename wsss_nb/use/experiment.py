@@ -27,6 +27,7 @@ from ..methods.core import MethodNet,never_learns
 from ..refine.crf import CRF_PRESETS
 from ..run.chain import GivenConfig,asks_for,join_methods,offers,options_of,part_name
 from ..run.engine import Start,read_made_with,run_stages,settings_of
+from ..run.evaluate import SameLabel
 from ..run.folder import Run,load_checkpoint,read_result
 from ..run.method import Method
 from ..run.settings import part_of
@@ -93,6 +94,11 @@ def is_released(
     path = Path(path)
     return path.is_file() and path.name.lower().endswith(WEIGHT_FILES) and _run_of(path) is None
 
+def _warnings_in(run):
+    "Return what the result of a run warns of; whoever predicts needs nothing else of that file, and may lack it"
+    try: return tuple(read_result(run.result).get("warnings", ()))
+    except UserError: return ()
+
 def _run_of(file):
     "Return the run in whose folder `checkpoints` a file lies, or None"
     above = file.absolute().parents
@@ -105,7 +111,9 @@ def load_run(
     overrides:Sequence[str]=(), # settings to change for this use, "key=value"
     method=None,         # of a run whose own method cannot be found: as for `run_method`
 ):                       # the network that answers, trained, in evaluation mode
-    "Return the trained network of a run or of a published checkpoint; raise `UserError` if there is none"
+    """Return the trained network of a run or of a published checkpoint; raise `UserError` if there is none
+
+    What `result.json` warns of is in its `warnings`."""
     path = Path(path)
     if not path.exists(): raise UserError(f"{path}: no such run folder or checkpoint")
     if is_released(path): return load_released(path, overrides=overrides)[0].to(device)
@@ -123,6 +131,7 @@ def load_run(
         return load_checkpoint(training_folder(run, found.answers))["model"]
     try: load_matching(network, weights())
     except UserError as e: raise UserError(f"{path}: {e}" if str(path) not in str(e) else str(e)) from None
+    network.warnings = _warnings_in(run)
     return network.to(device).eval()
 
 # %% ../../nbs/90_use/20_experiment.ipynb #a5272abf
@@ -178,6 +187,11 @@ def _write_probs(path, size, logits):
     else: maps = {"logits":logits}
     with atomic_path(path) as tmp: np.savez_compressed(tmp, **{k:v.half().cpu().numpy() for k,v in maps.items()})
 
+def _warnings_of(network):
+    "Return what has to be known before a prediction is looked at, of networks that come from no run too"
+    own = [said] if isinstance(network, MethodNet) and (said := never_learns(network.config)) else []
+    return [*dict.fromkeys([*getattr(network, "warnings", ()), *own])]
+
 _LEGEND_FROM = 100  # a narrower photo has no room for names
 
 def _overlay_picture(image, label, classes):
@@ -204,8 +218,8 @@ def predict_files(
     files = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     out,device = Path(out),next(network.parameters()).device
     _check_targets(files, out, overlays)
-    if isinstance(network, MethodNet) and (said := never_learns(network.config)): print(said, file=sys.stderr)
-    written,bad = [],[]
+    for line in _warnings_of(network): print(line, file=sys.stderr)
+    written,bad,same = [],[],SameLabel()
     predict = PhotoWork(network, device, crf, max_side, tile)
     predict.bar = progress(files, "predict", unit="img")
     for f in predict.bar:
@@ -218,7 +232,9 @@ def predict_files(
             continue
         written.append(out/f"{f.stem}.png")
         write_label(written[-1], label)
+        same.add(label)
         if overlays: write_image(out/f"{f.stem}_overlay.png", _overlay_picture(image, label, network.classes))
+    if said := same.warning(out, network.classes): print(said, file=sys.stderr)
     if bad:
         first = f"{len(bad)} images cannot be used, this is the first; " if len(bad) > 1 else ""
         raise UserError(f"{bad[0]} ({first}label maps of the other {len(written)} are in {out})")
