@@ -526,7 +526,10 @@ def _evaluate(job, network, data, folder, before, now, begin):
         label = read_label(folder.file("predictions", r["id"]))
         r |= {"image":data[i].image, "mask":data[i].mask, "prediction":label}
     result = update_result(job.run.result, values, forget=(*SCORES,"seconds"))
-    write_report(job.run.report, result, rows, records, job.run.log if job.run.log.exists() else None)
+    # an anatomy of these very weights and settings
+    known = _is_fresh(job.run.anatomy, folder.last, job.run.evaluated_with, job.run.refined_with)
+    shown = result | ({"anatomy":read_result(job.run.anatomy)} if known else {})
+    write_report(job.run.report, shown, rows, records, job.run.log if job.run.log.exists() else None)
     return {"seconds":values["seconds"]}
 
 def _record(job, data, spent):

@@ -74,6 +74,7 @@ class Run:
         self.last,self.previous = self.checkpoints/"last.pt",self.checkpoints/"previous.pt"
         self.best = self.checkpoints/"best.safetensors"
         self.evaluated_with,self.refined_with = self.path/"evaluated_with.json",self.path/"refined_with.json"
+        self.anatomy = self.path/"anatomy.json"
     def file(self,
         kind:str, # an artefact with a file per image, such as "cams" or "labels"
         id:str,   # of the image
