@@ -98,3 +98,21 @@ def test_every_published_preset_has_a_source(method):
         for _,part in _parts_with_backbones(config):
             for name,_ in beginnings(part).values():
                 assert weights_source(name) is not None, (preset, name)
+
+
+def test_any_network_of_timm(cut_off, fails, call, tmp_path):
+    published = ("wsss-run", "baseline", *DATA, "--preset", "voc", "--out", tmp_path/"out")
+    said = fails(*published, "--backbone", "convnext_atto.d2_in1k")
+    assert "convnext_atto.d2_in1k begins with model.safetensors of https://huggingface.co/timm/convnext_atto" in said
+    assert "did you mean convnext_atto" in fails(*published, "--backbone", "timm:convnext_ato")
+    assert "output_stride=N" in fails(*published, "--backbone", "convnext_atto:stride=8", "--init", "none")
+    status,_,err = call("wsss-run", "baseline", *DATA, *SMALL, "pretrained=false", "encoder=frozen", "fixed_views=1",
+                        "--stages", "train", "--backbone", "convnext_atto", "--out", tmp_path/"out")
+    assert status == 0 and "convnext_atto" in (tmp_path/"out"/"config.toml").read_text(), err
+
+
+def test_timms_names_are_listed_when_asked_for(call):
+    _,every,_ = call("wsss-list", "backbones")
+    _,found,_ = call("wsss-list", "backbones", "convnext")
+    assert "convnext_atto" in found.split() and "convnext_atto" not in every.split()
+    assert "of timm: wsss-list backbones WORD" in every
