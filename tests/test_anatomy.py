@@ -3,6 +3,7 @@ import json
 import os
 import shlex
 import shutil
+import tomllib
 from types import SimpleNamespace
 
 import numpy as np
@@ -297,6 +298,8 @@ def test_the_ceiling(call, fails, run, scenes, tmp_path):
     assert command[:2] == ["wsss-run", "baseline"] and {"supervision=masks", "iters=2"} <= {*command}
     command[command.index("--out")+1] = str(tmp_path/"full")
     assert call(*command)[0] == 0
+    ours, theirs = (tomllib.loads((f/"config.toml").read_text())["settings"] for f in (run, tmp_path/"full"))
+    assert theirs == ours | {"supervision": "masks"}  # nothing else, steps that scale with iters included
     found = at(anatomy(run, full=tmp_path/"full", device="cpu"))
     assert found["full"]["miou"] == result(tmp_path/"full")["miou"]["prediction"] and found["full"]["used"] == "masks"
     assert "not from masks" in fails("wsss-anatomy", run, "--full", run)

@@ -31,7 +31,7 @@ from ..run.engine import read_made_with,same_data,settings_of
 from ..run.evaluate import has_walk,image_cam,label_image,refine_prediction,segment_image
 from ..run.folder import Run,load_checkpoint,read_result
 from ..run.method import Method
-from ..run.settings import part_of,read_settings,resolve_config,setting_text,setting_values
+from ..run.settings import part_of,read_settings,resolve_config,setting_text,setting_values,step_settings
 from ..run.stage import TRAIN,training_folder
 from ..methods.core import MethodNet,SingleStageConfig
 from .matrix import OWN
@@ -502,9 +502,11 @@ def _command(name, method, config, made_with, data, out, overrides, more=(), pre
     "Return a command line with the settings that differ from those of the preset"
     preset = made_with["preset"] if made_with["preset"] in method.presets else "photos"
     usual = setting_values(resolve_config(method.config(), method.presets or {preset:{}}, preset))
-    theirs = setting_values(config)
+    theirs,marks = setting_values(config),step_settings(method.config)
+    def scales(k):  # with a length that is another one: so that it is what it was here, it is named
+        return k in marks and theirs.get(marks[k].length, usual[marks[k].length]) != usual[marks[k].length]
     differ = [f"{prefix}{k}={setting_text(theirs[k][0])}" for k,(v,_) in usual.items()
-              if k in theirs and theirs[k][0] != v and k != "supervision"]
+              if k in theirs and k != "supervision" and (theirs[k][0] != v or scales(k))]
     words = ["wsss-run", name, "--data", str(data), *more, "--out", out, "--preset", preset]
     words += ["--seed", str(made_with["seed"])]*bool(made_with["seed"])
     return shlex.join([*words, *(["--set", *overrides, *differ] if overrides or differ else [])])
@@ -533,7 +535,8 @@ def _full_of(path, s, data):
     net,stored = load_run(path, s.device),_stored(run, training_folder(run, method.answers), data)
     ours,theirs = (getattr(n.config, "backbone", None) if n is not None else None for n in (s.network, net))
     if ours != theirs:
-        print(f"--full {path}: another segmenter, its backbone is {theirs}, that of {s.run.path} {ours}", file=sys.stderr)
+        print(f"--full {path}: another segmenter, its backbone is {theirs}, that of {s.run.path} {ours}",
+              file=sys.stderr)
     return lambda item: {"full":_predicted(net, item, stored, s.device)["prediction"]}
 
 def _open_masks(s, split):
