@@ -446,7 +446,7 @@ def _inside(
     ids,known = job.open(name).ids,{*data.ids}
     if other := next((i for i in ids if i not in known), None):
         raise UserError(f"setting also_split={name}: its {other} is not in {data.split}, of which it must be a part")
-    return ids
+    return list(ids)
 
 def _made_before(
     job:Job, # of the stage

@@ -358,7 +358,8 @@ def fit(self:Trainer)->dict: # `seconds`, `images_per_second`: of training, earl
                 if not any(self.step % n == 0 for n in self.every.values()) and self.step < self.iters: continue
                 seconds,scores = time.perf_counter()-tick,self.validation()
                 self.write_log(rows, self.consumed-seen, seconds, scores)
-                shown = {k:v for k,v in rows[-1].items() if k != "lr"} | {f"val {k}":v for k,v in scores.items() if k != "on"}
+                shown = {k:v for k,v in rows[-1].items() if k != "lr"}
+                shown |= {f"val {k}":v for k,v in scores.items() if k != "on"}
                 bar.set_postfix({k:f"{float(v):.3f}" for k,v in shown.items()}, refresh=False)
                 rows,tick,seen = [],time.perf_counter(),self.consumed
                 if self.step % self.every["save"] == 0 and self.step < self.iters: self.save()
