@@ -195,8 +195,10 @@ def losses(
     learnt = next((scores[k] for k in ("prediction_train","prediction") if "miou" in scores.get(k, {})), {})
     on_decided = "miou_decided" if {"miou_decided"} <= labels.keys() & learnt.keys() else "miou"
     f1,coverage = scores.get("classifier", {}).get("f1", 1),labels.get("coverage", 1)
+    made = max(scores.get(k, {}).get("miou", 0) for k in ("walked","refined","label","refined_label"))
+    made_up = made >= scores.get("cam_best", {}).get("miou", 1)  # for a bad threshold, by what follows
     causes = {"classes":lost(miou("cam"), miou("cam_found")) if f1 < GOOD_F1 else None,
-              "threshold":lost(miou("cam_best"), miou("cam")),
+              "threshold":None if made_up else lost(miou("cam_best"), miou("cam")),
               "refinement":lost(miou("cam"), miou("refined")),
               "coverage":lost(labels.get("miou_decided"), labels.get("miou")) if coverage < LEAST_COVERAGE else None,
               "segmenter":lost(labels.get(on_decided), learnt.get(on_decided)),
@@ -550,6 +552,13 @@ def _open_masks(s, split):
                         f"({', '.join(s.made_with['classes'])})")
     return open_dataset(s.data, split, masks=True)
 
+def _crf_command(s):
+    "Return the command that adds a CRF to the evaluation of a run"
+    part = f"{part_name(s.method.parts[-1])}." if s.method.parts else ""
+    name = s.made_with.get("source") or s.method.name
+    return shlex.join(["wsss-run", name, "--data", s.data, "--out", str(s.run.path), "--stages", "evaluate",
+                       "--set", f"{part}crf=deeplab"])
+
 def _left_out(s, scores, full):
     "Return why lines are missing"
     nothing = "the run has no segmenter"
@@ -559,7 +568,7 @@ def _left_out(s, scores, full):
            "cam":"the run has no CAMs of these images", "cam_best":"the run has no CAMs of these images",
            "refined":"the labels are the refined CAMs", "label":"the run makes no labels",
            "prediction":nothing, "full":ceiling,
-           "prediction_crf":"the run has no CRF; wsss-run with --stages evaluate --set crf=deeplab adds one"}
+           "prediction_crf":f"the run has no CRF; {_crf_command(s)}"}
     return {k:v for k,v in (why | s.left_out).items() if k not in scores}
 
 # %% ../../nbs/90_use/26_anatomy.ipynb #a9a70034
