@@ -3,6 +3,7 @@ import json
 import os
 import shlex
 import shutil
+import tomllib
 from types import SimpleNamespace
 
 import numpy as np
@@ -112,6 +113,7 @@ LINES = {"classifier": {"f1": .95}, "cam_found": {"miou": .38}, "cam": {"miou": 
 @pytest.mark.parametrize("changes,cause,words", [
     ({"classifier": {"f1": .6}}, "classes", "costs the CAM 12.0 points"),
     ({"cam_best": {"miou": .6, "bg_thresh": .2}}, "threshold", "--set bg_thresh=0.2 (this used ground truth"),
+    ({"cam_best": {"miou": .54, "bg_thresh": .2}}, "none", "nothing"),  # the refinement has made up for it
     ({"refined": {"miou": .4}}, "refinement", "loses 10.0 points"),
     ({"label": {"miou": .3, "miou_decided": .7, "coverage": .4}}, "coverage", "leave out 60 % of the pixels"),
     ({"prediction": {"miou": .5, "miou_decided": .6}}, "segmenter",
@@ -176,6 +178,8 @@ def test_the_command(call, run, tmp_path):
         miou[k] for k in ("seed", "pseudo_label", "prediction")]
     assert {l["used"] for l in found["lines"]} == {"none", "image labels", "masks"}
     assert at(found)["cam_best"]["used"] == "masks" and any("used ground truth" in s for s in found["ground_truth"])
+    assert call(*shlex.split(found["left_out"]["prediction_crf"].partition("; ")[2]))[0] == 0
+    assert "prediction_crf" in at(anatomy(out, images=1, device="cpu"))
 
 def test_the_best_threshold_is_that_of_a_sweep(run, scenes):
     found = at(anatomy(run, device="cpu"))["cam_best"]
@@ -297,6 +301,8 @@ def test_the_ceiling(call, fails, run, scenes, tmp_path):
     assert command[:2] == ["wsss-run", "baseline"] and {"supervision=masks", "iters=2"} <= {*command}
     command[command.index("--out")+1] = str(tmp_path/"full")
     assert call(*command)[0] == 0
+    ours, theirs = (tomllib.loads((f/"config.toml").read_text())["settings"] for f in (run, tmp_path/"full"))
+    assert theirs == ours | {"supervision": "masks"}  # nothing else, steps that scale with iters included
     found = at(anatomy(run, full=tmp_path/"full", device="cpu"))
     assert found["full"]["miou"] == result(tmp_path/"full")["miou"]["prediction"] and found["full"]["used"] == "masks"
     assert "not from masks" in fails("wsss-anatomy", run, "--full", run)

@@ -31,7 +31,7 @@ from ..run.engine import read_made_with,same_data,settings_of
 from ..run.evaluate import has_walk,image_cam,label_image,refine_prediction,segment_image
 from ..run.folder import Run,load_checkpoint,read_result
 from ..run.method import Method
-from ..run.settings import part_of,read_settings,resolve_config,setting_text,setting_values
+from ..run.settings import part_of,read_settings,resolve_config,setting_text,setting_values,step_settings
 from ..run.stage import TRAIN,training_folder
 from ..methods.core import MethodNet,SingleStageConfig
 from .matrix import OWN
@@ -195,8 +195,10 @@ def losses(
     learnt = next((scores[k] for k in ("prediction_train","prediction") if "miou" in scores.get(k, {})), {})
     on_decided = "miou_decided" if {"miou_decided"} <= labels.keys() & learnt.keys() else "miou"
     f1,coverage = scores.get("classifier", {}).get("f1", 1),labels.get("coverage", 1)
+    made = max(scores.get(k, {}).get("miou", 0) for k in ("walked","refined","label","refined_label"))
+    made_up = made >= scores.get("cam_best", {}).get("miou", 1)  # for a bad threshold, by what follows
     causes = {"classes":lost(miou("cam"), miou("cam_found")) if f1 < GOOD_F1 else None,
-              "threshold":lost(miou("cam_best"), miou("cam")),
+              "threshold":None if made_up else lost(miou("cam_best"), miou("cam")),
               "refinement":lost(miou("cam"), miou("refined")),
               "coverage":lost(labels.get("miou_decided"), labels.get("miou")) if coverage < LEAST_COVERAGE else None,
               "segmenter":lost(labels.get(on_decided), learnt.get(on_decided)),
@@ -502,9 +504,11 @@ def _command(name, method, config, made_with, data, out, overrides, more=(), pre
     "Return a command line with the settings that differ from those of the preset"
     preset = made_with["preset"] if made_with["preset"] in method.presets else "photos"
     usual = setting_values(resolve_config(method.config(), method.presets or {preset:{}}, preset))
-    theirs = setting_values(config)
+    theirs,marks = setting_values(config),step_settings(method.config)
+    def scales(k):  # with a length that is another one: so that it is what it was here, it is named
+        return k in marks and theirs.get(marks[k].length, usual[marks[k].length]) != usual[marks[k].length]
     differ = [f"{prefix}{k}={setting_text(theirs[k][0])}" for k,(v,_) in usual.items()
-              if k in theirs and theirs[k][0] != v and k != "supervision"]
+              if k in theirs and k != "supervision" and (theirs[k][0] != v or scales(k))]
     words = ["wsss-run", name, "--data", str(data), *more, "--out", out, "--preset", preset]
     words += ["--seed", str(made_with["seed"])]*bool(made_with["seed"])
     return shlex.join([*words, *(["--set", *overrides, *differ] if overrides or differ else [])])
@@ -533,7 +537,8 @@ def _full_of(path, s, data):
     net,stored = load_run(path, s.device),_stored(run, training_folder(run, method.answers), data)
     ours,theirs = (getattr(n.config, "backbone", None) if n is not None else None for n in (s.network, net))
     if ours != theirs:
-        print(f"--full {path}: another segmenter, its backbone is {theirs}, that of {s.run.path} {ours}", file=sys.stderr)
+        print(f"--full {path}: another segmenter, its backbone is {theirs}, that of {s.run.path} {ours}",
+              file=sys.stderr)
     return lambda item: {"full":_predicted(net, item, stored, s.device)["prediction"]}
 
 def _open_masks(s, split):
@@ -547,6 +552,13 @@ def _open_masks(s, split):
                         f"({', '.join(s.made_with['classes'])})")
     return open_dataset(s.data, split, masks=True)
 
+def _crf_command(s):
+    "Return the command that adds a CRF to the evaluation of a run"
+    part = f"{part_name(s.method.parts[-1])}." if s.method.parts else ""
+    name = s.made_with.get("source") or s.method.name
+    return shlex.join(["wsss-run", name, "--data", s.data, "--out", str(s.run.path), "--stages", "evaluate",
+                       "--set", f"{part}crf=deeplab"])
+
 def _left_out(s, scores, full):
     "Return why lines are missing"
     nothing = "the run has no segmenter"
@@ -556,7 +568,7 @@ def _left_out(s, scores, full):
            "cam":"the run has no CAMs of these images", "cam_best":"the run has no CAMs of these images",
            "refined":"the labels are the refined CAMs", "label":"the run makes no labels",
            "prediction":nothing, "full":ceiling,
-           "prediction_crf":"the run has no CRF; wsss-run with --stages evaluate --set crf=deeplab adds one"}
+           "prediction_crf":f"the run has no CRF; {_crf_command(s)}"}
     return {k:v for k,v in (why | s.left_out).items() if k not in scores}
 
 # %% ../../nbs/90_use/26_anatomy.ipynb #a9a70034
