@@ -10,6 +10,7 @@ __all__ = ['FAMILIES', 'Backbone', 'why_unreadable', 'read_weights', 'current_na
 
 # %% ../../nbs/30_backbones/10_core.ipynb #b351cc54
 import re,warnings
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
@@ -114,6 +115,15 @@ def timm_name(
     if asked: return did_you_mean(kind, timm.list_models(), "network of timm")
     return kind if kind not in list_backbones() and timm.is_model(kind) else None
 
+def _check_name(kind):
+    "Raise `UserError` with the nearest names, timm's among them, for a backbone that nobody has"
+    import timm
+    own = list_backbones()
+    if not get_close_matches(kind.lower(), own+timm.list_models(), cutoff=.5) and kind not in own:
+        raise UserError(f"unknown backbone {kind!r}: wsss-list backbones lists those with a page, "
+                        "wsss-list backbones WORD searches timm's as well")
+    did_you_mean(kind, [*own, *timm.list_models()], "backbone")
+
 def timm_tags(
     kind:str, # name of a backbone, without tag
 )->tuple[str,...]: # "augreg2_in21k_ft_in1k", …; none: its weights are not timm's
@@ -149,7 +159,7 @@ def create_backbone(
         backbone = build(pretrained=pretrained, **options)
     else:
         of_timm = timm_name(name)
-        if not of_timm: did_you_mean(kind, list_backbones(), "backbone")
+        if not of_timm: _check_name(kind)
         if tag and not timm_tags(kind):
             raise UserError(f"backbone {name}: {kind} has no weights with tags; leave .{tag} out, "
                             f"or take timm's own network, timm:{kind}.{tag}")

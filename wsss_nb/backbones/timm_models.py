@@ -1,4 +1,4 @@
-"""Twelve hundred networks with one method in common: a CAM, a refinement or a segmenter can stand on each of them
+"""Twelve hundred networks, all with one function in common. So a CAM, a refinement or a segmenter can stand on each
 
 Docs: https://example.github.io/wsss_nb/30_backbones/timm_models.html.md"""
 
@@ -136,7 +136,8 @@ def load_init(self:TimmBackbone,
     "Load weights after timm's own rules for this family; raise `UserError` for those of another architecture"
     translate = getattr(sys.modules[type(self.net).__module__], "checkpoint_filter_fn", None)
     try: state = translate(dict(state), self.net) if translate else state
-    except (KeyError, ValueError, RuntimeError, IndexError, AttributeError) as e:
+    except KeyError as e: raise UserError(f"these weights are of another architecture: {e.args[0]} is missing") from e
+    except (ValueError, RuntimeError, IndexError, AttributeError) as e:
         raise UserError(f"these weights are of another architecture ({type(e).__name__}: {str(e)[:80]})") from e
     return load_matching(self.net, state)
 

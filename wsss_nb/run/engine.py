@@ -281,13 +281,21 @@ def _parts_with_backbones(config, prefix=""):
     for n in names:
         if is_dataclass(part := getattr(config, n)): yield from _parts_with_backbones(part, f"{prefix}{n}.")
 
+def _left_apart(prefix, apart):
+    "Is this a part, or in a part, that is to stay as it is?"
+    return any(a == "*" or prefix == a or a and prefix.startswith(a) for a in apart)
+
 def backbones_at_random(
-    config, # settings
-)->list[str]: # "resnet101 begins …", one per backbone
+    config,                 # settings
+    apart:Iterable[str]=(), # prefixes of parts of which nothing is said, as of `wants_none`
+    known:bool=False,       # only of those whose weights could be had, which toys have not?
+)->list[str]:               # "resnet101 begins …", one per backbone
     "Return what has to be said of backbones that would begin without weights of a larger dataset"
     return [f"{name} begins with random weights: give --set {prefix}{option}=FILE, or {prefix}pretrained=true "
             "to fetch known ones" for prefix,part in _parts_with_backbones(config)
-            for option,(name,file) in beginnings(part).items() if not file and split_tag(name)[0]]
+            if not _left_apart(prefix, apart)
+            for option,(name,file) in beginnings(part).items()
+            if not file and split_tag(name)[0] and not (known and weights_source(name) is None)]
 
 def wants_none(
     overrides:Iterable[str], # "key=value" settings
@@ -312,7 +320,7 @@ def with_known_weights(
     apart = {*apart}
     if "*" in apart: return config
     for prefix,part in list(_parts_with_backbones(config)):
-        if any(prefix == a or a and prefix.startswith(a) for a in apart): continue
+        if _left_apart(prefix, apart): continue
         needed = {option:name for option,(name,file) in beginnings(part).items() if not file}
         version = getattr(part, "imagenet", "V1")
         sources = {option:weights_source(name, version) for option,name in needed.items()}
@@ -329,8 +337,8 @@ def run_warnings(
 )->list[str]:      # a line each
     """Return what has to be said of a run, whatever its scores
 
-    Trainings that teach nothing, and backbones at random where a published preset begins with weights."""
-    return [*method.warns(config, True), *(backbones_at_random(config) if preset in method.published else ())]
+    Trainings that teach nothing, and backbones at random where weights could be had."""
+    return [*method.warns(config, True), *backbones_at_random(config, known=preset not in method.published)]
 
 def _with_steps(run, method, presets, preset, config, named, resume):
     "Return settings whose steps go with the length, and what to say of it; a run begun without that goes on so"
@@ -390,6 +398,8 @@ def begin_run(
         first_only(lambda: with_known_weights(config, apart) and None)
         config = with_known_weights(config, apart, lambda *_: None)
         if "*" not in apart: told += backbones_at_random(config)
+    elif preset not in method.published and not resume:
+        told += backbones_at_random(config, wants_none(overrides, given), known=True)
     if first_process() and told: print(*told, sep="\n", file=sys.stderr)
     warnings = run_warnings(method, config, preset)
     source = {"source":method.source, "source_hash":method.source_hash} if method.source else {}

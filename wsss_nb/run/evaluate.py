@@ -274,7 +274,7 @@ def _picture_row(
 )->dict:                        # a row for `write_report`
     "Return image, CAM, refined CAM and label maps of one image, for the report"
     labels = {k:maps.get(k) for k in ("pseudo_label","prediction","prediction_crf")}
-    row = {"id":item.id, "image":item.image, "mask":item.mask, **labels}
+    row = {"id":item.id, "image":item.image, "mask":item.mask, "image_labels":item.image_labels, **labels}
     if "cam" not in maps: return row
     if not len(maps["cam"]): return row | {"cam":maps["cam"], "refined":maps["cam"]}
     cam,image = torch.as_tensor(maps["cam"])[None],torch.as_tensor(item.image).permute(2,0,1)[None]/255

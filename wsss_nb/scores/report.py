@@ -84,14 +84,15 @@ def _present(rows):
     return sorted({int(v) for m in maps for v in np.unique(m)} - {BACKGROUND})
 
 def _names(row, classes):
-    "Return the names of the classes in an image, as far as known"
+    "Return the names of the classes in an image, as far as known: by its labels, its mask, or what was made of it"
+    if row.get("image_labels") is not None: return [classes[k+1] for k in np.flatnonzero(row["image_labels"])]
     key = next((k for k in ("mask","pseudo_label","prediction") if row.get(k) is not None), None)
     return [classes[k] for k in (_present([{key:row[key]}]) if key else []) if k < len(classes)]
 
 # %% ../../nbs/65_scores/20_report.ipynb #da1447e4
 def report_picture(
     # per image "id" and any of "image", "cam" and "refined" (float (H,W) or (K,H,W)), "pseudo_label",
-    # "refined_label", "prediction", "prediction_crf" and "mask" ((H,W) integers)
+    # "refined_label", "prediction", "prediction_crf" and "mask" ((H,W) integers), "image_labels" ((C,), 0/1)
     rows:Sequence[dict],
     classes:Sequence[str],   # class names, background first
     size:int|None=None,      # height of a panel, pixels; by default what makes the picture about 900 pixels wide

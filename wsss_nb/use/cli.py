@@ -70,8 +70,10 @@ def run_command(
         return 2
     except KeyboardInterrupt:
         repeats = prog.startswith(("wsss-crf","wsss-data"))
-        on = "the same command goes on" if repeats else "a run goes on with --resume"
-        say("stopped; nothing was written" if prog == "wsss-anatomy" else f"stopped; what is written stays, and {on}")
+        on = ", and the same command goes on" if repeats else ""
+        if prog == "wsss-run": on = ", and a run goes on with --resume"
+        nothing = prog in ("wsss-anatomy","wsss-list")
+        say("stopped; nothing was written" if nothing else f"stopped; what is written stays{on}")
         return 130
     except BrokenPipeError: return 0
     except OSError as e:

@@ -237,7 +237,8 @@ def predict_files(
     if said := same.warning(out, network.classes): print(said, file=sys.stderr)
     if bad:
         first = f"{len(bad)} images cannot be used, this is the first; " if len(bad) > 1 else ""
-        raise UserError(f"{bad[0]} ({first}label maps of the other {len(written)} are in {out})")
+        rest = f"label maps of the other {len(written)} are in {out}" if written else "no label map was written"
+        raise UserError(f"{bad[0]} ({first}{rest})")
     return written
 
 # %% ../../nbs/90_use/20_experiment.ipynb #6362afa3
