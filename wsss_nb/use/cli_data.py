@@ -58,8 +58,8 @@ def data_new(
     "Make a dataset of photos and labels: what is missing is written, what is there is never touched"
     from wsss_nb.data.new import new_dataset
     for line in new_dataset(root, labels, val, seed): print(line)
-    print(f"try wsss-data check {root} --sheet sheet.png, then wsss-run baseline --data {root} --init FILE --out runs/mine "
-          "(FILE: weights of deit_tiny_patch16_224, or --set pretrained=true to fetch them)")
+    print(f"try wsss-data check {root} --sheet sheet.png, then wsss-run baseline --data {root} --init FILE "
+          "--out runs/mine (FILE: weights of deit_tiny_patch16_224, or --set pretrained=true to fetch them)")
 
 def data_hold_out(
     data:str,                # a folder in VOC layout, voc:ROOT, coco:ROOT or pets:ROOT
