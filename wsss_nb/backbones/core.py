@@ -10,7 +10,7 @@ __all__ = ['FAMILIES', 'Backbone', 'why_unreadable', 'read_weights', 'current_na
 
 # %% ../../nbs/30_backbones/10_core.ipynb #b351cc54
 import re,warnings
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from importlib import import_module
 from pathlib import Path
 
@@ -116,13 +116,16 @@ def timm_name(
     return kind if kind not in list_backbones() and timm.is_model(kind) else None
 
 def _check_name(kind):
-    "Raise `UserError` with the nearest names, timm's among them, for a backbone that nobody has"
+    "Raise `UserError` with the names that begin most alike, timm's among them, for a backbone that nobody has"
     import timm
-    own = list_backbones()
-    if not get_close_matches(kind.lower(), own+timm.list_models(), cutoff=.5) and kind not in own:
-        raise UserError(f"unknown backbone {kind!r}: wsss-list backbones lists those with a page, "
-                        "wsss-list backbones WORD searches timm's as well")
-    did_you_mean(kind, [*own, *timm.list_models()], "backbone")
+    names = [*dict.fromkeys([*list_backbones(), *timm.list_models()])]
+    if kind in names: return
+    like = {n:SequenceMatcher(None, kind.lower(), n[:len(kind)+1]).ratio() for n in names}
+    near = [n for n in sorted(names, key=like.get, reverse=True)[:3] if like[n] >= .6]
+    hint = f"did you mean {' or '.join(near)}?" if near else "wsss-list backbones WORD searches the kit's and timm's"
+    error = UserError(f"unknown backbone {kind!r}: {hint}")
+    error.unknown = kind,"backbone",near
+    raise error
 
 def timm_tags(
     kind:str, # name of a backbone, without tag
