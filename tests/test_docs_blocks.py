@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import BIN, SMALL, TINY, chain
+from commands import BIN, SMALL, TINY, chain, of_longer_runs
 from doc_blocks import KINDS, PROGRAMS, ROOT, blocks, commands, spans, split
 from miniatures import Sbd, Voc
 from test_own_method import BACKBONE, DATA, METHOD, world  # noqa: F401
@@ -263,11 +263,11 @@ def run_toml(text, monkeypatch):
 
 @pytest.mark.parametrize("block", RUN, ids=str)
 def test_block(block, desk, monkeypatch, capfd):
-    "It runs to its end, and nothing is said on the stream of errors"
+    "It runs to its end, and nothing is said on the stream of errors but what two steps deserve"
     desk(block.text)
     capfd.readouterr()
     {"sh": run_sh, "python": run_python, "toml": run_toml}[block.kind](block.text, monkeypatch)
-    assert not capfd.readouterr().err
+    assert not of_longer_runs(capfd.readouterr().err)
 
 
 # %% What stands in the texts

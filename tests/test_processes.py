@@ -90,7 +90,8 @@ def assert_parity(a, b, stage=None):
     one, two = read_log(a.log), read_log(b.log)
     assert [r["step"] for r in one] == [r["step"] for r in two] and len(one) >= 4
     for r, s in zip(one, two, strict=True):
-        for k in r.keys()-{"images_per_second"}: assert r[k] == pytest.approx(s[k], rel=1e-5), (r["step"], k)
+        assert r.get("val_on") == s.get("val_on")  # words
+        for k in r.keys()-{"images_per_second","val_on"}: assert r[k] == pytest.approx(s[k], rel=1e-5), (r["step"], k)
 
 
 @pytest.fixture(scope="module")
