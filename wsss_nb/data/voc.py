@@ -48,7 +48,11 @@ class VocDataset(FolderDataset):
         **kw,                  # `report` of `FolderDataset`
     ): super().__init__(find_voc(root), split, masks, label_source, **kw)
 
-    def class_names(self): return VOC_CLASSES
+    def class_names(self):
+        own = self.root/"classes.txt"
+        if own.exists() and len(read_classes(own)) != len(VOC_CLASSES):
+            raise UserError(f"{self.root}: has classes of its own (classes.txt); give it as a folder, without voc:")
+        return VOC_CLASSES
     def splits(self):
         derived = ["train_aug"] if (self.root/"SegmentationClassAug").is_dir() else []
         return sorted({*super().splits(), *derived})
