@@ -129,8 +129,13 @@ def training_batches(
     order = StatelessSampler(len(samples), batch_size, samples.seed, start, rank, world, parts)
     # a loader draws a number when it begins: not from the stream of the losses, or a resumed run would have another one
     own = torch.Generator().manual_seed(samples.seed)
-    return iter(DataLoader(samples, batch_sampler=order, num_workers=workers, pin_memory=pin,
-                           persistent_workers=workers>0, generator=own, worker_init_fn=_one_thread))
+    loader = DataLoader(samples, batch_sampler=order, num_workers=workers, pin_memory=pin,
+                        persistent_workers=workers>0, generator=own, worker_init_fn=_one_thread)
+    threads = cv2.getNumThreads()
+    if workers: cv2.setNumThreads(1)  # a forked process that ends threads of OpenCV, which it lacks, waits forever
+    try: return iter(loader)
+    finally:
+        if workers: cv2.setNumThreads(threads)
 
 def _one_thread(worker):
     "Let OpenCV use one thread in a loader process, as torch does there by itself: there is a process per core already"
