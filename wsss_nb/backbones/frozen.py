@@ -64,9 +64,8 @@ class FrozenBackbone(Backbone):
         return self
     def load_init(self, state): return self.inner.load_init(state)
     def forward(self, images, **options):
-        with torch.no_grad():
-            if not (self.training and self.cache) or options: return self.inner(images, **options)
-            return self.remembered(images)
+        if not (self.training and self.cache) or options: return self.inner(images, **options)
+        return self.remembered(images)
     def remembered(self,
         images:Tensor,       # normalised, (B,3,H,W)
     )->dict[str,Tensor]:     # the features of `keep`

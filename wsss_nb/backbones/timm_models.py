@@ -30,6 +30,13 @@ class Plan(NamedTuple):
     levels:list[tuple]       # channels and stride of what lies between its layers, first to last
     last:tuple[int,int]      # channels and stride of its last feature
 
+def _leading_tokens(net): return getattr(net, "num_prefix_tokens", 0) or 0
+
+def _map_of(final, grid, tokens):
+    "Return the last feature of a network as (B,D,h,w), whether it is one already, or has channels or tokens last"
+    if final.ndim == 3: return final[:,tokens:].transpose(1,2).unflatten(2, grid)
+    return final if tuple(final.shape[2:]) == tuple(grid) else final.permute(0,3,1,2)
+
 _REFUSALS = (TypeError,AssertionError,NotImplementedError,ValueError,RuntimeError,AttributeError)
 
 def _levels(name, kwargs, free):
@@ -45,9 +52,8 @@ def _levels(name, kwargs, free):
         height = shape[-2]
         return shape[1],size[0]//height if size[0] % height == 0 else known
     levels = [level(x.shape, stride) for x,stride in zip(between, told[-len(between):], strict=True)]
-    channels = final.shape[1] if final.ndim == 4 and tuple(final.shape[2:]) == tuple(between[-1].shape[2:]) \
-        else final.shape[-1]
-    return Plan(kwargs, None if free else own, max(told), levels, (channels,levels[-1][1]))
+    last = _map_of(final, between[-1].shape[-2:], _leading_tokens(net))
+    return Plan(kwargs, None if free else own, max(told), levels, (last.shape[1],levels[-1][1]))
 
 def plan_model(
     name:str,            # of timm, with or without a tag
@@ -65,6 +71,16 @@ def plan_model(
                     f"{str(error)[:80]}); make it a backbone by hand with as_backbone")
 
 # %% ../../nbs/30_backbones/75_timm_models.ipynb #75a00008
+class _Renormalise(nn.Module):
+    "Takes the normalisation of ImageNet out of images and puts another in"
+    def __init__(self, mean, std):
+        super().__init__()
+        (mean,std),(m,s) = ((torch.tensor(v)[:,None,None] for v in pair)
+                            for pair in ((mean,std), (IMAGENET_MEAN,IMAGENET_STD)))
+        self.register_buffer("factor", s/std, persistent=False)
+        self.register_buffer("shift", (m-mean)/std, persistent=False)
+    def forward(self, images): return images*self.factor+self.shift
+
 class TimmBackbone(Backbone):
     "A network of timm's with the features `last`, `aux`, `cls_token` and, where it has stages, `stage1` …"
     def __init__(self,
@@ -76,7 +92,8 @@ class TimmBackbone(Backbone):
         import timm
         super().__init__()
         plan = plan_model(name, output_stride)
-        self.net = timm.create_model(name, pretrained=pretrained, num_classes=0, **plan.kwargs)
+        net = timm.create_model(name, pretrained=pretrained, num_classes=0, **plan.kwargs)
+        self.net = net.to(memory_format=torch.channels_last)  # depthwise convolutions are faster so
         for part in ("head","attn_pool","fc_norm"):  # they come after `last`
             if isinstance(getattr(self.net, part, None), nn.Module): setattr(self.net, part, nn.Identity())
         self.own_size,self.step = plan.own_size,plan.step
@@ -88,12 +105,9 @@ class TimmBackbone(Backbone):
         self.channels = {k:channels for k,(channels,_) in levels.items()}
         self.strides = {k:stride for k,(_,stride) in levels.items()}
         cfg = self.net.pretrained_cfg
-        self.tokens = getattr(self.net, "num_prefix_tokens", 0) or 0
+        self.tokens = _leading_tokens(self.net)
         self.has_class_token = self.tokens > 0 and getattr(self.net, "cls_token", None) is not None
-        mean,std = (torch.tensor(cfg[k])[:,None,None] for k in ("mean","std"))
-        for k,v in (("mul",torch.tensor(IMAGENET_STD)[:,None,None]/std),
-                    ("add",(torch.tensor(IMAGENET_MEAN)[:,None,None]-mean)/std)):
-            self.register_buffer(k, v, persistent=False)
+        self.norm = _Renormalise(cfg["mean"], cfg["std"])
 
 # %% ../../nbs/30_backbones/75_timm_models.ipynb #75a00009
 @patch
@@ -105,12 +119,7 @@ def fitted(self:TimmBackbone,
     if min(size) < self.step:
         raise TooSmall(f"image of {size} pixels: this backbone needs at least {self.step} on each side")
     x = resize(images, self.own_size or tuple(side//self.step*self.step for side in size))
-    return x*self.mul+self.add
-
-def _map_of(final, grid, tokens):
-    "Return the last feature of a network as (B,D,h,w), whether it is one already, or has channels or tokens last"
-    if final.ndim == 3: return final[:,tokens:].transpose(1,2).unflatten(2, grid)
-    return final if tuple(final.shape[2:]) == tuple(grid) else final.permute(0,3,1,2)
+    return self.norm(x)
 
 @patch
 def forward(self:TimmBackbone,
@@ -166,17 +175,14 @@ class WatchedBackbone(Backbone):
         std=IMAGENET_STD,    # likewise
     ):
         super().__init__()
-        self.module,self.parts,self._seen = module,dict(parts),{}
-        mean,std = torch.tensor(mean)[:,None,None],torch.tensor(std)[:,None,None]
-        self.register_buffer("mul", torch.tensor(IMAGENET_STD)[:,None,None]/std, persistent=False)
-        self.register_buffer("add", (torch.tensor(IMAGENET_MEAN)[:,None,None]-mean)/std, persistent=False)
+        self.module,self.parts,self.norm,self._seen = module,dict(parts),_Renormalise(mean, std),{}
         known = dict(module.named_modules())
         for feature,part in parts.items():
             if part not in known: raise UserError(f"as_backbone: the module has no part {part!r}; see named_modules()")
             known[part].register_forward_hook(lambda m, args, out, feature=feature: self._seen.update({feature:out}))
     def forward(self, images):
         self._seen.clear()
-        self.module(images*self.mul+self.add)
+        self.module(self.norm(images))
         return dict(self._seen)
     def load_init(self, state): return load_matching(self.module, state)
 
