@@ -73,12 +73,14 @@ def plain_cam(
     look:Callable,      # as `watch` returns it; the part gives (B,D,h,w) or (B,N,D)
     images:Tensor,      # normalised, (B,3,H,W)
     weight:Tensor,      # of the linear head, (C,D)
-    classes=None,       # of no effect: all classes cost the same
+    classes=None,       # that are needed, (C,) or for each image (B,C), 0/1; the others stay 0. None: all
     prefix:int=0,       # tokens in front, see `to_map`
 )->Tensor:              # (B,C,h,w), any sign
     "Return the raw CAM of a linear head (Zhou et al. 2016, eq. 2)"
-    with torch.no_grad(): (features,*_),_ = look(images)
-    return class_activation_map(to_map(features, images.shape[-2:], prefix), weight)
+    with torch.no_grad(): (features,*_),scores = look(images)
+    needed = torch.zeros_like(weight[:,:1])
+    needed[_wanted(scores, classes)] = 1
+    return class_activation_map(to_map(features, images.shape[-2:], prefix), weight*needed)
 
 def grad_cam(
     look:Callable,      # as `watch` returns it; the part gives (B,D,h,w) or (B,N,D)
