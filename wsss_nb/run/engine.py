@@ -400,7 +400,6 @@ def begin_run(
         if "*" not in apart: told += backbones_at_random(config)
     elif preset not in method.published and not resume:
         told += backbones_at_random(config, wants_none(overrides, given), known=True)
-    if first_process() and told: print(*told, sep="\n", file=sys.stderr)
     warnings = run_warnings(method, config, preset)
     source = {"source":method.source, "source_hash":method.source_hash} if method.source else {}
     known = {"method":method.name, "data":data, "preset":preset, "seed":seed, "classes":list(train.classes)}
@@ -420,6 +419,7 @@ def begin_run(
         same = there and same_data(there, data, config.train_split)
         settings = asdict(settings_of(run, method)) if there else None
         run.start(_named_as(there, made_with) if same else made_with, resume, settings)
+        if told: print(*told, sep="\n", file=sys.stderr)  # of a run that may begin
         if there: tell_changed(run, there, method)
         update_result(run.result, known | record | ({"warnings":warnings} if warnings else {}), forget=("warnings",))
     job = Job(method, config, train.classes, data, run, device, seed, begin=cache(lambda: first_only(begin)),
