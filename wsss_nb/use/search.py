@@ -26,8 +26,10 @@ from ..scores.confusion import ConfusionMatrix
 from ..methods.core import MethodNet
 from ..run.evaluate import image_cam
 from ..run.folder import Run,machine,read_result
+from ..run.settings import setting_values
 from .anatomy import classifier_scores
 from .experiment import load_run,run_method
+from .names import get_method
 
 # %% ../../nbs/90_use/27_search.ipynb #a2700006
 ENLARGED = 1.5  # what the second look of `cam_agreement` is enlarged by
@@ -102,7 +104,10 @@ def search(
 
     The last one that was kept is the best. Raises `UserError` for data without the two lists, and for a criterion that
     the method does not give."""
-    out,fit_tune,look_at = Path(out),[f"train_split={LISTS[0]}",f"val_split={LISTS[1]}"],set(space["look"])
+    out,look_at,made = Path(out),set(space["look"]),get_method(method)
+    lists_of = {"train_split":LISTS[0], "val_split":LISTS[1]}  # in a chain the settings have a prefix
+    theirs = {k:k.split(".")[-1] for k in setting_values(made.config())}
+    fit_tune = [f"{k}={lists_of[short]}" for k,short in theirs.items() if short in lists_of]
     told = read_result(out/"search.json")
     this = {"method":str(method), "data":str(data), "base":[*base], "by":space["by"]} | {k:v for k,v in how.items() if v}
     if told and told["search"] != this:
@@ -122,7 +127,8 @@ def search(
         known = next((r for r in before if r["settings"] == texts), None)
         if known is None:
             result,where = train_or_look(out/folder, texts, look),pick_device(device)
-            scores = maskless_scores(load_run(out/folder, where, texts), open_dataset(data, LISTS[1]), where)
+            network = load_run(out/folder, where, texts) if made.network else None
+            scores = maskless_scores(network, open_dataset(data, LISTS[1]), where)
             known = {"changed":changed, "settings":texts, "scores":scores | result["miou"], "folder":folder,
                      "seconds":round(sum(result["seconds"].values()))}
         if space["by"] not in known["scores"]:
