@@ -102,10 +102,12 @@ PRESETS = {
         "iters":2500, "lr":1e-3, "head_mult":2., "warmup_iter":40, "val_every":2500, "val_images":100,
         "cam_size":0, "w_seg":0., "infer_scales":(1.,)},
     "photos": {
-        "backbone":"deit_tiny_patch16_224", "crop_size":224, "scale_range":(.5,1.2), "batch_size":8,
-        "iters":420, "lr":1e-4, "warmup_iter":30, "val_every":420, "val_images":50, "save_every":50, "log_every":10,
-        "seg_start":220, "high_thresh":.6,
-        "cam_scales":(1.,.5), "cam_size":224, "bg_thresh":.45, "infer_scales":(1.,)},
+        "backbone":"deit_tiny_patch16_224", "encoder":"frozen-norms", "pooling":"avg", "zero_heads":True,
+        "decoder":"narrow", "crop_size":224, "scale_range":(.5,1.2), "batch_size":8,
+        "iters":700, "lr":5e-5, "head_mult":40., "decoder_mult":20., "weight_decay":.05, "warmup_iter":30,
+        "val_every":700, "val_images":50, "save_every":50, "log_every":10,
+        "seg_start":200, "w_seg":1., "low_thresh":.2, "high_thresh":.4, "step_scales":(1.,),
+        "cam_scales":(1.,1.5), "cam_size":0, "bg_thresh":.3, "infer_scales":(1.,)},
 }
 PRESETS["full"] = PRESETS["photos"] | {"supervision":"masks"}
 PRESETS["pets"] = for_pets(PRESETS["photos"])

@@ -251,7 +251,7 @@ PRESETS = {
         "proto_from":50, "ptc_start":80, "contrast_start":80, "ramp_iters":200, "final_from":300},
     "photos": BASELINE["photos"] | scaled_energy(224) | {
         "infer_size":0, "infer_direct":False, "local_size":48, "proj_hidden":512, "momentum":.95, "queue_len":1920,
-        "proto_from":60, "ptc_start":100, "contrast_start":100, "ramp_iters":300, "final_from":210},
+        "proto_from":100, "ptc_start":200, "contrast_start":200, "ramp_iters":500, "final_from":350},
 }
 PRESETS["logged"] = PRESETS["voc"] | {"gather":"ones", "reg_filter":"off"}
 _PUBLISHED = AS_PUBLISHED | {"lcl_columns":"process"}

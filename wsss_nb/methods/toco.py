@@ -137,7 +137,7 @@ PRESETS = {
     "shapes": BASELINE["shapes"] | scaled_energy(112) | {
         "contrast_start":80, "local_size":32, "proj_hidden":256, "proj_bottleneck":64, "proj_dim":128},
     "photos": BASELINE["photos"] | scaled_energy(224) | {
-        "contrast_start":100, "local_size":48, "proj_hidden":512, "proj_bottleneck":128, "proj_dim":256},
+        "contrast_start":200, "local_size":48, "proj_hidden":512, "proj_bottleneck":128, "proj_dim":256},
 }
 PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","coco")}
 PRESETS["pets"] = for_pets(PRESETS["photos"])

@@ -148,7 +148,7 @@ PRESETS = {
     "shapes": BASELINE["shapes"] | scaled_energy(112) | {
         "corr_start":80, "ptc_warmup":False, "view_scale":.5, "corr_samples":18},
     "photos": BASELINE["photos"] | scaled_energy(224) | {
-        "corr_start":220, "ptc_warmup":False, "view_scale":.5, "corr_samples":18},
+        "corr_start":200, "ptc_warmup":False, "view_scale":.5, "corr_samples":18},
 }
 PRESETS |= {k:PRESETS[k] | AS_PUBLISHED for k in ("voc","coco")}
 PRESETS["pets"] = for_pets(PRESETS["photos"])
