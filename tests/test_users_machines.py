@@ -16,7 +16,8 @@ from wsss_nb.run.evaluate import predict_image
 from wsss_nb.scores.confusion import ConfusionMatrix
 from wsss_nb.use.cli import COMMANDS, DATA_COMMANDS, main
 from wsss_nb.use.experiment import load_run, predict_files
-from wsss_nb.use.photos import MAX_SIDE, limited_size, predict_photo
+from wsss_nb.data.transforms import limited_size
+from wsss_nb.use.photos import MAX_SIDE, predict_photo
 
 
 def photo(h, w, seed=0):

@@ -103,7 +103,7 @@ PRESETS = {
         "cam_size":0, "w_seg":0., "infer_scales":(1.,)},
     "photos": {
         "backbone":"deit_tiny_patch16_224", "encoder":"frozen-norms", "pooling":"avg", "zero_heads":True,
-        "decoder":"narrow", "crop_size":224, "scale_range":(.5,1.2), "batch_size":8,
+        "decoder":"narrow", "crop_size":224, "max_side":512, "scale_range":(.5,1.2), "batch_size":8,
         "iters":700, "lr":5e-5, "head_mult":40., "decoder_mult":20., "weight_decay":.05, "warmup_iter":30,
         "val_every":700, "val_images":50, "save_every":50, "log_every":10,
         "seg_start":200, "w_seg":1., "low_thresh":.2, "high_thresh":.4, "step_scales":(1.,),

@@ -26,7 +26,7 @@ from ..ground.io import read_cam,write_cam,write_label
 from ..ground.tensors import resize
 from ..data.loader import TrainingSet
 from ..data.pets import PET_COUNTS
-from ..data.transforms import TrainTransform,denormalise,normalise
+from ..data.transforms import TrainTransform,denormalise,limited_size,normalise
 from ..backbones.core import create_backbone
 from ..backbones.frozen import FrozenBackbone
 from ..backbones.wide_resnet import freeze_norms
@@ -53,6 +53,7 @@ class TrainConfig:
     val_split:str = "val"                       # images to score
     also_split:str|None = None                  # a list within these that is scored by itself as well; none: no
     crop_size:int = 448                         # side of a training crop, pixels
+    max_side:int = 0                            # longer side to which larger images are reduced, pixels; 0: never
     scale_range:tuple[float,...] = (.5,2.)      # random rescaling before the crop
     photometric:bool = True                     # jitter, grey and blur?
     sync_flip:bool = False                      # no second flip after the box is known (ToCo T12.1)
@@ -117,7 +118,7 @@ def weights(self:SingleStageConfig,
     return {}
 
 _ONE_OR_MORE = ("hidden","crop_size","batch_size","iters","val_every","save_every","log_every")
-_ZERO_OR_MORE = ("lr","head_mult","decoder_mult","weight_decay","warmup_iter","lr_power","workers",
+_ZERO_OR_MORE = ("max_side","lr","head_mult","decoder_mult","weight_decay","warmup_iter","lr_power","workers",
                  "fixed_views","cache_mb","cam_size","infer_size","infer_par","bg_thresh","low_thresh","high_thresh")
 
 @patch
@@ -190,7 +191,8 @@ class MethodNet(SingleStageNet):
     def transform(self)->TrainTransform: # of training images
         c = self.config
         return TrainTransform(c.crop_size, c.scale_range, views=self.views, sync_flip=c.sync_flip,
-                              photometric=c.photometric, plain_input=self.plain_input, grey_levels=self.grey_levels)
+                              photometric=c.photometric, plain_input=self.plain_input, grey_levels=self.grey_levels,
+                              max_side=c.max_side)
     @property
     def loss_names(self)->tuple[str,...]: # for the log
         return tuple(self.config.weights(0))
@@ -258,9 +260,10 @@ def segmentation(self:MethodNet,
 )->Tensor:          # fused logits, (B,C+1,*size)
     "Return the logits of multi-scale inference: no image-level label takes part"
     c,side,own = self.config,self.config.infer_size,images.shape[-2:]
-    fitted = (side,side) if c.infer_fit == "square" else tuple(max(int(n*(side/max(own))), 1) for n in own)
+    if not side: fitted = limited_size(own, c.max_side)
+    else: fitted = (side,side) if c.infer_fit == "square" else tuple(max(int(n*(side/max(own))), 1) for n in own)
     logits = multi_scale_logits(self.seg_logits, images, size, scales or c.infer_scales, c.infer_flip, c.fusion,
-                                fitted if side else None, c.infer_direct)
+                                None if fitted == tuple(own) and not side else fitted, c.infer_direct)
     if not c.infer_par: return logits
     return sharpen(resize(denormalise(images)/255, logits.shape[-2:]), logits, c.infer_par)
 

@@ -282,7 +282,7 @@ PRESETS = {
         "seg_start":80, "w_seg":.5, "w_aff":.3, "radius":2, "low_thresh":.3, "high_thresh":.5,
         "infer_size":0, "infer_scales":(1.,1.25), "infer_par":10},
     "photos": SHORT | scaled_energy(224, 512) | {
-        "backbone":"mit_b0", "hidden":128, "crop_size":224, "scale_range":(.5,1.2),
+        "backbone":"mit_b0", "hidden":128, "crop_size":224, "max_side":512, "scale_range":(.5,1.2),
         "lr":5e-4, "head_mult":1., "decoder_mult":1., "iters":600, "seg_start":300, "val_every":600, "val_images":50,
         "cam_size":224, "infer_size":224, "infer_scales":(1.,)},
 }

@@ -27,7 +27,7 @@ from ..ground.parallel import first_only,gather_objects,processes,share,together
 from ..ground.tensors import resize
 from ..data.core import Dataset,Item
 from ..data.datasets import data_folder
-from ..data.transforms import denormalise,normalise
+from ..data.transforms import denormalise,limited_size,normalise
 from ..backbones.core import load_matching
 from ..cam.core import cam_to_label
 from ..refine.crf import CRF_PRESETS,dense_crf
@@ -49,10 +49,11 @@ def image_cam(
     network,             # offers `cam(images, image_labels)`, has `config` with `cam_size`
     images:Tensor,       # normalised, (B,3,H,W)
     image_labels:Tensor, # (B,C), 0/1
-)->tuple[Tensor,Tensor,Tensor]: # images and CAMs at `cam_size`, (B,3,h,w) and (B,C,h,w); CAMs in [0,1], (B,C,H,W)
-    "Return the CAM of an image resized to a square, then resized back (ToCo T9, CAM tool a)"
-    side = network.config.cam_size
-    shown = resize(images, (side,side)) if side else images
+)->tuple[Tensor,Tensor,Tensor]: # images and CAMs as looked at, (B,3,h,w) and (B,C,h,w); CAMs in [0,1], (B,C,H,W)
+    "Return the CAM of an image resized to a square or to a limit, then resized back (ToCo T9, CAM tool a)"
+    side,own = network.config.cam_size,tuple(images.shape[-2:])
+    seen = (side,side) if side else limited_size(own, getattr(network.config, "max_side", 0))
+    shown = images if seen == own else resize(images, seen)
     small = network.cam(shown, image_labels)
     return shown,small,resize(small, images.shape[-2:])
 
