@@ -1,4 +1,4 @@
-"""`wsss-run`, `wsss-predict`, `wsss-eval`, `wsss-anatomy`, `wsss-search`, `wsss-crf`, `wsss-list`, `wsss-data`: functions as commands
+"""`wsss-run`, `wsss-predict`, `wsss-eval`, `wsss-anatomy`, `wsss-search`, `wsss-table`, `wsss-crf`, `wsss-list`, `wsss-data`: functions as commands
 
 Docs: https://example.github.io/wsss_nb/90_use/cli.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://example.github.io/wsss_nb/90_use/cli.html.md"""
 
 # %% auto #0
 __all__ = ['COMMANDS', 'run_command', 'wsss_run', 'wsss_demo', 'wsss_predict', 'wsss_eval', 'wsss_anatomy',
-           'wsss_search', 'wsss_crf', 'wsss_list', 'main']
+           'wsss_search', 'wsss_table', 'wsss_crf', 'wsss_list', 'main']
 
 # %% ../../nbs/90_use/40_cli.ipynb #675f25cc
 import atexit,codecs,os,re,shlex,sys
@@ -72,7 +72,7 @@ def run_command(
         repeats = prog.startswith(("wsss-crf","wsss-data","wsss-search"))
         on = ", and the same command goes on" if repeats else ""
         if prog == "wsss-run": on = ", and a run goes on with --resume"
-        nothing = prog in ("wsss-anatomy","wsss-list")
+        nothing = prog in ("wsss-anatomy","wsss-list","wsss-table")
         say("stopped; nothing was written" if nothing else f"stopped; what is written stays{on}")
         return 130
     except BrokenPipeError: return 0
@@ -380,6 +380,23 @@ def wsss_search(
     print(f"\n{Path(out)/best['folder']}   the best: --set {shlex.join([*(set or ()), *best['settings']])}")
     print(f"{Path(out)/'search.json'}   all tries")
 
+# %% ../../nbs/90_use/40_cli.ipynb #a2900030
+def wsss_table(
+    runs:Annotated[tuple, {"nargs":"+", "type":str, "opt":False}], # run folders
+    full:Text=None,        # the run that learnt from masks: a column says which share of it each prediction reaches
+    out:Text=None,         # write the table to this file (.md), or the numbers (.json)
+):
+    "Put the scores of several runs side by side, seeds joined, with the command behind each"
+    from wsss_nb.ground.core import atomic_path,write_json
+    from wsss_nb.use.table import join_seeds,run_row,run_table
+    if out and Path(out).suffix not in (".md",".json"): raise UserError(f"--out {out}: must end with .md or .json")
+    rows = join_seeds([run_row(r) for r in runs])
+    text = run_table(rows, run_row(full) if full else None)
+    print(text)
+    if not out: return
+    if Path(out).suffix == ".json": return write_json(out, {"rows":rows})
+    with atomic_path(Path(out)) as tmp: tmp.write_text(text+"\n", encoding="utf-8")
+
 # %% ../../nbs/90_use/40_cli.ipynb #15ffabe1
 def _report_crf(
     work:Callable, # makes the label maps, returns what `crf_folder` does
@@ -533,7 +550,7 @@ def wsss_list(
 # %% ../../nbs/90_use/40_cli.ipynb #200257ae
 COMMANDS = {"wsss-demo":wsss_demo, "wsss-run":wsss_run, "wsss-predict":wsss_predict, "wsss-eval":wsss_eval,
             "wsss-crf":wsss_crf, "wsss-list":wsss_list, "wsss-anatomy":wsss_anatomy,
-            "wsss-search":wsss_search}
+            "wsss-search":wsss_search, "wsss-table":wsss_table}
 
 # characters that some terminals do not have, and what says the same in all of them
 _PLAIN = {"–":"-", "…":"...", "×":"x", "→":"->"}
