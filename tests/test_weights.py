@@ -116,3 +116,23 @@ def test_timms_names_are_listed_when_asked_for(call):
     _,found,_ = call("wsss-list", "backbones", "convnext")
     assert "convnext_atto" in found.split() and "convnext_atto" not in every.split()
     assert "of timm: wsss-list backbones WORD" in every
+
+
+@pytest.mark.parametrize("method,setting", [("baseline", "pretrained"), ("resnet-cam+none", "resnet_cam.pretrained"),
+                                            ("ktse+none", "ktse.pretrained"), ("i2crc", "pretrained")])
+def test_weights_out_of_reach_are_one_line(cut_off, fails, monkeypatch, tmp_path, method, setting):
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", cut_off_timm)
+    more = ("saliency=none",) if method == "i2crc" else ()
+    said = fails("wsss-run", method, *DATA[:2], "--preset", "photos", "--out", tmp_path/"out", "--set", f"{setting}=true", *more)
+    assert "cannot be fetched (ConnectionError); check the network, or give a file with --init" in said
+
+
+def cut_off_timm(*args, **kw): raise ConnectionError("no route")
+
+
+def test_no_photos_preset_asks_the_network():
+    for name in METHODS:
+        method = get_method(name)
+        settings = method.presets.get("photos", {})
+        asked = {k: v for k, v in settings.items() if k.split(".")[-1] == "pretrained"}
+        assert not any(asked.values()), f"{name}: {asked}"

@@ -155,7 +155,7 @@ def create_backbone(
     init:str|Path|None=None,# local weight file instead
     **options,              # of the family, such as `aux_layer=9` for ViT
 )->Backbone:                # in training mode, on the CPU
-    "Return a backbone by name; raise `UserError` for an unknown name or weights of another architecture"
+    "Return a backbone; raise `UserError` for an unknown name, weights of another architecture or out of reach"
     kind,tag = split_tag(name)
     if not kind:
         build = load_object(name, "build_backbone", "a function (pretrained, **options) -> Backbone")
@@ -169,7 +169,11 @@ def create_backbone(
         if tag: did_you_mean(tag, timm_tags(kind), f"weights of {kind}")
         family = next((m for m in map(import_module, FAMILIES) if kind in m.backbone_names()), None)
         if of_timm: family = import_module("wsss_nb.backbones.timm_models")
-        backbone = family.build_backbone(name, pretrained=pretrained, **options)
+        try: backbone = family.build_backbone(name, pretrained=pretrained, **options)
+        except OSError as e:
+            if not pretrained: raise
+            raise UserError(f"setting pretrained=true: the weights of {name} cannot be fetched ({type(e).__name__}); "
+                            "check the network, or give a file with --init") from e
     if init is not None:
         try: backbone.load_init(read_weights(init))
         except UserError as e:

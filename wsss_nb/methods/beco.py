@@ -333,14 +333,14 @@ def train_pair(
                      **{k:getattr(c, k) for k in recipe})
 
 # %% ../../nbs/80_methods/94_beco.ipynb #5d95cc7b
-_SMALL = {"pretrained":True, "infer_size":0, "workers":0, "save_every":50, "log_every":10, "val_images":0,
+_SMALL = {"infer_size":0, "workers":0, "save_every":50, "log_every":10, "val_images":0,
           "batch_size":8}
 PRESETS = {
     "voc": {},
     "coco": {},
-    "shapes": _SMALL | {"backbone":"unet_toy", "crop_size":112, "iters":300, "warmup":1, "mask_start":1,
-                        "lr":2e-3, "decoder_mult":10., "threshold":.9, "colour":False, "infer_scales":(1.5,),
-                        "crf":"psa"},
+    "shapes": _SMALL | {"backbone":"unet_toy", "pretrained":True, "crop_size":112, "iters":300, "warmup":1,
+                        "mask_start":1, "lr":2e-3, "decoder_mult":10., "threshold":.9, "colour":False,
+                        "infer_scales":(1.5,), "crf":"psa"},
     "photos": _SMALL | {"backbone":"mobilenetv2_100", "crop_size":160, "iters":300, "warmup":4, "mask_start":4,
                         "lr":5e-5, "min_lr":1e-6, "decoder_mult":4., "infer_scales":None, "workers":1},
 }

@@ -178,9 +178,6 @@ class MethodNet(SingleStageNet):
         try: encoder = create_backbone(config.backbone, fetch, config.init, **self.encoder_options(config))
         except IndexError:
             raise UserError(f"setting aux_layer={config.aux_layer}: {config.backbone} has no such block") from None
-        except OSError as e:
-            raise UserError(f"setting pretrained=true: the weights of {config.backbone} cannot be fetched "
-                            f"({type(e).__name__}); check the network, or give a file with --init") from e
         if config.encoder == "frozen-norms": return freeze_norms(encoder)
         budget = config.cache_mb*2**20 if self.cached_features else 0
         return FrozenBackbone(encoder, budget, self.cached_features) if config.encoder == "frozen" else encoder
