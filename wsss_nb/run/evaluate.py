@@ -35,7 +35,7 @@ from ..labels.pseudo import make_pseudo_label,refine_cam,seed_of_cam,won_cam
 from ..scores.confusion import ConfusionMatrix,image_f1,image_record,worst_images
 from ..scores.report import write_report
 from .folder import Run,config_hash,load_checkpoint,read_result,update_result,versions,without_none
-from .method import Product
+from .method import Product,learns_labels
 from .stage import Job,Stage,training_folder
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #b0cd4750
@@ -302,11 +302,12 @@ def usual_words(
     values = {"background (seed and pseudo label)":c.bg_thresh, "CAM scales":list(c.cam_scales),
               "prediction scales":list(c.infer_scales)}
     walked = ", random-walk seed" if "random_walk_seed" in {p.name for p in job.method.products} else ""
+    given = (f"Seed{walked} and pseudo label were given the true image-level labels; the prediction was not."
+             if learns_labels(c) else "The network learnt from the masks of the training images, to be compared with.")
     par = f"refined by {c.infer_par} rounds of PAR on the image" if c.infer_par else "not refined"
     return {"thresholds":values | ({"CRF":c.crf} if c.crf else {}),
             "ground_truth":["The masks of this split were read to compute the scores, and for nothing else.",
-                            f"Seed{walked} and pseudo label were given the true image-level labels; "
-                            "the prediction was not.",
+                            given,
                             f"The prediction was {par}; {crf}.",
                             *_watched(c)]}
 
