@@ -123,7 +123,8 @@ def test_timms_names_are_listed_when_asked_for(call):
 def test_weights_out_of_reach_are_one_line(cut_off, fails, monkeypatch, tmp_path, method, setting):
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", cut_off_timm)
     more = ("saliency=none",) if method == "i2crc" else ()
-    said = fails("wsss-run", method, *DATA[:2], "--preset", "photos", "--out", tmp_path/"out", "--set", f"{setting}=true", *more)
+    changed = ("--set", f"{setting}=true", *more)
+    said = fails("wsss-run", method, *DATA[:2], "--preset", "photos", "--out", tmp_path/"out", *changed)
     assert "cannot be fetched (ConnectionError); check the network, or give a file with --init" in said
 
 
