@@ -54,10 +54,10 @@ def started(*argv, **kw):
     return subprocess.Popen([str(BIN/argv[0]), *map(str, argv[1:])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
 
 def run(*argv, **kw):
-    "Run an installed command to its end; return status, standard output and standard error"
+    "Run an installed command to its end; return status, standard output and `of_longer_runs` of standard error"
     process = started(*argv, **kw)
     out,err = process.communicate(timeout=120)
-    return process.returncode,out,err
+    return process.returncode,out,of_longer_runs(err)
 
 
 @pytest.fixture

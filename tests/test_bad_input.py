@@ -4,6 +4,8 @@ One line that names the file or option and says what to do, status 2, and nothin
 import ctypes
 import os
 import shutil
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from commands import TINY, run
+from commands import BIN, TINY, run
 from test_data_errors import BAD, NAME, folder, good, png16  # noqa: F401  (fixtures)
 from wsss_nb.backbones.core import create_backbone
 from wsss_nb.ground.io import read_label, write_label
@@ -319,3 +321,16 @@ def test_true_processes(scenes, here):
                        (("wsss-data", "check", "a"), "a: no such folder")):
         status,out,err = run(*argv)
         assert status == 2 and out == "" and len(err.splitlines()) == 1 and words in err, (argv, out, err)
+
+
+@pytest.mark.parametrize("while_loading", ["numpy.", "torch."])
+def test_stopped_while_it_is_being_loaded(here, while_loading):
+    "Ctrl-C before a command has begun: status 130 and no traceback out of an import"
+    argv = sys.executable, "-X", "importtime", BIN/"wsss-run", "baseline", "--data", "nowhere", "--out", "out"
+    process = subprocess.Popen([*map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:  # a line for each module that has been loaded
+        if while_loading in line: break
+    process.send_signal(signal.SIGINT)
+    out,err = process.communicate(timeout=120)
+    said = [l for l in err.splitlines() if not l.startswith("import time:")]
+    assert (process.returncode, out, said) == (130, "", [])

@@ -9,13 +9,14 @@ __all__ = ['COMMANDS', 'run_command', 'wsss_run', 'wsss_demo', 'wsss_predict', '
            'wsss_list', 'main']
 
 # %% ../../nbs/90_use/40_cli.ipynb #675f25cc
-import atexit,codecs,os,re,shlex,sys
+import atexit,codecs,os,re,shlex,signal,sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from fastcore.script import anno_parser
 
+from .. import stop_quietly
 from .cli_data import DATA_COMMANDS,Number,Real,Text
 from ..ground.core import UserError,did_you_mean,first_process
 
@@ -36,6 +37,12 @@ def _fails_alone(error):
     if not parallel or parallel.processes()[1] == 1 or getattr(error, "agreed", False): return False
     atexit.unregister(parallel.leave)
     return True
+
+def _stop(*_):
+    "At Ctrl-C: raise `KeyboardInterrupt`; while torch is being loaded, which that would abort, end quietly"
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    if getattr(spec, "_initializing", False): stop_quietly()
+    raise KeyboardInterrupt
 
 def _message(error):
     "Return what is wrong in one line; of a name that exists elsewhere, where"
@@ -62,6 +69,7 @@ def run_command(
             action.option_strings = [name[:-1]]
             parser._option_string_actions[name[:-1]] = parser._option_string_actions.pop(name)
     try:
+        if signal.getsignal(signal.SIGINT) is stop_quietly: signal.signal(signal.SIGINT, _stop)
         args = vars(parser.parse_intermixed_args(argv))  # images may stand behind options
         for k in ("pdb","xtra"): args.pop(k, None)
         status = func(**args)
