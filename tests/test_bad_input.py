@@ -233,6 +233,9 @@ def test_a_run_is_not_overwritten(fails, trained, scenes, here):
     assert "out: holds a run already; continue it with --resume" in fails(*train(data=scenes))
     assert "other settings (settings.hidden: 16 -> 24)" in fails(*train("hidden=24", "--resume", data=scenes))
     assert "other settings (seed: 0 -> 3)" in fails(*train("--resume", "--seed", "3", data=scenes))
+    line = fails(*train("--resume", "--iters", "9", data=scenes, options=[o for o in TINY if o != "iters=2"]))
+    assert "other settings (settings.iters: 2 -> 9); its learning rate was planned for its length" in line
+    assert "another --out" in line and "save_encoder of wsss_nb.use.experiment writes a file for --init" in line
     assert {p: p.read_bytes() for p in (here/"out").rglob("*") if p.is_file()} == before
 
 
@@ -322,6 +325,12 @@ def test_true_processes(scenes, here):
         status,out,err = run(*argv)
         assert status == 2 and out == "" and len(err.splitlines()) == 1 and words in err, (argv, out, err)
 
+
+def test_the_option_that_was_meant(fails, here):
+    "An option that is cut short is told alone, and never one that is no option of a command"
+    for wrong,meant in (("--iter", "--iters"), ("--pre", "--preset"), ("--stage", "--stages")):
+        assert fails("wsss-run", "baseline", wrong, "10").endswith(f"unknown option {wrong!r}: did you mean {meant}?")
+    assert "xtra" not in fails("wsss-run", "baseline", "--xtrs", "1")
 
 @pytest.mark.parametrize("while_loading", ["numpy.", "torch."])
 def test_stopped_while_it_is_being_loaded(here, while_loading):

@@ -27,7 +27,9 @@ def _usage_error(
 ):
     "Raise `UserError` for a wrong command line, with the nearest options for an unknown one"
     unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
-    if unknown: did_you_mean(unknown[1], [o for o in parser._option_string_actions if o.startswith("--")], "option")
+    if unknown:
+        ours = [o for o in parser._option_string_actions if o.startswith("--") and o not in ("--pdb","--xtra")]
+        did_you_mean(unknown[1], [o for o in ours if o.startswith(unknown[1])] or ours, "option")
     raise UserError(f"{message} (see {parser.prog} --help)")
 
 # %% ../../nbs/90_use/40_cli.ipynb #21257ea6
