@@ -22,7 +22,7 @@ from ..ground.core import BACKGROUND,atomic_path
 from .confusion import REASONS,worst_images
 from ..ground.io import voc_colormap
 from ..ground.viz import (ERROR_COLOURS,cam_to_rgb,error_to_rgb,image_grid,mask_to_rgb,
-                                overlay,overlay_cam,png_bytes,to_rgb,with_legend)
+                                overlay,overlay_cam,png_bytes,to_rgb,with_legend,with_scale)
 
 # %% ../../nbs/65_scores/20_report.ipynb #561219e0
 STAGES = {"seed":"seed", "random_walk_seed":"random-walk seed", "pseudo_label":"pseudo label",
@@ -110,7 +110,8 @@ def report_picture(
     panels = [_panel(r, k) for r in rows for k in columns]
     widest = max((p.shape[1]/p.shape[0] for p in panels if isinstance(p, np.ndarray)), default=1)
     grid = image_grid(panels, titles, len(columns), size or min(200, int(900/max(len(columns), 1)/widest)))
-    return with_legend(grid, classes, _present(rows))
+    picture = with_legend(grid, classes, _present(rows))
+    return with_scale(picture) if {"cam","refined"} & {*columns} else picture
 
 # %% ../../nbs/65_scores/20_report.ipynb #ecb0a273
 FACTS = ("data","split","preset","backbone","seed","device","commit","config_hash")
