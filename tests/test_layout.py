@@ -70,6 +70,15 @@ def test_numbers_are_unique():
     numbers = [number_of(nb) for nb in NOTEBOOKS]
     assert len(set(numbers)) == len(numbers), [nb.name for nb in NOTEBOOKS]
 
+def test_the_map_names_every_notebook():
+    "Each room has a row in the map of the README, with a link to each of its pages"
+    index = "".join(text_of(c["source"]) for c in cells_of(ROOT/"nbs"/"index.ipynb"))
+    rows = dict(re.findall(r"(?m)^\| `(\d\d_[a-z]+)` \|(.*)$", index))
+    linked = {place for row in rows.values() for place in re.findall(r"\]\((\d\d_[a-z]+/\w+)\.ipynb\)", row)}
+    pages = {f"{room_of(nb)}/{nb.stem}" for nb in NOTEBOOKS if room_of(nb)}
+    assert linked == pages, f"not in the map: {sorted(pages-linked)}; no such page: {sorted(linked-pages)}"
+    assert all(place.startswith(f"{room}/") for room,row in rows.items() for place in re.findall(r"\]\(([^)]*)\)", row))
+
 @each_notebook
 def test_imports_only_from_lower_rooms_and_numbers(nb):
     place = {module_of(n): number_of(n) for n in NOTEBOOKS if module_of(n)}

@@ -176,7 +176,7 @@ def _mask_findings(opened, labels, shown):
                             "such a class cannot be scored; are its class numbers right?")
 
 def _fitting_order(labels, shown):
-    "Return, by mask number from 1, which label has it if masks and labels are to agree, from 0; None: there is no order"
+    "Return which label, from 0, each mask number from 1 stands for, if that makes both agree; None: no order does"
     agree = (labels[:,:,None] == shown[:,None]).mean(0)+1e-6*np.eye(labels.shape[1])
     order = {}
     while len(order) < len(agree):  # the surest pair first

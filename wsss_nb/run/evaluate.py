@@ -346,8 +346,8 @@ class SameLabel:
         missed = len(self.named) > 1 and 2*self.found < named
         if share < NEARLY_UNSEEN if not named else share < NEARLY or not missed: return None
         seen = f", and {self.found} of {named} classes that the labels of these images name are found" if named else ""
-        return (f"{where}: {1000*most//every/10} % of the predicted pixels are {name}{seen}, so the segmenter has learnt "
-                f"hardly anything{'' if named else ', if there is more to see'}: {HELP}")
+        return (f"{where}: {1000*most//every/10} % of the predicted pixels are {name}{seen}, so the segmenter has "
+                f"learnt hardly anything{'' if named else ', if there is more to see'}: {HELP}")
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #22aa0001
 def _score_image(

@@ -246,9 +246,10 @@ def advice(
 def _too_few(told):
     "Return why nothing can be told from so few images or steps, or None"
     counts = {"images":(FEW_IMAGES,"--images"), "steps":(FEW_STEPS,"--iters")}
-    few = [f"{told[k]} {k[:-1] if told[k] == 1 else k}" for k,(least,_) in counts.items() if told.get(k, least) < least]
-    if not few: return None
-    wanted = " and ".join(f"{least} {k} ({option})" for k,(least,option) in counts.items() if told.get(k, least) < least)
+    counts = {k:v for k,v in counts.items() if told.get(k, v[0]) < v[0]}
+    if not counts: return None
+    few = [f"{told[k]} {k[:-1] if told[k] == 1 else k}" for k in counts]
+    wanted = " and ".join(f"{least} {k} ({option})" for k,(least,option) in counts.items())
     return f"not to be told: from {' and '.join(few)} these numbers are noise; an advice needs {wanted} or more"
 
 def _advice_on_maps(scores, costs):

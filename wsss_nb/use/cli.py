@@ -16,7 +16,7 @@ from typing import Annotated
 
 from fastcore.script import anno_parser
 
-from .. import stop_quietly
+import wsss_nb
 from .cli_data import DATA_COMMANDS,Number,Real,Text
 from ..ground.core import UserError,did_you_mean,first_process
 
@@ -43,7 +43,7 @@ def _fails_alone(error):
 def _stop(*_):
     "At Ctrl-C: raise `KeyboardInterrupt`; while torch is being loaded, which that would abort, end quietly"
     spec = getattr(sys.modules.get("torch"), "__spec__", None)
-    if getattr(spec, "_initializing", False): stop_quietly()
+    if getattr(spec, "_initializing", False): wsss_nb.stop_quietly()
     raise KeyboardInterrupt
 
 def _message(error):
@@ -71,7 +71,7 @@ def run_command(
             action.option_strings = [name[:-1]]
             parser._option_string_actions[name[:-1]] = parser._option_string_actions.pop(name)
     try:
-        if signal.getsignal(signal.SIGINT) is stop_quietly: signal.signal(signal.SIGINT, _stop)
+        if signal.getsignal(signal.SIGINT) is wsss_nb.stop_quietly: signal.signal(signal.SIGINT, _stop)
         args = vars(parser.parse_intermixed_args(argv))  # images may stand behind options
         for k in ("pdb","xtra"): args.pop(k, None)
         status = func(**args)
