@@ -32,7 +32,7 @@ from ..run.engine import read_made_with,same_data,settings_of
 from ..run.evaluate import has_walk,image_cam,label_image,refine_prediction,segment_image
 from ..run.folder import Run,load_checkpoint,read_result
 from ..run.method import Method
-from ..run.settings import part_of,read_settings,resolve_config,setting_text,setting_values,step_settings
+from ..run.settings import in_part,part_of,read_settings,resolve_config,setting_text,setting_values,step_settings
 from ..run.stage import TRAIN,training_folder
 from ..methods.core import MethodNet,SingleStageConfig
 from .matrix import OWN
@@ -211,7 +211,8 @@ def losses(
 def advice(
     scores:dict[str,dict], # as for `line_up`
     # of the run, as far as known: "iters", "seg_start", "low_thresh", "high_thresh"; "bg_thresh": its name after
-    # --set; "chain": is it one? "images": that were scored; "steps": of the training that has fewest
+    # --set; "chain": is it one? "part", "settings": of its last part; "images": that were scored; "steps": of the
+    # training that has fewest
     told:dict|None=None,
 )->dict:                   # "cause", "lost" (mIoU, for a step), "text"
     "Return what to work on, in one sentence"
@@ -241,7 +242,8 @@ def advice(
         "new_images":f"new images are predicted {points} worse than those it learnt from: more images, or more "
                      "augmentation (scale_range, photometric)",
         "crf":f"the CRF loses {points}: take another one (wsss-list crf), or none (--set crf=none)"}
-    return {"cause":cause, "lost":costs[cause], "text":texts[cause]}
+    text = in_part(texts[cause], told.get("part", ""), told.get("settings"))
+    return {"cause":cause, "lost":costs[cause], "text":text}
 
 def _too_few(told):
     "Return why nothing can be told from so few images or steps, or None"
@@ -629,6 +631,7 @@ def _told(s):
     configs = [part_of(s.config, part_name(m)) for m in s.method.parts] or [s.config]
     steps = [c.iters for c in configs if isinstance(getattr(c, "iters", None), int)]
     if steps: told["steps"] = min(steps)
+    if s.method.parts: told |= {"part":part_name(s.method.parts[-1]), "settings":segments}
     return told | {"bg_thresh":f"{part}.bg_thresh" if part else "bg_thresh", "chain":bool(s.method.parts)}
 
 # %% ../../nbs/90_use/26_anatomy.ipynb #a9a70036

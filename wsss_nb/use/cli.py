@@ -141,7 +141,8 @@ def _print_result(
     print(score_table(result) if "split" in result or "miou" in result else unscored, end="\n\n")
     if "supervision" in result: print(f"learnt from: {result['supervision']}", end="\n\n")
     logs = [(p.name,"losses by step") for p in sorted(Path(out).glob("log*.csv"))]
-    columns = f"image | CAM | refined | pseudo label | prediction | {crf}ground truth, as far as they were made"
+    predicted = f"prediction | {crf}" if (Path(out)/"predictions").exists() else ""
+    columns = f"image | CAM | refined | pseudo label | {predicted}ground truth, as far as they were made"
     files = {"result.json":"numbers", "report/index.html":"report, open it in a browser", "report/picture.png":columns}
     for name,what in (*logs, *files.items()):
         if (Path(out)/name).exists(): print(f"{Path(out)/name}   {what}")
@@ -321,6 +322,7 @@ def wsss_eval(
     if scored: matrix,records,told = _evaluate_scores(predictions, masks, names, ids, threshold, logits, scale)
     else: matrix,records = _evaluate_labels(predictions, masks, names, ids, ignore_unsure)
     print(matrix.table(names))
+    print("in percent; missed: of a class's pixels, called background; taken: of the pixels called it, background")
     if partial: print(f"scored: {len(records)} of {wanted} images; {wanted-len(records)} have no prediction")
     absent = [n for n,true in zip(names, matrix.counts.sum(1)) if not true]
     if absent: print(f"without a pixel of ground truth here, so not in the mean: {', '.join(absent)}")
