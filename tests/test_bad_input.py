@@ -326,6 +326,15 @@ def test_true_processes(scenes, here):
         assert status == 2 and out == "" and len(err.splitlines()) == 1 and words in err, (argv, out, err)
 
 
+def test_a_misspelt_method_is_answered_before_torch_is_loaded(here):
+    "Which takes seconds"
+    argv = sys.executable, "-X", "importtime", BIN/"wsss-run", "basline", "--data", "shapes", "--out", "out"
+    done = subprocess.run([*map(str, argv)], capture_output=True, text=True, timeout=120)
+    loaded = [l.rpartition("|")[2].strip() for l in done.stderr.splitlines() if l.startswith("import time:")]
+    said = [l for l in done.stderr.splitlines() if not l.startswith("import time:")]
+    assert (done.returncode, said) == (2, ["wsss-run: unknown method 'basline': did you mean baseline?"])
+    assert "wsss_nb.use.known" in loaded and not any(m.partition(".")[0] == "torch" for m in loaded)
+
 def test_the_option_that_was_meant(fails, here):
     "An option that is cut short is told alone, and never one that is no option of a command"
     for wrong,meant in (("--iter", "--iters"), ("--pre", "--preset"), ("--stage", "--stages")):

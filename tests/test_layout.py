@@ -13,7 +13,7 @@ MODULES = sorted(p for p in (ROOT/"wsss_nb").rglob("*.py") if p.name not in ("__
                  and p.relative_to(ROOT/"wsss_nb").with_suffix("").as_posix() not in SHORT)
 NO_TORCH = ("wsss_nb", "wsss_nb.ground.core", "wsss_nb.ground.io", "wsss_nb.ground.viz", "wsss_nb.data.core",
             "wsss_nb.data.shapes", "wsss_nb.data.folder", "wsss_nb.data.voc",
-            "wsss_nb.data.datasets", "wsss_nb.scores.confusion", "wsss_nb.scores.report", "wsss_nb.use.cli")
+            "wsss_nb.data.datasets", "wsss_nb.scores.confusion", "wsss_nb.scores.report", "wsss_nb.use.known", "wsss_nb.use.cli")
 MACHINE_PATH = re.compile(r"(?<![\w.~<>/])/(?:root|tmp|home|work|Users)/\w")
 
 each_notebook = pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT/"nbs").as_posix().removesuffix(".ipynb"))

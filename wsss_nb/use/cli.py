@@ -11,12 +11,14 @@ __all__ = ['COMMANDS', 'run_command', 'wsss_run', 'wsss_demo', 'wsss_predict', '
 # %% ../../nbs/90_use/40_cli.ipynb #675f25cc
 import atexit,codecs,os,re,shlex,signal,sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
 from fastcore.script import anno_parser
 
 import wsss_nb
+from .known import CHAINS,check_name,list_methods,list_parts,pieces_of
 from .cli_data import DATA_COMMANDS,Number,Real,Text
 from ..ground.core import UserError,did_you_mean,first_process
 
@@ -50,6 +52,7 @@ def _message(error):
     "Return what is wrong in one line; of a name that exists elsewhere, where"
     plain = " ".join(str(error).splitlines())
     if not error.unknown or error.unknown[1] == "option" or not first_process(): return plain
+    if error.unknown[1] == "method" and get_close_matches(*error.unknown[::2], cutoff=.8): return plain  # a slip, surely
     from wsss_nb.use.lists import better_hint
     try: return better_hint(error)
     except UserError: return plain  # an installed method that cannot be loaded
@@ -121,6 +124,7 @@ def wsss_run(
     "Run a method on a dataset: train, evaluate, report"
     for name,value in (("--data",data), ("--out",out)):
         if not value: raise UserError(f"{name} is missing (see wsss-run --help)")
+    for piece in pieces_of(CHAINS.get(method, method)): check_name(piece)  # before torch is loaded, which takes seconds
     from wsss_nb.use.experiment import run_method
     command = shlex.join(["wsss-run", *sys.argv[1:]]) if Path(sys.argv[0]).name == "wsss-run" else None
     given = {"backbone":backbone, "init":init, "iters":iters, "cams":cams, "labels":labels, "confidence":confidence}
@@ -489,7 +493,7 @@ def wsss_list(
     from wsss_nb.refine.crf import CRF_PRESETS
     from wsss_nb.run.settings import describe_settings
     from wsss_nb.use.lists import overview,settings_table
-    from wsss_nb.use.names import CHAINS,get_method,list_methods,list_parts,parts_of
+    from wsss_nb.use.names import get_method,parts_of
     def methods(): return [get_method(m) for m in ([method] if method else list_methods())]
     lists = {"methods":lambda: [m.name for m in methods()] if method else list_methods(),
              "chains":lambda: _chain_lines([parts_of(m)[0] for m in (*list_methods(), *list_parts())], CHAINS),
