@@ -52,7 +52,7 @@ def _message(error):
     "Return what is wrong in one line; of a name that exists elsewhere, where"
     plain = " ".join(str(error).splitlines())
     if not error.unknown or error.unknown[1] == "option" or not first_process(): return plain
-    if error.unknown[1] == "method" and get_close_matches(*error.unknown[::2], cutoff=.8): return plain  # a slip, surely
+    if error.unknown[1] == "method" and get_close_matches(*error.unknown[::2], cutoff=.8): return plain  # a slip
     from wsss_nb.use.lists import better_hint
     try: return better_hint(error)
     except UserError: return plain  # an installed method that cannot be loaded
@@ -124,7 +124,7 @@ def wsss_run(
     "Run a method on a dataset: train, evaluate, report"
     for name,value in (("--data",data), ("--out",out)):
         if not value: raise UserError(f"{name} is missing (see wsss-run --help)")
-    for piece in pieces_of(CHAINS.get(method, method)): check_name(piece)  # before torch is loaded, which takes seconds
+    for piece in pieces_of(CHAINS.get(method, method)): check_name(piece)  # before torch is loaded: that takes seconds
     from wsss_nb.use.experiment import run_method
     command = shlex.join(["wsss-run", *sys.argv[1:]]) if Path(sys.argv[0]).name == "wsss-run" else None
     given = {"backbone":backbone, "init":init, "iters":iters, "cams":cams, "labels":labels, "confidence":confidence}
