@@ -16,8 +16,8 @@ from wsss_nb.data.core import Item
 from wsss_nb.ground.core import IGNORE_INDEX
 from wsss_nb.ground.io import read_cam, read_label, write_image, write_label
 from wsss_nb.scores.confusion import ConfusionMatrix, threshold_sweep
-from wsss_nb.use.anatomy import (STEPS, THRESHOLDS, Tally, _found_seed, advice, anatomy, average_precision, edge_band,
-                                 full_command, line_up, losses, scores_of_tally)
+from wsss_nb.use.anatomy import (STEPS, THRESHOLDS, Tally, _found_seed, advice, anatomy, anatomy_table,
+                                 average_precision, edge_band, full_command, line_up, losses, scores_of_tally)
 from wsss_nb.use.cli import main
 
 OF_NETWORK = ["classifier", "cam_found", "cam", "cam_best", "refined", "label", "prediction"]
@@ -126,6 +126,28 @@ def test_rules(changes, cause, words):
     assert found["cause"] == cause and words in found["text"], found
     assert ("lost" in found) == (cause in losses(LINES | changes))
 
+def test_names_are_those_of_the_run(run):
+    "What a run's table calls its pseudo label is called so; the one with two thresholds has another name"
+    found = anatomy(run, device="cpu")
+    lines, miou = at(found), result(run)["miou"]
+    named = next(l for l in found["lines"] if l["name"] == "pseudo label")
+    assert named["miou"] == miou["pseudo_label"] and named["thresholds"] == [result(run)["thresholds"][
+        "background (seed and pseudo label)"]]
+    assert lines["label"]["name"] == "label to learn from" and len(lines["label"]["thresholds"]) == 2
+    text = anatomy_table(found)
+    assert "\npseudo label: with one threshold (" in text and "\nlabel to learn from: with two thresholds (" in text
+
+@pytest.mark.parametrize("images,steps,words", [
+    (8, 2, "from 8 images and 2 steps these numbers are noise; an advice needs 10 images (--images) and 50 steps"),
+    (1, 50, "from 1 image these"), (10, 1, "from 1 step these"), (10, 50, None)])
+def test_no_advice_from_a_tiny_run(images, steps, words):
+    found = advice(LINES | {"crf": {"miou": .1}, "prediction_crf": {"miou": .4}}, {"images": images, "steps": steps})
+    assert found["cause"] == ("few" if words else "crf") and (words or "the CRF loses") in found["text"]
+
+def test_the_command_tells_of_a_tiny_run(call, run, tmp_path):
+    text = call("wsss-anatomy", run, "--out", tmp_path/"a.json")[1]
+    assert "Where to work: not to be told: from 8 images and 2 steps these numbers are noise" in text
+
 def test_a_segmenter_that_begins_late():
     told = advice(LINES | {"prediction": {"miou": .1, "miou_decided": .1}}, {"iters": 100, "seg_start": 90})
     assert "begins late (seg_start=90 of iters=100)" in told["text"] and "seg_start=25" in told["text"]
@@ -171,7 +193,10 @@ def test_the_command(call, run, tmp_path):
     assert all(l["name"] in text for l in found["lines"]) and found["advice"]["text"] in text
     rows = text.splitlines()[2:3+len(found["lines"])]
     assert all(rows[0].index("missed") < 110 and len(r) <= 120 for r in rows)
-    assert "left out: prediction + CRF: the run has no CRF" in text and "wsss-run baseline" in text
+    assert "    prediction + CRF: the run has no CRF. It is made by wsss-run baseline" in text
+    ceiling = "needs a run that learnt from masks, named with --full. It is made by wsss-run baseline"
+    assert f"    same segmenter, true masks: {ceiling}" in text
+    assert page.read_text().count("<table class=steps>") == 1 and "<small>threshold 0." in page.read_text()
     assert page.read_text().count("<section id=anatomy>") == 1 and "Where to work" in page.read_text()
     miou = result(out)["miou"]
     assert [at(found)[k]["miou"] for k in ("cam", "refined", "prediction")] == [
@@ -252,7 +277,8 @@ def test_a_chain(call, chained, tmp_path):
     assert "refined" in told(out)["left_out"]
     assert [*at(anatomy(out, split="train", images=2, device="cpu"))] == [
         k for k in lines if k != "prediction_train"]
-    if told(out)["advice"]["cause"] == "threshold": assert "baseline.bg_thresh" in text
+    assert "pseudo label" not in text.partition("Lines that are not there")[2]  # there is one, under this name
+    assert at(told(out))["label"]["name"] == "pseudo label"
 
 def test_a_chain_that_ends_with_labels(call, scenes, tmp_path):
     words = chain("baseline", "none")
@@ -278,7 +304,7 @@ def test_what_a_method_does_not_have_is_left_out(call, scenes, tmp_path, method,
     found = told(tmp_path/"run")
     assert (status, err) == (0, "") and {*at(found)} == lines
     assert {"classifier", "full"} <= found["left_out"].keys()
-    assert "left out: classes in the image: the class scores" in text
+    assert "    classes in the image: the class scores of this method are not known here" in text
 
 @pytest.mark.parametrize("method", ["toco", "tscd"])
 def test_networks_of_other_methods(call, scenes, tmp_path, method):

@@ -4,6 +4,8 @@ One line that names the file or option and says what to do, status 2, and nothin
 import ctypes
 import os
 import shutil
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from commands import TINY, run
+from commands import BIN, TINY, run
 from test_data_errors import BAD, NAME, folder, good, png16  # noqa: F401  (fixtures)
 from wsss_nb.backbones.core import create_backbone
 from wsss_nb.ground.io import read_label, write_label
@@ -231,6 +233,9 @@ def test_a_run_is_not_overwritten(fails, trained, scenes, here):
     assert "out: holds a run already; continue it with --resume" in fails(*train(data=scenes))
     assert "other settings (settings.hidden: 16 -> 24)" in fails(*train("hidden=24", "--resume", data=scenes))
     assert "other settings (seed: 0 -> 3)" in fails(*train("--resume", "--seed", "3", data=scenes))
+    line = fails(*train("--resume", "--iters", "9", data=scenes, options=[o for o in TINY if o != "iters=2"]))
+    assert "other settings (settings.iters: 2 -> 9); its learning rate was planned for its length" in line
+    assert "another --out" in line and "save_encoder of wsss_nb.use.experiment writes a file for --init" in line
     assert {p: p.read_bytes() for p in (here/"out").rglob("*") if p.is_file()} == before
 
 
@@ -319,3 +324,31 @@ def test_true_processes(scenes, here):
                        (("wsss-data", "check", "a"), "a: no such folder")):
         status,out,err = run(*argv)
         assert status == 2 and out == "" and len(err.splitlines()) == 1 and words in err, (argv, out, err)
+
+
+def test_a_misspelt_method_is_answered_before_torch_is_loaded(here):
+    "Which takes seconds"
+    argv = sys.executable, "-X", "importtime", BIN/"wsss-run", "basline", "--data", "shapes", "--out", "out"
+    done = subprocess.run([*map(str, argv)], capture_output=True, text=True, timeout=120)
+    loaded = [l.rpartition("|")[2].strip() for l in done.stderr.splitlines() if l.startswith("import time:")]
+    said = [l for l in done.stderr.splitlines() if not l.startswith("import time:")]
+    assert (done.returncode, said) == (2, ["wsss-run: unknown method 'basline': did you mean baseline?"])
+    assert "wsss_nb.use.known" in loaded and not any(m.partition(".")[0] == "torch" for m in loaded)
+
+def test_the_option_that_was_meant(fails, here):
+    "An option that is cut short is told alone, and never one that is no option of a command"
+    for wrong,meant in (("--iter", "--iters"), ("--pre", "--preset"), ("--stage", "--stages")):
+        assert fails("wsss-run", "baseline", wrong, "10").endswith(f"unknown option {wrong!r}: did you mean {meant}?")
+    assert "xtra" not in fails("wsss-run", "baseline", "--xtrs", "1")
+
+@pytest.mark.parametrize("while_loading", ["numpy.", "torch."])
+def test_stopped_while_it_is_being_loaded(here, while_loading):
+    "Ctrl-C before a command has begun: status 130 and no traceback out of an import"
+    argv = sys.executable, "-X", "importtime", BIN/"wsss-run", "baseline", "--data", "nowhere", "--out", "out"
+    process = subprocess.Popen([*map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:  # a line for each module that has been loaded
+        if while_loading in line: break
+    process.send_signal(signal.SIGINT)
+    out,err = process.communicate(timeout=120)
+    said = [l for l in err.splitlines() if not l.startswith("import time:")]
+    assert (process.returncode, out, said) == (130, "", [])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import chain, of_longer_runs, run
+from commands import STAGED, chain, of_longer_runs, run
 from PIL import Image
 from test_stages_resume import HARNESS
 
@@ -217,6 +217,39 @@ def test_files_that_nothing_reads_and_runs_of_another_chain(foreign, made, scene
     argv = "wsss-run", "baseline+walk+deeplab", "--data", scenes, "--out", made("baseline+crf+deeplab"), "--resume"
     assert "holds a run of baseline+crf+deeplab, not of baseline+walk+deeplab" in fails(*argv)
 
+
+def test_a_later_stage_alone_is_refused_before_any_work(made, scenes, fails, call, tmp_path):
+    "Neither training nor labels begin; a run that has made what is needed goes on with the stage alone"
+    name = "baseline+crf+deeplab"
+    argv = "wsss-run", name, "--data", scenes, "--out", tmp_path/"out", *chain("baseline", "crf", "deeplab")
+    line = fails(*argv, "--stages", "crf-labels,train")
+    assert "stage crf-labels needs cams, which stage cams makes and has not finished here; run it first" in line
+    assert not (tmp_path/"out").exists()
+    argv = "wsss-run", "crf+deeplab", "--from", made(name), "--data", scenes, "--out", tmp_path/"out"
+    assert call(*argv, *chain("crf", "deeplab"), "--stages", "crf-labels")[0] == 0
+    assert "crf-labels" in result(tmp_path/"out")["seconds"]
+
+def test_two_files_of_one_image_are_refused(foreign, scenes, fails, tmp_path):
+    "ID.npy and ID.npz: nobody knows which is meant"
+    cams, name = shutil.copytree(foreign/"seam", tmp_path/"cams"), images(scenes)[0]
+    np.savez(cams/f"{name}.npz", keys=np.zeros(0, int), cam=np.zeros((0, 4, 4)))
+    said = f"{cams}: holds {name}.npy and {name}.npz, two files of one image; remove one of them"
+    assert said in fails("wsss-run", "none", "--cams", cams, "--data", scenes, "--out", tmp_path/"out")
+    assert said in fails("wsss-eval", cams, scenes/"SegmentationClass", "--classes", scenes/"classes.txt",
+                         "--threshold", "0.3")
+    assert not (tmp_path/"out").exists()
+
+def test_advice_names_settings_of_a_part(scenes, fails, call, tmp_path):
+    "What a method says of its settings has the part's name in front, as --set wants it"
+    bare = shutil.copytree(scenes, tmp_path/"bare")
+    shutil.rmtree(bare/"Saliency")
+    line = fails("wsss-run", "i2crc+none", "--data", bare, "--out", tmp_path/"out", *chain("i2crc", "none"))
+    assert "(--set i2crc.saliency=rbd," in line and line.endswith("(--set i2crc.saliency=none)")
+    line = fails("wsss-run", "i2crc", "--data", bare, "--out", tmp_path/"out", *STAGED["i2crc"])
+    assert "(--set saliency=none)" in line
+    status, printed, err = call("wsss-run", "i2crc+none", "--data", scenes, "--out", tmp_path/"out",
+                                *chain("i2crc", "none"))
+    assert (status, err) == (0, "") and "pseudo label | ground truth, as far as" in printed  # nothing predicts
 
 def test_refinement_of_ones_own(made, scenes, call, here):
     "The file is the solution of the exercise on the page of refinements"

@@ -151,6 +151,7 @@ def test_eval_agrees_with_run(call, trained, scenes, here):
         assert (status, err) == (0, "") and scores["images"] == 8 and scores["classes"] == classes.read_text().split()
         assert scores["miou"] == pytest.approx(result["miou"][name]) and f"{100*scores['miou']:.1f}" in out
         assert "worst images" in out
+        assert "\nin percent; missed: of a class's pixels, called background; taken: of the pixels called it," in out
 
 
 def test_eval_can_leave_unsure_pixels_out(call, fails, scenes, here):

@@ -13,7 +13,7 @@ MODULES = sorted(p for p in (ROOT/"wsss_nb").rglob("*.py") if p.name not in ("__
                  and p.relative_to(ROOT/"wsss_nb").with_suffix("").as_posix() not in SHORT)
 NO_TORCH = ("wsss_nb", "wsss_nb.ground.core", "wsss_nb.ground.io", "wsss_nb.ground.viz", "wsss_nb.data.core",
             "wsss_nb.data.shapes", "wsss_nb.data.folder", "wsss_nb.data.voc",
-            "wsss_nb.data.datasets", "wsss_nb.scores.confusion", "wsss_nb.scores.report", "wsss_nb.use.cli")
+            "wsss_nb.data.datasets", "wsss_nb.scores.confusion", "wsss_nb.scores.report", "wsss_nb.use.known", "wsss_nb.use.cli")
 MACHINE_PATH = re.compile(r"(?<![\w.~<>/])/(?:root|tmp|home|work|Users)/\w")
 
 each_notebook = pytest.mark.parametrize("nb", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT/"nbs").as_posix().removesuffix(".ipynb"))
@@ -69,6 +69,15 @@ def test_name_is_module(nb):
 def test_numbers_are_unique():
     numbers = [number_of(nb) for nb in NOTEBOOKS]
     assert len(set(numbers)) == len(numbers), [nb.name for nb in NOTEBOOKS]
+
+def test_the_map_names_every_notebook():
+    "Each room has a row in the map of the README, with a link to each of its pages"
+    index = "".join(text_of(c["source"]) for c in cells_of(ROOT/"nbs"/"index.ipynb"))
+    rows = dict(re.findall(r"(?m)^\| `(\d\d_[a-z]+)` \|(.*)$", index))
+    linked = {place for row in rows.values() for place in re.findall(r"\]\((\d\d_[a-z]+/\w+)\.ipynb\)", row)}
+    pages = {f"{room_of(nb)}/{nb.stem}" for nb in NOTEBOOKS if room_of(nb)}
+    assert linked == pages, f"not in the map: {sorted(pages-linked)}; no such page: {sorted(linked-pages)}"
+    assert all(place.startswith(f"{room}/") for room,row in rows.items() for place in re.findall(r"\]\(([^)]*)\)", row))
 
 @each_notebook
 def test_imports_only_from_lower_rooms_and_numbers(nb):

@@ -21,7 +21,8 @@ from wsss_nb.data.sheet import dataset_sheet
 from wsss_nb.ground.core import IGNORE_INDEX, UserError
 from wsss_nb.ground.io import read_image
 from wsss_nb.run.folder import Run, load_checkpoint
-from wsss_nb.use.names import get_method, list_methods
+from wsss_nb.use.known import list_methods
+from wsss_nb.use.names import get_method
 
 SMALL = ("--preset", "pets", "--set", "backbone=vit_toy", "aux_layer=-2", *TINY[3:])
 

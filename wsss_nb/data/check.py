@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable,Iterator
 from dataclasses import dataclass,field
 from pathlib import Path
+from textwrap import wrap
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,8 @@ class Check:
     notes:list[Finding] = field(default_factory=list)      # do not have to, but may surprise
     # by name: images, published (how many there should be), masks, fingerprint
     splits:dict[str,dict] = field(default_factory=dict)
+    # by split and class: images whose image-level labels name it
+    images_per_class:dict[str,dict[str,int]] = field(default_factory=dict)
 
 # %% ../../nbs/20_data/70_check.ipynb #9aa0bd1e
 class _Job(NamedTuple):
@@ -172,6 +175,29 @@ def _mask_findings(opened, labels, shown):
         yield False,Finding(str(ds.mask_folder), f"no mask shows {names}, which the image-level labels name",
                             "such a class cannot be scored; are its class numbers right?")
 
+def _fitting_order(labels, shown):
+    "Return which label, from 0, each mask number from 1 stands for, if that makes both agree; None: no order does"
+    agree = (labels[:,:,None] == shown[:,None]).mean(0)+1e-6*np.eye(labels.shape[1])
+    order = {}
+    while len(order) < len(agree):  # the surest pair first
+        k,j = np.unravel_index(agree.argmax(), agree.shape)
+        order[j],agree[k],agree[:,j] = k,-1,-1
+    order = [order[j] for j in range(len(agree))]
+    return order if (shown > labels[:,order]).any(1).mean() <= .05 and order != sorted(order) else None
+
+def _order_findings(ds, labels, shown):
+    "Yield a problem if most masks deny the labels, as they do where the classes stand in another order"
+    marked = [i for i in shown if i in labels]
+    if len(marked) < 2 or ds.counts or not ds.classes_known: return
+    named,seen = (np.stack([d[i] for i in marked]) > 0 for d in (labels, shown))
+    wrong = int((seen > named).any(1).sum())
+    if 2*wrong <= len(marked): return
+    order = _fitting_order(named, seen)
+    names = [ds.classes[0], *(ds.classes[k+1] for k in order or ())]
+    fits = "" if order is None else f" Both agree if its lines are: {', '.join(names)}"
+    yield Finding(str(ds.root/"classes.txt"), f"{wrong} of {len(marked)} masks show classes that the labels deny",
+                  f"is classes.txt in the order of the mask numbers?{fits}")
+
 def _map_findings(ds):
     "Yield a problem if saliency maps hold 0 and 1"
     try: binary = only_zero_and_one([*ds.saliency_files().values()])
@@ -212,6 +238,7 @@ def check_dataset(
     for (found,digest,present),i in zip(results, ds.images):
         tell(found)
         if digest: digests[i],shown[i] = digest,present
+    check.problems[:0] = _order_findings(ds, labels, shown)  # the cause of many others, so it stands above them
     tell(_mask_findings([*opened.values()], labels, shown))
     check.problems += _map_findings(ds)
     for d in opened.values():
@@ -223,6 +250,8 @@ def check_dataset(
         if d.split in d.counts: split["published"] = d.counts[d.split]
         if masks: split |= {"masks":masks, "fingerprint":_fingerprint(d, digests)}
         check.splits[d.split] = split
+        counts = sum((d.labels[i] > 0 for i in d.ids if i in d.labels), np.zeros(len(ds.classes)-1, int))
+        if d.labels: check.images_per_class[d.split] = dict(zip(ds.classes[1:], counts.tolist()))
     check.notes += _leftover_findings(ds, opened)
     return check
 
@@ -245,3 +274,5 @@ def finding_lines(
             published = " (as published)" if right else f" (published: {s['published']})"
         if "masks" in s: masks = f", {s['masks']} masks, fingerprint {s['fingerprint']}"
         yield f"{name}: {s['images']} images{published}{masks}"
+        counts = ", ".join(f"{k} {n}" for k,n in check.images_per_class.get(name, {}).items())
+        if counts: yield from wrap(f"images with {counts}", 118, initial_indent="    ", subsequent_indent="    ")

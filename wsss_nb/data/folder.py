@@ -79,8 +79,11 @@ def list_files(
 def find_files(
     folder:str|Path, # may be missing
     *suffixes:str,   # such as ".png", in any case of letters
+    alone:bool=False,# may a name be there only once?
 )->dict[str,Path]:   # name without ending -> file, sorted
-    "Return the files of some kinds in a folder by name; of two with one name the kind that was named first"
+    """Return the files of some kinds in a folder by name; of two with one name the kind that was named first
+
+    Raises `UserError` if there are two and a name has to be alone."""
     if not Path(folder).is_dir(): return {}
     found = {}
     for name in sorted(os.listdir(folder), key=lambda n: (n, n.lower())):
@@ -88,6 +91,8 @@ def find_files(
         if suffix.lower() not in suffixes or name.startswith("."): continue
         stem = plain_name(stem)
         before = found.get(stem)
+        if before is not None and alone:
+            raise UserError(f"{folder}: holds {before.name} and {name}, two files of one image; remove one of them")
         if before is None or suffixes.index(suffix.lower()) < suffixes.index(before.suffix.lower()):
             found[stem] = Path(folder)/name
     return found

@@ -118,10 +118,10 @@ def files_of(
     folder:str|Path,        # of one artefact
     *suffixes:str,          # such as ".png"
 )->dict[str,Path]:          # name without suffix -> file
-    "Return the files of a folder; raise `UserError` if it is missing or holds none of this kind"
+    "Return the files of a folder; raise `UserError` if it is missing, holds none of this kind, or two for an image"
     folder = Path(folder)
     if not folder.is_dir(): raise UserError(f"{folder}: no such folder")
-    found = find_files(folder, *suffixes)
+    found = find_files(folder, *suffixes, alone=True)
     if not found: raise UserError(f"{folder}: holds no {' or '.join(suffixes)} files")
     return found
 

@@ -6,8 +6,8 @@ Docs: https://example.github.io/wsss_nb/10_ground/viz.html.md"""
 
 # %% auto #0
 __all__ = ['ERROR_COLOURS', 'to_rgb', 'mask_to_rgb', 'overlay', 'cam_to_rgb', 'overlay_cam', 'error_to_rgb',
-           'image_grid', 'label_legend', 'with_legend', 'cam_grid', 'mask_grid', 'png_bytes', 'show_images',
-           'show_cams', 'show_masks']
+           'image_grid', 'label_legend', 'with_legend', 'with_scale', 'cam_grid', 'mask_grid', 'png_bytes',
+           'show_images', 'show_cams', 'show_masks']
 
 # %% ../../nbs/10_ground/30_viz.ipynb #a6291026
 import io
@@ -192,6 +192,16 @@ def with_legend(
     page.paste(legend, (0, picture.height+4))
     return page
 
+def with_scale(
+    picture:Image.Image, # RGB picture with CAMs in it, as `overlay_cam` shows them
+)->Image.Image:          # RGB picture, at least 160 pixels wide
+    "Return a picture above a strip that says which colours stand for 0 to 1 in a CAM"
+    page = Image.new("RGB", (max(picture.width, 160), picture.height+4+_LINE), "white")
+    page.paste(picture, (0,0))
+    bar,draw,y = np.tile(np.linspace(0, 1, 81), (11,1)),ImageDraw.Draw(page),picture.height+4
+    page.paste(Image.fromarray(overlay_cam(np.full((*bar.shape,3), 160, np.uint8), bar)), (52,y+4))
+    for x,text in ((1,"CAM"), (38,"0"), (139,"1")): draw.text((x,y+1), text, fill=(40,40,40), font=_font(12))
+    return page
 
 # %% ../../nbs/10_ground/30_viz.ipynb #8a66664d
 def cam_grid(

@@ -21,7 +21,7 @@ from ..ground.tensors import resize
 from ..data.foreign import files_of,read_confidence,read_maps,read_pseudo_label
 from .evaluate import EVALUATE
 from .method import PSEUDO_LABEL,SEED,Method
-from .settings import must,part_of
+from .settings import in_part,must,part_of
 from .stage import Stage
 
 # %% ../../nbs/75_run/75_chain.ipynb #1b85e600
@@ -213,10 +213,14 @@ def join_methods(
     if twice: raise UserError(f"{name}: two of its methods have a stage called {twice}; rename one")
     def network(config, classes): return last.network(part_of(config, part_name(last)), classes)
     def check(config, train):
-        for k,m in parts.items(): m.check(part_of(config, k), train)
+        for k,m in parts.items():
+            try: m.check(mine := part_of(config, k), train)
+            except UserError as e:
+                e.args = (in_part(str(e), k, mine),)
+                raise
     def warns(config, answers):
         told = ((k, m.warns(part_of(config, k), answers and m is last)) for k,m in parts.items())
-        return [f"{k}: {line}" for k,lines in told for line in lines]
+        return [f"{k}: {in_part(line, k, part_of(config, k))}" for k,lines in told for line in lines]
     answers = tuple(replace(p, part=part_name(last)) for p in last.products if p.stage == "evaluate")
     made,answering = (network,last.answers) if segments(last) else (None,"")
     method = Method(name, _config_of(parts), _presets_of(parts), made, (*stages,EVALUATE),

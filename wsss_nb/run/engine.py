@@ -32,7 +32,7 @@ from .folder import Run,changed_settings,machine,read_result,source_commit,updat
 from .method import SEED,Method
 from .settings import (read_settings,resolve_config,scale_steps,setting_text,setting_values,
                                   with_settings)
-from .stage import TRAIN,Job,run_stage,training_folder
+from .stage import TRAIN,Job,check_order,run_stage,training_folder
 
 # %% ../../nbs/75_run/70_engine.ipynb #da2679ad
 def preset_for(
@@ -499,6 +499,8 @@ def run_stages(
         evaluates = "evaluate" in names
         job = begin_run(method, run, data, preset, resume, device, seed, tuple(overrides), command, evaluates, start,
                         **given)
+        taken = [s.name for s in _taken_over(start, method)] if start else ()
+        first_only(lambda: check_order(chosen, job, taken))
         if start: take_over(job, start)
     for stage in chosen:
         if stage.is_run(job.config): run_stage(stage, job)

@@ -97,6 +97,11 @@ def start(self:Run,
         if not resume:
             raise UserError(f"{self.path}: holds a run already; continue it with --resume, or choose another --out")
         changed = changed_settings(old, config)
+        length = [c for c in changed if c.partition(":")[0].split(".")[-1] == "iters"]
+        if length:
+            raise UserError(f"{self.path}: holds a run with other settings ({length[0]}); its learning rate was "
+                            "planned for its length, so a run is not made longer: choose another --out (what this one "
+                            "learnt can begin it: save_encoder of wsss_nb.use.experiment writes a file for --init)")
         if changed:
             raise UserError(f"{self.path}: holds a run with other settings ({changed[0]}); "
                             "choose another --out, or repeat its settings to resume it")

@@ -6,11 +6,11 @@ Docs: https://example.github.io/wsss_nb/75_run/stage.html.md"""
 
 # %% auto #0
 __all__ = ['AT_ONCE', 'TRAIN', 'always', 'Stage', 'Job', 'fresh', 'cores_per_thread', 'FileDataset', 'training_folder',
-           'run_stage']
+           'check_order', 'run_stage']
 
 # %% ../../nbs/75_run/45_stage.ipynb #6b61c96a
 import time
-from collections.abc import Callable,Iterable,Sequence
+from collections.abc import Callable,Collection,Iterable,Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass,field,replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from ..data.datasets import open_dataset
 from ..backbones.core import load_matching
 from .folder import Run,load_checkpoint,read_result,save_checkpoint,update_result
 from .loop import Trainer
-from .settings import part_of
+from .settings import in_part,part_of
 
 # %% ../../nbs/75_run/45_stage.ipynb #7b9cbbb8
 def always(
@@ -229,15 +229,28 @@ def _check_needs(
     stages:Sequence[Stage],   # of its method, in order
     config,                   # settings of the method
     run:Run,                  # where it will be run
+    planned:Collection[str]=(),# names of stages that will have been finished by then
 ):
     "Raise `UserError` if a stage before this one has not been finished here, saying which artefact of it is missing"
     done = read_result(run.result).get("seconds", {})
     for artefact in stage.needs:
         maker = next((s for s in stages if artefact in s.makes), None)
         if maker is None: raise UserError(f"stage {stage.name} needs {artefact}, which no stage of this method makes")
-        if maker.is_run(config) and maker.name not in done:
+        if maker.is_run(config) and maker.name not in done and maker.name not in planned:
             raise UserError(f"{run.path}: stage {stage.name} needs {artefact}, which stage {maker.name} makes "
                             f"and has not finished here; run it first (--stages {maker.name},{stage.name})")
+
+def check_order(
+    chosen:Sequence[Stage],   # will be run, in order
+    job:Job,                  # what they will work with
+    taken:Iterable[str]=(),   # names of stages that will be taken over from another run
+):
+    "Raise `UserError` if one of several stages needs what none before it makes, nor has made: before the first begins"
+    planned = {*taken}
+    for stage in chosen:
+        if not stage.is_run(job.config): continue
+        _check_needs(stage, job.method.stages, job.config, job.run, planned)
+        planned.add(stage.name)
 
 def run_stage(
     stage:Stage,   # which one
@@ -249,7 +262,10 @@ def run_stage(
     reset_peak_memory()
     config,method = part_of(job.config, stage.part),stage.owner or job.method
     begin,job = time.perf_counter(),replace(job, config=config, method=method, made=0)
-    values = stage.work(job) or {}
+    try: values = stage.work(job) or {}
+    except UserError as e:
+        e.args = (in_part(str(e), stage.part, config),)
+        raise
     job.begin()
     if not any_process(job.made) and stage.name in done: return read_result(job.run.result)
     memory,earlier = peak_memory_mb(),read_result(job.run.result).get("peak_memory_mb", 0)

@@ -22,7 +22,7 @@ from ..ground.core import BACKGROUND,atomic_path
 from .confusion import REASONS,worst_images
 from ..ground.io import voc_colormap
 from ..ground.viz import (ERROR_COLOURS,cam_to_rgb,error_to_rgb,image_grid,mask_to_rgb,
-                                overlay,overlay_cam,png_bytes,to_rgb,with_legend)
+                                overlay,overlay_cam,png_bytes,to_rgb,with_legend,with_scale)
 
 # %% ../../nbs/65_scores/20_report.ipynb #561219e0
 STAGES = {"seed":"seed", "random_walk_seed":"random-walk seed", "pseudo_label":"pseudo label",
@@ -110,7 +110,8 @@ def report_picture(
     panels = [_panel(r, k) for r in rows for k in columns]
     widest = max((p.shape[1]/p.shape[0] for p in panels if isinstance(p, np.ndarray)), default=1)
     grid = image_grid(panels, titles, len(columns), size or min(200, int(900/max(len(columns), 1)/widest)))
-    return with_legend(grid, classes, _present(rows))
+    picture = with_legend(grid, classes, _present(rows))
+    return with_scale(picture) if {"cam","refined"} & {*columns} else picture
 
 # %% ../../nbs/65_scores/20_report.ipynb #ecb0a273
 FACTS = ("data","split","preset","backbone","seed","device","commit","config_hash")
@@ -318,7 +319,9 @@ def _anatomy_line(n, line, number):
         f"<td>F1 {_percent(line['f1'])}, mAP {_percent(line.get('map'))}</td>")
     wrong = "".join(f"<td>{share(line.get('reasons', {}).get(k))}</td>" for k in _WRONG)
     images = "".join(f"<td>{line.get(k, 0)} of {line['images']}</td>" for k in ("images_lacking","images_adding"))
-    return (f"<tr><th>{n}. {escape(line['name'])}</th><td>{escape(line['used'])}</td>{scores}"
+    limits = ", ".join(f"{v:g}" for v in line.get("thresholds", ()))
+    limits = f"<br><small>threshold{'s' if ',' in limits else ''} {limits}</small>" if limits else ""
+    return (f"<tr><th>{n}. {escape(line['name'])}{limits}</th><td>{escape(line['used'])}</td>{scores}"
             f"<td>{gain.replace('-', '−')}</td><td>{share(line.get('coverage'))}</td>{wrong}{images}</tr>")
 
 def _anatomy(found):
@@ -333,7 +336,7 @@ def _anatomy(found):
     words = " ".join(map(escape, found.get("ground_truth", ())))
     return ("<section id=anatomy><h2>Anatomy: what is lost where</h2>"
             f"<p><b>Where to work:</b> {escape(found['advice']['text'])}.</p>"
-            f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<div class=wide><table class=steps><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
             f"<p>{where}. Rim, missed, taken, confused: shares of the wrong pixels. {words}</p></section>")
 
 def insert_anatomy(
@@ -384,6 +387,8 @@ white-space:nowrap}
 thead th{color:var(--soft);font-size:14px}tfoot th,tfoot td,.sum th,.sum td{font-weight:650}\
 tbody tr:last-child>*{border-bottom:0}tfoot tr>*{border:0;border-top:2px solid var(--line)}\
 .cost{max-width:460px}
+.steps{font-size:13px}.steps th,.steps td{white-space:normal;padding:4px 6px 4px 0}\
+.steps thead th{font-size:12px}.steps .bar{min-width:40px}
 .bar{display:block;height:5px;min-width:90px;border-radius:3px;background:var(--track);overflow:hidden;\
 margin:2px 0}\
 .bar i{display:block;height:100%;background:var(--bar)}.errors .bar i{background:var(--c1)}

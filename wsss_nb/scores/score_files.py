@@ -58,8 +58,8 @@ SWEPT = tuple(k/100 for k in range(5, 100, 5)) # thresholds that are tried if no
 def score_files(
     folder:str|Path, # of any project
 )->dict[str,Path]:   # name without ending -> file
-    "Return the files of a folder that may hold CAMs, probabilities or logits"
-    return find_files(folder, ".npy", ".npz")
+    "Return the files of a folder that may hold CAMs, probabilities or logits; raise `UserError` if an image has two"
+    return find_files(folder, ".npy", ".npz", alone=True)
 
 def sweep_folder(
     pred_dir:str|Path,                     # folder of CAMs, ID.npy or ID.npz

@@ -9,13 +9,16 @@ __all__ = ['COMMANDS', 'run_command', 'wsss_run', 'wsss_demo', 'wsss_predict', '
            'wsss_search', 'wsss_table', 'wsss_crf', 'wsss_list', 'main']
 
 # %% ../../nbs/90_use/40_cli.ipynb #675f25cc
-import atexit,codecs,os,re,shlex,sys
+import atexit,codecs,os,re,shlex,signal,sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
 from fastcore.script import anno_parser
 
+import wsss_nb
+from .known import CHAINS,check_name,list_methods,list_parts,pieces_of
 from .cli_data import DATA_COMMANDS,Number,Real,Text
 from ..ground.core import UserError,did_you_mean,first_process
 
@@ -26,7 +29,9 @@ def _usage_error(
 ):
     "Raise `UserError` for a wrong command line, with the nearest options for an unknown one"
     unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
-    if unknown: did_you_mean(unknown[1], [o for o in parser._option_string_actions if o.startswith("--")], "option")
+    if unknown:
+        ours = [o for o in parser._option_string_actions if o.startswith("--") and o not in ("--pdb","--xtra")]
+        did_you_mean(unknown[1], [o for o in ours if o.startswith(unknown[1])] or ours, "option")
     raise UserError(f"{message} (see {parser.prog} --help)")
 
 # %% ../../nbs/90_use/40_cli.ipynb #21257ea6
@@ -37,10 +42,17 @@ def _fails_alone(error):
     atexit.unregister(parallel.leave)
     return True
 
+def _stop(*_):
+    "At Ctrl-C: raise `KeyboardInterrupt`; while torch is being loaded, which that would abort, end quietly"
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    if getattr(spec, "_initializing", False): wsss_nb.stop_quietly()
+    raise KeyboardInterrupt
+
 def _message(error):
     "Return what is wrong in one line; of a name that exists elsewhere, where"
     plain = " ".join(str(error).splitlines())
     if not error.unknown or error.unknown[1] == "option" or not first_process(): return plain
+    if error.unknown[1] == "method" and get_close_matches(*error.unknown[::2], cutoff=.8): return plain  # a slip
     from wsss_nb.use.lists import better_hint
     try: return better_hint(error)
     except UserError: return plain  # an installed method that cannot be loaded
@@ -62,6 +74,7 @@ def run_command(
             action.option_strings = [name[:-1]]
             parser._option_string_actions[name[:-1]] = parser._option_string_actions.pop(name)
     try:
+        if signal.getsignal(signal.SIGINT) is wsss_nb.stop_quietly: signal.signal(signal.SIGINT, _stop)
         args = vars(parser.parse_intermixed_args(argv))  # images may stand behind options
         for k in ("pdb","xtra"): args.pop(k, None)
         status = func(**args)
@@ -111,6 +124,7 @@ def wsss_run(
     "Run a method on a dataset: train, evaluate, report"
     for name,value in (("--data",data), ("--out",out)):
         if not value: raise UserError(f"{name} is missing (see wsss-run --help)")
+    for piece in pieces_of(CHAINS.get(method, method)): check_name(piece)  # before torch is loaded: that takes seconds
     from wsss_nb.use.experiment import run_method
     command = shlex.join(["wsss-run", *sys.argv[1:]]) if Path(sys.argv[0]).name == "wsss-run" else None
     given = {"backbone":backbone, "init":init, "iters":iters, "cams":cams, "labels":labels, "confidence":confidence}
@@ -131,7 +145,8 @@ def _print_result(
     print(score_table(result) if "split" in result or "miou" in result else unscored, end="\n\n")
     if "supervision" in result: print(f"learnt from: {result['supervision']}", end="\n\n")
     logs = [(p.name,"losses by step") for p in sorted(Path(out).glob("log*.csv"))]
-    columns = f"image | CAM | refined | pseudo label | prediction | {crf}ground truth, as far as they were made"
+    predicted = f"prediction | {crf}" if (Path(out)/"predictions").exists() else ""
+    columns = f"image | CAM | refined | pseudo label | {predicted}ground truth, as far as they were made"
     files = {"result.json":"numbers", "report/index.html":"report, open it in a browser", "report/picture.png":columns}
     for name,what in (*logs, *files.items()):
         if (Path(out)/name).exists(): print(f"{Path(out)/name}   {what}")
@@ -311,6 +326,7 @@ def wsss_eval(
     if scored: matrix,records,told = _evaluate_scores(predictions, masks, names, ids, threshold, logits, scale)
     else: matrix,records = _evaluate_labels(predictions, masks, names, ids, ignore_unsure)
     print(matrix.table(names))
+    print("in percent; missed: of a class's pixels, called background; taken: of the pixels called it, background")
     if partial: print(f"scored: {len(records)} of {wanted} images; {wanted-len(records)} have no prediction")
     absent = [n for n,true in zip(names, matrix.counts.sum(1)) if not true]
     if absent: print(f"without a pixel of ground truth here, so not in the mean: {', '.join(absent)}")
@@ -521,7 +537,7 @@ def wsss_list(
     from wsss_nb.refine.crf import CRF_PRESETS
     from wsss_nb.run.settings import describe_settings
     from wsss_nb.use.lists import overview,settings_table
-    from wsss_nb.use.names import CHAINS,get_method,list_methods,list_parts,parts_of
+    from wsss_nb.use.names import get_method,parts_of
     def methods(): return [get_method(m) for m in ([method] if method else list_methods())]
     lists = {"methods":lambda: [m.name for m in methods()] if method else list_methods(),
              "chains":lambda: _chain_lines([parts_of(m)[0] for m in (*list_methods(), *list_parts())], CHAINS),

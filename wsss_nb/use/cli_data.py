@@ -109,7 +109,8 @@ def data_check(
     if sheet: _write_sheet(root, sheet)
     if json:
         found = {"problems":check.problems, "notes":check.notes}
-        write_json(json, {"splits":check.splits, **{kind:[f._asdict() for f in fs] for kind,fs in found.items()}})
+        counts = {"splits":check.splits, "images_per_class":check.images_per_class}
+        write_json(json, counts | {kind:[f._asdict() for f in fs] for kind,fs in found.items()})
     return 1 if count else 0
 
 # %% ../../nbs/90_use/30_cli_data.ipynb #129d4818

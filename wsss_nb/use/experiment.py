@@ -27,7 +27,7 @@ from ..methods.core import MethodNet,never_learns
 from ..refine.crf import CRF_PRESETS
 from ..run.chain import GivenConfig,asks_for,join_methods,offers,options_of,part_name
 from ..run.engine import Start,read_made_with,run_stages,settings_of
-from ..run.evaluate import SameLabel
+from ..run.evaluate import HELP,SameLabel
 from ..run.folder import Run,load_checkpoint,read_result
 from ..run.method import Method
 from ..run.settings import part_of
@@ -192,6 +192,10 @@ def _warnings_of(network):
     own = [said] if isinstance(network, MethodNet) and (said := never_learns(network.config)) else []
     return [*dict.fromkeys([*getattr(network, "warnings", ()), *own])]
 
+def _of_an_evaluation(line):
+    "Is a warning that of `SameLabel`?"
+    return line.endswith(HELP)
+
 _LEGEND_FROM = 100  # a narrower photo has no room for names
 
 def _overlay_picture(image, label, classes):
@@ -218,7 +222,9 @@ def predict_files(
     files = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     out,device = Path(out),next(network.parameters()).device
     _check_targets(files, out, overlays)
-    for line in _warnings_of(network): print(line, file=sys.stderr)
+    warnings = _warnings_of(network)
+    for line in warnings:
+        print(f"this run's own evaluation, {line}" if _of_an_evaluation(line) else line, file=sys.stderr)
     written,bad,same = [],[],SameLabel()
     predict = PhotoWork(network, device, crf, max_side, tile)
     predict.bar = progress(files, "predict", unit="img")
@@ -234,7 +240,8 @@ def predict_files(
         write_label(written[-1], label)
         same.add(label)
         if overlays: write_image(out/f"{f.stem}_overlay.png", _overlay_picture(image, label, network.classes))
-    if said := same.warning(out, network.classes): print(said, file=sys.stderr)
+    if not any(map(_of_an_evaluation, warnings)) and (said := same.warning(out, network.classes)):
+        print(said, file=sys.stderr)
     if bad:
         first = f"{len(bad)} images cannot be used, this is the first; " if len(bad) > 1 else ""
         rest = f"label maps of the other {len(written)} are in {out}" if written else "no label map was written"

@@ -18,7 +18,8 @@ from ..refine.crf import CRF_PRESETS
 from ..run.artefacts import ARTEFACTS
 from ..run.method import Method
 from ..run.settings import describe_settings,dotted,setting_text,setting_values
-from .names import get_method,list_methods,list_parts
+from .known import list_methods,list_parts
+from .names import get_method
 
 # %% ../../nbs/90_use/35_lists.ipynb #edd159cd
 def _wrapped(items, width=100):
