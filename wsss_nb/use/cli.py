@@ -1,4 +1,4 @@
-"""`wsss-run`, `wsss-predict`, `wsss-eval`, `wsss-anatomy`, `wsss-search`, `wsss-table`, `wsss-crf`, `wsss-list`, `wsss-data`: functions as commands
+"""`wsss-run`, `wsss-predict`, `wsss-eval`, `wsss-anatomy`, `wsss-search` and the others: functions as commands
 
 Docs: https://example.github.io/wsss_nb/90_use/cli.html.md"""
 

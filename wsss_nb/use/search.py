@@ -1,4 +1,4 @@
-"""One setting after another, each value tried once on images held out of the training list; every try is a run, and the table says which of its columns saw a mask
+"""One setting after another, tried on images held out of the training list; the table says what saw a mask
 
 Docs: https://example.github.io/wsss_nb/90_use/search.html.md"""
 
@@ -109,7 +109,8 @@ def search(
     theirs = {k:k.split(".")[-1] for k in setting_values(made.config())}
     fit_tune = [f"{k}={lists_of[short]}" for k,short in theirs.items() if short in lists_of]
     told = read_result(out/"search.json")
-    this = {"method":str(method), "data":str(data), "base":[*base], "by":space["by"]} | {k:v for k,v in how.items() if v}
+    this = {"method":str(method), "data":str(data), "base":[*base], "by":space["by"]}
+    this |= {k:v for k,v in how.items() if v}
     if told and told["search"] != this:
         raise UserError(f"{out/'search.json'}: holds another search ({_difference(told['search'], this)}); "
                         "choose another --out")
@@ -167,8 +168,10 @@ def search_table(
     names = [c for c in CRITERIA if any(c in r["scores"] for r in rows)]
     def cells(r):
         scores = [f"{100*r['scores'][n]:.1f}" if n in r["scores"] else "" for n in names]
-        return [r["changed"] or "start: "+", ".join(r["settings"]), *scores, str(r["seconds"]), "kept" if r["kept"] else ""]
+        tried = r["changed"] or "start: "+", ".join(r["settings"])
+        return [tried, *scores, str(r["seconds"]), "kept" if r["kept"] else ""]
     heads = ["try", *(n.replace("_", " ") for n in names), "seconds", ""]
     lines = [heads, ["---"]*len(heads), *map(cells, rows)]
-    said = "no mask was used to choose" if by in WITHOUT_MASKS else f"masks of {LISTS[1]} were used to choose, none of val"
+    with_masks = f"masks of {LISTS[1]} were used to choose, none of val"
+    said = "no mask was used to choose" if by in WITHOUT_MASKS else with_masks
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)+f"\n\nDecided by {by.replace('_', ' ')}: {said}."

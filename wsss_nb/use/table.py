@@ -19,22 +19,23 @@ from ..run.folder import Run,config_hash,read_result
 # %% ../../nbs/90_use/29_table.ipynb #a2900006
 def run_row(
     run:str|Path, # run folder
-)->dict:          # `method`, `network`, `data`, `seeds`, `scores` (product -> [mIoU]), `minutes`, `commit`, `command` ...
+)->dict:          # `method`, `network`, `data`, `seeds`, `scores` (product -> [mIoU]), `minutes`, `commit`, ...
     "Return what a table says of a run; raise `UserError` if nothing of it was scored"
     folder = Run(run)
     if not folder.config_file.exists(): raise UserError(f"{run}: is no run folder")
     told = read_result(folder.result)
     if not told.get("miou"):
-        raise UserError(f"{folder.path}: has no scores; finish it (--resume), or score it (--stages evaluate), or leave it out")
+        raise UserError(f"{folder.path}: has no scores; finish it (--resume), score it (--stages evaluate), or leave "
+                        "it out")
     scored = told.get("scored", {})
     made_with = {k:v for k,v in folder.load_config().items() if k not in ("seed","data_folder","labels_hash")}
     settings = config_hash({"made":made_with, "evaluated":read_result(folder.evaluated_with)})
     where = {k:v["split"] for k,v in scored.items() if v.get("split") not in (None,told.get("split"))}
-    return {"run":str(run), "method":told["method"], "network":told.get("backbone", ""), "data":told["data"],
-            "split":told.get("split", ""), "elsewhere":where, "masks":told.get("supervision") == "masks",
-            "settings":settings, "preset":told.get("preset", ""), "seeds":[told["seed"]],
-            "scores":{k:[v] for k,v in told["miou"].items()}, "minutes":[sum(told["seconds"].values())/60],
-            "machine":told.get("machine", {}), "commit":told.get("commit", ""), "command":told.get("command", "")}
+    words = {k:told.get(k, "") for k in ("method","data","split","preset","commit","command")}
+    return words | {
+        "run":str(run), "network":told.get("backbone", ""), "elsewhere":where, "settings":settings,
+        "masks":told.get("supervision") == "masks", "seeds":[told["seed"]], "machine":told.get("machine", {}),
+        "scores":{k:[v] for k,v in told["miou"].items()}, "minutes":[sum(told["seconds"].values())/60]}
 
 def join_seeds(
     rows:Sequence[dict], # of `run_row`
@@ -44,7 +45,8 @@ def join_seeds(
     for r in rows:
         key = tuple(r[k] for k in ("method","data","split","settings","masks"))
         if key not in joined or r["seeds"][0] in joined[key]["seeds"]:  # the same seed again is another row
-            joined[key if key not in joined else (*key,r["run"])] = r | {"scores":{k:[*v] for k,v in r["scores"].items()}}
+            mine = {"scores":{k:[*v] for k,v in r["scores"].items()}}
+            joined[key if key not in joined else (*key,r["run"])] = r | mine
             continue
         row = joined[key]
         for name in ("seeds","minutes"): row[name] = row[name]+r[name]
@@ -77,8 +79,9 @@ def run_table(
     lines = [heads, ["---"]*len(heads)]
     for n,r in enumerate(rows, 1):
         data = f"{Path(r['data']).name} {r['split']}".strip()
-        lines.append([str(n), r["method"]+" (masks)"*r["masks"], r["network"], data, *(score(r, k) for k in names), *share(r),
-                      ", ".join(map(str, r["seeds"])), _spread(r["minutes"], 0), r["commit"]])
+        seeds = ", ".join(map(str, r["seeds"]))
+        lines.append([str(n), r["method"]+" (masks)"*r["masks"], r["network"], data, *(score(r, k) for k in names),
+                      *share(r), seeds, _spread(r["minutes"], 0), r["commit"]])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     commands = "\n".join(f"{n}. `{r['command']}`" for n,r in enumerate(rows, 1) if r["command"])
     return table+(f"\n\n{commands}" if commands else "")
