@@ -166,15 +166,17 @@ def own_files(scenes):
     for name,text in (("my_method.py", METHOD), ("my_data.py", DATA), ("my_backbone.py", BACKBONE)):
         Path(name).write_text(text)
 
+def space(scenes): Path("space.toml").write_text('[train]\nlr = ["1e-4", "1e-3"]\n')
+
 def voc(scenes): run(commands("wsss-data get voc sbd --out data")[0])
 
 GIVEN = {"my/photos": photos, "photo.png": photo, "new/photo.jpg": photo, "weights.safetensors": weights,
-         "their_cams": their_cams, "my_method.py": own_files, "voc:data": voc}
+         "their_cams": their_cams, "space.toml": space, "my_method.py": own_files, "voc:data": voc}
 
 def budget(words, mirror=None):
     "Return further words for a command of the kit, by which it does the same in less time"
     if words[:2] == ["wsss-data", "get"]: return ["--mirror", mirror]
-    if words[0] != "wsss-run": return []
+    if words[0] not in ("wsss-run", "wsss-search"): return []
     data,method = words[words.index("--data")+1],CHAINS.get(words[1], words[1])
     parts = method.split("+")
     small = list(chain(*parts)) if len(parts) > 1 else [*TINY, *SMALL.get(method, ())]
