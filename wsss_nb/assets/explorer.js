@@ -42,6 +42,7 @@ async function unpack(bytes) {
   const said = JSON.parse(new TextDecoder().decode(all.subarray(4, 4 + size)));
   let at = 4 + size;
   said.arrays = said.arrays.map(n => all.subarray(at, at += n));
+  said.arrays.forEach((a, k) => { for (let i = said.rows[k]; i < a.length; i++) a[i] += a[i - said.rows[k]]; });
   return said;
 }
 

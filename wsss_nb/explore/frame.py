@@ -302,22 +302,25 @@ def picture(self:Frame,
 
 # %% ../../nbs/95_explore/05_frame.ipynb #f05a0026
 class _Arrays:
-    "Byte arrays, each kept once"
+    "Byte arrays, each kept once; of each row the difference to the row above is kept, which packs better"
     def __init__(self):
-        self.places,self.data = {},[]
+        self.places,self.data,self.rows = {},[],[]
         self.palette,self.turbo = self.add(voc_colormap()),self.add(cam_to_rgb(np.arange(256)[None]/255))
     def add(self, x)->int|None:
         "Return the place of an array"
         if x is None: return None
-        raw = np.ascontiguousarray(x, np.uint8).tobytes()
-        key = hashlib.sha256(raw).digest()
+        x = np.ascontiguousarray(x, np.uint8)
+        key = hashlib.sha256(x).digest()
         if key not in self.places:
             self.places[key] = len(self.data)
-            self.data.append(raw)
+            x = x.reshape(len(x), -1)
+            self.data.append(np.diff(x, axis=0, prepend=np.zeros_like(x[:1])).tobytes())
+            self.rows.append(x.shape[1])
         return self.places[key]
     def pack(self, level, **said)->bytes:
         "Return JSON and arrays as one"
-        head = json.dumps(said | {"palette":self.palette, "turbo":self.turbo, "arrays":[len(a) for a in self.data]},
+        head = json.dumps(said | {"palette":self.palette, "turbo":self.turbo, "rows":self.rows,
+                                  "arrays":[len(a) for a in self.data]},
                           ensure_ascii=False, separators=(",",":")).encode()
         return zlib.compress(b"".join([struct.pack("<I", len(head)), head, *self.data]), level)
 
@@ -329,7 +332,8 @@ def unpacked(
     at = 4+struct.unpack("<I", raw[:4])[0]
     said = json.loads(raw[4:at])
     ends = [*itertools.accumulate(said["arrays"], initial=at)]
-    return said | {"arrays":[raw[a:b] for a,b in zip(ends, ends[1:])]}
+    rows = [np.frombuffer(raw[a:b], np.uint8).reshape(-1,n) for a,b,n in zip(ends, ends[1:], said["rows"])]
+    return said | {"arrays":[r.cumsum(0, dtype=np.uint8).tobytes() for r in rows]}
 
 def told_panels(
     told:dict,      # of `unpacked`
