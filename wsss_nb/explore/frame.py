@@ -496,12 +496,13 @@ def page(self:Frame,
             return [v for _,v in c.offers(self.settled(state))]
         states = [{**s, name:v} for s in states for v in values(s)]
     settled = {repr(s):s for s in map(self.settled, [*states, *(self.moved({}, **m) for m in more)])}
-    states,texts = [*settled.values()],{}
+    states,texts,still = [*settled.values()],{},[]
     for name,c in self.controls.items():
-        if len({repr(s[name]) for s in states}) < 2 and c.kind != "swipe": continue
+        one = len({repr(s[name]) for s in states}) == 1
+        if c.kind != "swipe" and (one or not any(name in m for m in (grid,*more))):
+            still += [f"{c.label} {t}" for t,v in c.offers(states[0]) if one and v == states[0][name]]
+            continue
         there = {text:None for s in states for text,value in c.offers(s) if any(value == t[name] for t in states)}
         free = callable(getattr(c, "options", None))      # what it offers differs from view to view
         texts[name] = [*there] if free else [t for t,_ in c.offers(states[0]) if t in there]
-    still = [f"{c.label} {t}" for name,c in self.controls.items() if name not in texts and c.kind in ("slider","choice")
-             for t,v in c.offers(states[0]) if v == states[0][name]]
     return Page(self, states, texts, f"Fixed on this page, free in a notebook: {', '.join(still)}." if still else "")
