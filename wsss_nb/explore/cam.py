@@ -29,7 +29,7 @@ from ..labels.pseudo import as_cam,refine_cam
 from ..run.folder import Run
 from ..run.evaluate import predict_image
 from ..ground.tensors import resize
-from .frame import Choice,Frame,Panel,Slider,View,as_bytes,steps,view_picture
+from .frame import Choice,Frame,Panel,Slider,View,steps,view_picture
 
 # %% ../../nbs/95_explore/10_cam.ipynb #d24f2d99
 def has_cam(
@@ -253,14 +253,15 @@ class Explorer(Frame):
         controls = [Slider("image", "image", places, places[0], [ids[i] for i in places], ids=True),
                     Choice("only", "class", self.classes, BACKGROUND)]
         threshold = Slider("bg_thresh", "threshold", steps(0,1,.01), self.maps.bg_thresh)
-        if self.maps.files is not None: return super().__init__(*controls, threshold, size=size)
+        controls += [threshold] if self.maps.files is not None else self.of_network(threshold)
+        super().__init__(*controls, size=size)
+    def of_network(self, threshold)->list:
+        "Return what can be chosen where a network makes the CAMs"
         c = self.maps.method.config
-        own = tuple(c.cam_scales)
+        own,layers = tuple(c.cam_scales),[(l,l) for l in self.maps.method.cam_layers]
         scales = sorted({*SCALES, own}, key=lambda s: (len(s), s))
         by_text = [(", ".join(f"{x:g}" for x in s), s) for s in scales]
-        layers = [(l,l) for l in self.maps.method.cam_layers]
-        super().__init__(*controls, Choice("scales", "scales", by_text, own), threshold,
-                         Choice("layer", "layer", layers, c.cam_layer), size=size)
+        return [Choice("scales", "scales", by_text, own), threshold, Choice("layer", "layer", layers, c.cam_layer)]
     def classes(self, state)->list[tuple]:
         "Return what of the image of a state can be looked at alone"
         y = self.maps.present(state["image"])[0]
@@ -268,5 +269,5 @@ class Explorer(Frame):
     def view(self, image, only=BACKGROUND, **settings)->View:
         scores = explorer_scores(self.maps, image, only, **settings)
         return View(explorer_panels(self.maps, image, only, **settings),
-                    explorer_caption(self.maps, image, only, **settings),
+                    explorer_caption(self.maps, image=image, only=only, **settings),
                     {f"{'' if only else 'm'}IoU {k}":v for k,v in scores.items()}, classes=self.maps.data.classes)

@@ -115,7 +115,8 @@ class View:
 def _legend(view)->dict:
     "Return {name: (r,g,b)} of all that is seen in label maps"
     found,keys = set(),{}
-    for p in [q for p in view.panels for q in (p, p.other) if q is not None and q.labels is not None]:
+    for p in (q for panel in view.panels for q in (panel, panel.other)):
+        if p is None or p.labels is None: continue
         if p.key is None: found |= set(np.unique(p.labels).tolist())-{BACKGROUND}
         else: keys |= dict(p.key.values())
     def name(k):
@@ -415,7 +416,8 @@ def move(self:Frame,
 )->Frame:       # itself
     "Move controls of the live panel; where that fails, everything stays as it was"
     state = self.moved(self.state, **changes)
-    self.shown,self.state,self.error = self.view(**state),state,""
+    if state != self.state: self.shown,self.state = self.view(**state),state
+    self.error = ""
     if "widget" in vars(self): self.widget.packed = self.packed()
     return self
 
