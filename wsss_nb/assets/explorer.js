@@ -255,7 +255,8 @@ function explorer(el, ask) {
         e.preventDefault();
         e.stopPropagation();
         const { value, grid: [h, w] } = waitingPlace() || pack.view.state[place.name];
-        put(value[0] + step[0] / w, value[1] + step[1] / h);
+        const at = (f, n, by) => (Math.min(Math.floor(f * n), n - 1) + by + .5) / n;    // the middle of the next cell
+        put(at(value[0], w, step[0]), at(value[1], h, step[1]));
       });
       const waitingPlace = () => waiting.has(place.name) &&
         { value: waiting.get(place.name), grid: pack.view.state[place.name].grid };

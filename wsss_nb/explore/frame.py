@@ -446,6 +446,12 @@ Frame.widget.__set_name__(Frame, "widget")
 def _repr_mimebundle_(self:Frame, **kwargs): return self.widget._repr_mimebundle_(**kwargs)
 
 # %% ../../nbs/95_explore/05_frame.ipynb #f05a0036
+def _same(control, a, b)->bool:
+    "Do two states agree on a control? Places do in the same cell"
+    if control.kind != "place": return a[control.name] == b[control.name]
+    cells = [[int(f*n) for f,n in zip(s[control.name], control.cells(s)[::-1])] for s in (a,b)]
+    return cells[0] == cells[1]
+
 class Page:
     "Views of an explorer for a browser, without a kernel"
     def __init__(self,
@@ -457,7 +463,9 @@ class Page:
     ):
         arrays,self.title,self.states = _Arrays(),frame.title,list(states)
         views = [_told(frame, s, frame.view(**s), arrays) for s in self.states]
-        begin = next((i for i,s in enumerate(self.states) if s == frame.settled({})), 0)
+        start = frame.settled({})
+        def like_start(i): return sum(_same(c, self.states[i], start) for c in frame.controls.values())
+        begin = max(range(len(self.states)), key=like_start)
         self.packed = arrays.pack(9, spec=_spec(frame, texts, fixed), views=views, begin=begin)
         self.text = base64.b64encode(self.packed).decode()
         if len(self.fragment()) > limit:
@@ -497,10 +505,10 @@ def page(self:Frame,
             if grid.get(name) is not ...: return grid.get(name, [c.value])
             return [v for _,v in c.offers(self.settled(state))]
         states = [{**s, name:v} for s in states for v in values(s)]
-    settled = {repr(s):s for s in map(self.settled, [*states, *(self.moved({}, **m) for m in more)])}
+    settled = {tuple(s.values()):s for s in map(self.settled, [*states, *(self.moved({}, **m) for m in more)])}
     states,texts,still = [*settled.values()],{},[]
     for name,c in self.controls.items():
-        one = len({repr(s[name]) for s in states}) == 1
+        one = len({s[name] for s in states}) == 1
         if c.kind != "swipe" and (one or not any(name in m for m in (grid,*more))):
             still += [f"{c.label} {t}" for t,v in c.offers(states[0]) if one and v == states[0][name]]
             continue
