@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsss_nb.explore.frame import Choice, Frame, Panel, Place, Slider, Swipe, Toggle, View, told_panels, unpacked
+from wsss_nb.explore.frame import (Choice, Frame, FrameWidget, Panel, Place, Slider, Swipe, Toggle, View, told_panels,
+                                   unpacked)
 
 pw = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 
@@ -35,6 +36,8 @@ def fragment_of(notebook):
              if "text/html" in o.get("data", {})]
     found = [h for h in found if 'class="wsss-live"' in h]
     assert len(found) == 1, f"{notebook.name} holds {len(found)} pages of explorers"
+    script = FrameWidget._esm.replace("export default { render };", "")
+    assert script in found[0], f"{notebook.name}: its page has an older explorer.js; nbdev-test --save it"
     return found[0]
 
 
@@ -101,6 +104,10 @@ class Shown:
 each_page = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 
 
+KEYS = {"slider": ["End", "ArrowLeft", "Home", "ArrowRight"], "choice": ["ArrowDown", "ArrowDown", "ArrowUp"],
+        "toggle": ["Space", "Space", "Space"], "place": ["ArrowDown", "ArrowRight", "ArrowRight"]}
+
+
 def shoot(page, name, folder): page.screenshot(path=Path(os.environ.get("SHOTS", folder))/f"{name}.png", full_page=True)
 
 
@@ -110,8 +117,7 @@ def move_all(shown):
         element, before = shown.control(c["name"]), shown.check()
         element.focus()
         if c["kind"] == "swipe": continue
-        keys = {"slider": ["End", "ArrowLeft", "Home", "ArrowRight"], "choice": ["ArrowDown", "ArrowDown", "ArrowUp"],
-                "toggle": ["Space", "Space", "Space"], "place": ["ArrowDown", "ArrowRight", "ArrowRight"]}[c["kind"]]
+        keys = KEYS[c["kind"]]
         seen = []
         for key in keys:
             element.press(key)
@@ -138,7 +144,8 @@ def test_a_screen_reader_finds_everything_named(browser, tmp_path, notebook):
     assert len(set(labels)) == len(labels)
     named = page.locator(".wsss :is(input, select, [tabindex], canvas)")
     for i in range(named.count()):
-        name = named.nth(i).evaluate("e => e.getAttribute('aria-label') || [...(e.labels || [])].map(l => l.textContent).join()")
+        name = named.nth(i).evaluate("e => e.getAttribute('aria-label') || "
+                                     "[...(e.labels || [])].map(l => l.textContent).join()")
         assert name.strip(), named.nth(i).evaluate("e => e.outerHTML")
     ids = page.evaluate("() => [...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(set(ids)) == len(ids)
@@ -157,7 +164,9 @@ def test_narrow_and_dark(browser, tmp_path, notebook):
     too_wide = page.evaluate("() => [...document.querySelectorAll('.wsss *')].filter(e => "
                              "e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 80))")
     assert not too_wide
-    def ground(): return sum(map(int, re.findall(r"\d+", root.evaluate("e => getComputedStyle(e).backgroundColor"))[:3]))
+    def ground():
+        colour = root.evaluate("e => getComputedStyle(e).backgroundColor")
+        return sum(map(int, re.findall(r"\d+", colour)[:3]))
     assert ground() < 150
     shoot(page, f"{notebook.stem}_narrow_dark", tmp_path)
     page.evaluate("() => document.body.dataset.theme = 'light'")            # the switch of the site
@@ -178,7 +187,8 @@ class Everything(Frame):
     title, question, cols = "Everything", "Does each control reach the pictures?", 2
     def __init__(self):
         self.image = np.random.RandomState(0).randint(0, 256, (40, 60, 3)).astype(np.uint8)
-        super().__init__(Slider("k", "label", range(1, 5), 2), Choice("alpha", "cover", [("half", .5), ("all", 1.)], .5),
+        super().__init__(Slider("k", "label", range(1, 5), 2),
+                         Choice("alpha", "cover", [("half", .5), ("all", 1.)], .5),
                          Toggle("heat", "heat map", False), Place("place", "place", "photo", (4, 6)),
                          Swipe("split", "left and right", "both"))
 
@@ -215,7 +225,7 @@ def test_keyboard_only(everything):
     page.keyboard.press("ArrowLeft")
     after = everything.check()
     assert after["photo"] != before["photo"] and after["map"] == before["map"]
-    for _ in range(9): page.keyboard.press("ArrowUp")                        # stops at the border
+    for _ in range(9): page.keyboard.press("ArrowUp")    # stops at the border
     row = next(s for s in everything.view()["state"].values() if "grid" in s)["value"][1]
     assert row == .125
 
@@ -235,7 +245,7 @@ def test_swipe(everything):
     page.mouse.up()
     assert abs(int(slider.input_value())-75) <= 1
     everything.check(split=.75)
-    everything.control("k").press("ArrowRight")                              # another picture keeps the line where it is
+    everything.control("k").press("ArrowRight")          # another picture keeps the line where it is
     everything.check(split=.75)
 
 

@@ -23,6 +23,7 @@ const STYLE = `
 .wsss canvas.wsss-small { image-rendering:pixelated; } .wsss .wsss-place { cursor:crosshair; touch-action:manipulation; }
 .wsss .wsss-place canvas { touch-action:manipulation; } .wsss .wsss-swiped canvas { touch-action:pan-y; cursor:ew-resize; }
 .wsss :focus-visible { outline:3px solid var(--mark); outline-offset:2px; border-radius:3px; }
+.wsss input[type=range]:focus-visible { outline-offset:-2px; }
 .wsss .wsss-numbers, .wsss .wsss-legend { display:flex; flex-wrap:wrap; gap:4px 16px; list-style:none; margin:0 0 8px; padding:0; }
 .wsss .wsss-numbers b { font-variant-numeric:tabular-nums; } .wsss li { margin:0; }
 .wsss .wsss-swatch { display:inline-block; width:13px; height:13px; margin-right:5px; vertical-align:-2px; border:1px solid var(--soft); border-radius:2px; }
@@ -159,7 +160,10 @@ function curve({ title, xs, lines, at }) {
 
 // %% One explorer in `el`; `ask(name, value)` asks for another view, `show(pack)` shows one
 function explorer(el, ask) {
-  const id = `wsss${++made}`, root = tag("div", { class: "wsss", role: "group" }), parts = {}, pictures = {}, splits = {};
+  const id = `wsss${++made}`;
+  const root = tag("div", { class: "wsss", role: "group", "data-lm-suppress-shortcuts": "" });  // arrows are ours, not JupyterLab's
+  root.addEventListener("keydown", e => e.stopPropagation());
+  const parts = {}, pictures = {}, splits = {};
   for (const [k, name] of [["question", "p"], ["controls", "div"], ["error", "p"], ["panels", "div"], ["legend", "ul"],
     ["numbers", "ul"], ["curves", "div"], ["caption", "p"], ["fixed", "p"]]) parts[k] = tag(name, { class: `wsss-${k}` });
   parts.caption.setAttribute("role", "status");
