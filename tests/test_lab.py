@@ -33,9 +33,10 @@ def pixels(picture):
 def hurried(notebook, folder):
     """Return a copy of a notebook whose miniature trains for a sixth of the steps
 
-    What is tried here is the panel, not the maps."""
+    What is tried here is the panel, not the maps; so what the notebook asserts of well trained maps is left out."""
     steps = r"\b(iters|save_every|seg_start)=(\d+)"
     text,count = re.subn(steps, lambda m: f"{m[1]}={int(m[2])//6}", notebook.read_text(encoding="utf-8"))
+    text = text.replace("assert inside > across+.1", "pass")
     assert count == 3, f"{notebook.name} trains with other settings than those that are made small here"
     (folder/notebook.name).write_text(text, encoding="utf-8")
     return folder/notebook.name
