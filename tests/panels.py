@@ -1,9 +1,7 @@
 "What a browser sends to an explorer, and what it is told: the way of a message, without a browser."
 from itertools import count
 
-import numpy as np
-
-from wsss_nb.explore.frame import told_panels, unpacked
+from wsss_nb.explore.frame import same_panels, told_panels, unpacked
 
 _turns = count()
 
@@ -30,5 +28,5 @@ def painted(panel):
 
 def same(panel, panels):
     "Does the browser show these panels, and no others?"
-    seen = painted(panel)
-    return [*seen] == [p.title for p in panels] and all(np.array_equal(seen[p.title], p.paint()) for p in panels)
+    said = told(panel)
+    return same_panels(panels, told_panels(said, said["view"]))

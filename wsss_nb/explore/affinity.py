@@ -145,7 +145,8 @@ def affinity_means(
     if labels[i] == IGNORE_INDEX: return {}
     reached = near_pairs(grid, radius)[i] & (labels != IGNORE_INDEX)
     reached[i] = False
-    means = {n:affinity[i][reached & ((labels == labels[i]) == same)] for n,same in (("its class",True),("others",False))}
+    own = labels == labels[i]
+    means = {n:affinity[i][reached & (own == same)] for n,same in (("its class",True),("others",False))}
     return {n:float(m.mean()) for n,m in means.items() if len(m)}
 
 def affinity_caption(
@@ -180,9 +181,12 @@ class AffinityExplorer(Frame):
         self.maps = AffinityMaps(run, data)
         places,ids = self.maps.places,self.maps.data.ids
         super().__init__(Slider("image", "image", places, places[0], [ids[i] for i in places], ids=True),
-                         Place("place", "patch of the image", "image", lambda state: self.maps.affinity(state["image"])[1]),
+                         Place("place", "patch of the image", "image", self.cells),
                          Slider("steps", "steps of the walk", range(13), 4),
                          Toggle("near", "only patches that count in a walk", True), size=size)
+    def cells(self, state)->tuple[int,int]:
+        "Return rows and columns of the patches of the image of a state"
+        return self.maps.affinity(state["image"])[1]
     def view(self, image, place=(.5,.5), near=True, steps=4)->View:
         given = self.maps,image,place,near
         numbers = affinity_means(*given) if self.maps.item(image).mask is not None else {}

@@ -36,7 +36,8 @@ def has_cam(
     method, # a trained network
 )->bool:
     "Can the network make a CAM of an image, at scales and from a layer that are chosen?"
-    return hasattr(method, "cam_layers") and hasattr(method.config, "cam_scales") and callable(getattr(method, "cam", None))
+    known = hasattr(method, "cam_layers") and hasattr(method.config, "cam_scales")
+    return known and callable(getattr(method, "cam", None))
 
 def open_trained(
     run,                         # run folder, or a trained method
@@ -84,7 +85,7 @@ class StageMaps:
         if isinstance(run, torch.nn.Module):
             raise UserError(f"{name} makes no CAM itself: give its run folder, which holds those that it learnt from")
         found = {p.stem:p for p in (Path(run)/"cams").glob("*.npz")}
-        if not found: raise UserError(f"{run}: {name} makes no CAM itself, and the run holds no CAM files (stage of CAMs)")
+        if not found: raise UserError(f"{run}: {name} makes no CAM itself, and the run holds no CAM files")
         return found
     @property
     def bg_thresh(self)->float: return getattr(self.method.config, "bg_thresh", .3)

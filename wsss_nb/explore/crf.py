@@ -135,7 +135,8 @@ def crf_caption(
     words = [example.name, f"{s.iters} rounds", f"space {s.pos_xy_std:g} px, weight {s.pos_w:g}",
              f"colour {s.bi_xy_std:g} px / {s.bi_rgb_std:g} grey levels, weight {s.bi_w:g}",
              f"{scores['changed']:.1%} changed"]
-    if "mIoU after" in scores: words.append(f"mIoU {scores['mIoU before']:.2f} before, {scores['mIoU after']:.2f} after")
+    if "mIoU after" in scores:
+        words.append(f"mIoU {scores['mIoU before']:.2f} before, {scores['mIoU after']:.2f} after")
     return " · ".join(words)
 
 # %% ../../nbs/95_explore/20_crf.ipynb #f425abe8
@@ -159,9 +160,12 @@ class CRFPanel(Frame):
         super().__init__(
             Slider("example", "image", range(len(self.examples)), 0, [e.name for e in self.examples], ids=True),
             Choice("preset", "preset", names, preset, {p:self.values(s) for p,s in CRF_PRESETS.items()}, "own"),
-            slider("iters", "rounds", range(21)), slider("pos_xy_std", "space, deviation", steps(.5,10,.5), " px"),
-            slider("pos_w", "space, weight", steps(0,15,.5)), slider("bi_xy_std", "colour, deviation", range(1,151), " px"),
-            slider("bi_rgb_std", "colour, grey levels", GREY_LEVELS), slider("bi_w", "colour, weight", steps(0,15,.5)),
+            slider("iters", "rounds", steps(0,20,1)),
+            slider("pos_xy_std", "space, deviation", steps(.5,10,.5), " px"),
+            slider("pos_w", "space, weight", steps(0,15,.5)),
+            slider("bi_xy_std", "colour, deviation", range(1,151), " px"),
+            slider("bi_rgb_std", "colour, grey levels", GREY_LEVELS),
+            slider("bi_w", "colour, weight", steps(0,15,.5)),
             Choice("guide", "image it sees", [*GUIDES.items()], begin["guide"]), size=size)
     def values(self, settings)->dict:
         "Return the values of the sliders that make these settings"
