@@ -12,12 +12,15 @@ from panels import caption, painted, same, send, told
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.folder import write_voc_folder
 from wsss_nb.explore.crf import CRFPanel, run_examples
+from wsss_nb.explore.sweep import SweepExplorer, run_cams
 from wsss_nb.ground.core import UserError
 from wsss_nb.ground.io import read_cam
 from wsss_nb.use.experiment import load_run, run_method
 from wsss_nb.run.evaluate import label_image, predict_image
 from wsss_nb.ground.viz import overlay, overlay_cam
-from wsss_nb.explore.cam import SCALES, Explorer, StageMaps, explorer_caption, explorer_panels, explorer_picture
+from wsss_nb.explore.cam import (SCALES, Explorer, StageMaps, explorer_caption, explorer_panels, explorer_picture,
+                                 explorer_scores)
+from wsss_nb.explore.compare import CompareExplorer, run_pairs
 
 BRIEF = ["iters=8", "batch_size=4", "warmup_iter=1", "seg_start=4", "save_every=8", "val_images=0"]
 
@@ -184,3 +187,18 @@ def test_a_method_of_several_stages_shows_its_files(tmp_path):
     assert len(examples) == 2 and CRFPanel(examples, maps.data.classes).shown.numbers["changed"] >= 0
     for path in (tmp_path/"run"/"cams").iterdir(): path.unlink()
     with pytest.raises(UserError, match="holds no CAM files"): Explorer(tmp_path/"run")
+
+
+def test_a_run_is_swept_and_compared(run):
+    "The other explorers of a run take its maps as they are"
+    examples, classes = run_cams(run, count=2)
+    sweep, maps = SweepExplorer(examples, classes), StageMaps(run)
+    image, half = maps.places[0], sweep.scale.index(.5)
+    assert np.array_equal(examples[0].cam, maps.stages(image)["cam"]) and f"val_{image:05d}" in caption(sweep)
+    assert np.array_equal(sweep.move(bg_thresh=.5).shown.panels[2].labels, maps.stages(image, bg_thresh=.5)["seed"])
+    seed = explorer_scores(maps, image, bg_thresh=.5)["seed"]
+    assert sweep.curves[0][half] == sweep.shown.numbers["mIoU here"] == pytest.approx(seed)
+    stages, _ = run_pairs(run, count=2)
+    assert [*stages[0].maps] == ["seed", "pseudo label", "prediction"]
+    twice = CompareExplorer(*run_pairs(run, run, count=1))
+    assert "0.0% differ" in caption(twice) and "run 1 | run 2" in caption(twice)
