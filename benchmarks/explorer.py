@@ -6,7 +6,7 @@ An untrained `vit_toy` with the settings of the preset `shapes` on toy scenes of
 change the time. Every row is the median over as many images; a case that is about new maps meets each image for the
 first time.
 """
-import argparse, json, os, time
+import argparse, itertools, json, os, time
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 import numpy as np
@@ -20,10 +20,13 @@ from wsss_nb.run.settings import resolve_config
 from wsss_nb.explore.cam import Explorer
 
 
-def moved(panel, name, **state):
-    "Return the milliseconds that a message from the browser takes"
+_turns = itertools.count()
+
+
+def moved(panel, name, index):
+    "Return the milliseconds that a message from the browser takes, until its answer is packed"
     begin = time.perf_counter()
-    panel.controls[name].set_state(state)
+    panel.widget.set_state({"asked": {"turn": str(next(_turns)), "name": name, "value": index}})
     return 1000*(time.perf_counter()-begin)
 
 
@@ -33,23 +36,25 @@ def benchmark(repeats):
     data = open_dataset("shapes:n=500", "val", masks=True)
     config = resolve_config(METHOD.config(), METHOD.presets, "shapes")
     panel = Explorer(METHOD.network(config, data.classes), data)
-    times, own = {}, panel.controls["scales"].value
+    times, scales = {}, panel.controls["scales"].offers(panel.state)
+    def at(name, value): return [v for _, v in panel.controls[name].offers(panel.state)].index(value)
+    own = at("scales", panel.state["scales"])
     for i in range(1, repeats+1):
-        def note(case, name, **state): times.setdefault(case, []).append(moved(panel, name, **state))
-        note("image, new", "image", index=i)
-        note("threshold, new", "bg_thresh", value=.5)
-        note("threshold, seen", "bg_thresh", value=config.bg_thresh)
-        note("class", "only", index=1)
-        moved(panel, "only", index=0)
-        note("layer, new", "layer", index=1)
-        note("layer, seen", "layer", index=0)
-        for label, scales in panel.controls["scales"].options:
-            if scales != own:
-                note(f"scales {label}, new", "scales", index=panel.controls["scales"].options.index((label, scales)))
-        panel.controls["scales"].value = own
-        moved(panel, "image", index=0)
-        note("image, seen", "image", index=i)
-        moved(panel, "image", index=0)
+        def note(case, name, index): times.setdefault(case, []).append(moved(panel, name, index))
+        note("image, new", "image", i)
+        note("threshold, new", "bg_thresh", at("bg_thresh", .5))
+        note("threshold, seen", "bg_thresh", at("bg_thresh", config.bg_thresh))
+        note("class", "only", 1)
+        moved(panel, "only", 0)
+        note("layer, new", "layer", 1)
+        note("layer, seen", "layer", 0)
+        for k, (label, _) in enumerate(scales):
+            if k != own: note(f"scales {label}, new", "scales", k)
+        moved(panel, "scales", own)
+        moved(panel, "image", 0)
+        note("image, seen", "image", i)
+        moved(panel, "image", 0)
+    if panel.error: raise RuntimeError(panel.error)
     return [{"case": f"explorer, {k}", "threads": torch.get_num_threads(), "ours_ms": round(float(np.median(v)), 1)}
             for k, v in times.items()]
 

@@ -166,6 +166,15 @@ def _code(cell, classes):
                 if tag else {})
     return v4.new_code_cell(source, outputs=outputs, metadata=metadata)
 
+def _live_first(cells):
+    "The cells of a page with its explorer, if it has one, below title and opening, without the line that shows it"
+    def is_live(cell): return any('class="wsss-live"' in "".join(o.get("data", {}).get("text/html", ""))
+                                  for o in cell.get("outputs", ()))
+    live = [c for c in cells if is_live(c)]
+    for c in live: c.metadata = {"tags": ["remove-input"]}
+    rest = [c for c in cells if not is_live(c)]
+    return rest[:1] + live + rest[1:]
+
 def translate(path, markdown, mark=False):
     """The notebook at `path` with every cell as a page shows it and its text put through `markdown`
 
@@ -181,7 +190,7 @@ def translate(path, markdown, mark=False):
         if cell.cell_type == "markdown": cell = v4.new_markdown_cell(markdown(cell.source))
         cell.id = f"c{len(cells)}"  # the same on every build
         cells.append(cell)
-    return v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+    return v4.new_notebook(cells=_live_first(cells), metadata={"language_info": {"name": "python"}})
 
 # %% Pages and README.md
 def _write(path, text):

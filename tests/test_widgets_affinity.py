@@ -1,15 +1,14 @@
-"The affinity explorer without a browser: `set_state` is what a click or a control sends."
-import io
-
+"The affinity explorer without a browser: `send` is what a click or a control sends."
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from panels import caption, painted, same, send
 
 from wsss_nb.ground.core import UserError
 from wsss_nb.use.experiment import load_run, run_method
 from wsss_nb.run.evaluate import label_image
-from wsss_nb.explore.affinity import AffinityExplorer, AffinityMaps, affinity_caption, affinity_picture, partners
+from wsss_nb.explore.affinity import (AffinityExplorer, AffinityMaps, affinity_caption, affinity_panels,
+                                      affinity_picture, partners)
 
 BRIEF = ["iters=3", "batch_size=2", "warmup_iter=1", "seg_start=1", "save_every=3", "val_images=0", "crop_size=64"]
 
@@ -26,39 +25,36 @@ def run(tmp_path_factory):
 def panel(run): return AffinityExplorer(run)
 
 
-def shown(panel): return np.asarray(Image.open(io.BytesIO(panel.picture.value)))
-def settings(panel): return {k: w.value for k, w in panel.controls.items()} | {"place": tuple(panel.photo.place)}
-
-
-@pytest.mark.parametrize("what,state,says", [("photo", {"place": [.1, .9]}, "patch 12,1 of 14×14"),
-                                             ("image", {"index": 3}, "val_00003"),
-                                             ("near", {"value": False}, "all patches")])
-def test_clicks_and_controls_move_everything(panel, what, state, says):
-    before = panel.caption.value, panel.picture.value, panel.photo.png
-    (panel.photo if what == "photo" else panel.controls[what]).set_state(state)
-    assert says in panel.caption.value and panel.picture.value != before[1]
-    assert (panel.photo.png != before[2]) == (what != "near")
-    assert "wsss-caption" in panel.caption._dom_classes
+@pytest.mark.parametrize("what,value,says", [("place", [.1, .9], "patch 12,1 of 14×14"), ("image", 3, "val_00003"),
+                                             ("near", False, "all patches")])
+def test_clicks_and_controls_move_everything(panel, what, value, says):
+    before = painted(panel)
+    send(panel, what, value)
+    now = painted(panel)
+    assert says in caption(panel) and not np.array_equal(now["gives to"], before["gives to"])
+    assert np.array_equal(now["image"], before["image"]) == (what == "near")
 
 
 def test_what_is_shown_is_the_plain_picture(panel, run):
-    for place in ([.3, .3], [0., 1.]): panel.photo.set_state({"place": place})
-    panel.controls["image"].set_state({"index": 5})
+    for place in ([.3, .3], [0., 1.]): send(panel, "place", place)
+    send(panel, "image", 5)
     fresh = AffinityMaps(run)
-    assert np.array_equal(shown(panel), affinity_picture(fresh, **settings(panel)))
-    assert panel.caption.value == affinity_caption(fresh, **settings(panel))
+    assert same(panel, affinity_panels(fresh, **panel.state))
+    assert np.array_equal(panel.picture(**panel.state), affinity_picture(fresh, **panel.state))
+    assert caption(panel) == affinity_caption(fresh, **{k: v for k, v in panel.state.items() if k != "steps"})
 
 
 def test_nothing_is_computed_twice(panel):
     passes = []
     panel.maps.method.encoder.register_forward_hook(lambda *_: passes.append(1))
-    for place in ([.3, .3], [.7, .2]): panel.photo.set_state({"place": place})
-    panel.controls["near"].set_state({"value": False})
+    for place in ([.3, .3], [.7, .2]): send(panel, "place", place)
+    send(panel, "near", False)
+    send(panel, "steps", 9)
     assert not passes
 
 
 def test_maps_are_those_that_are_scored(panel, run):
-    maps, image = panel.maps, panel.controls["image"].value
+    maps, image = panel.maps, panel.state["image"]
     item, method = maps.item(image), load_run(run)
     assert torch.equal(maps.walked(image), label_image(method, item.image, item.image_labels)["random_walk_seed"])
     affinity, grid = maps.affinity(image)

@@ -1,48 +1,49 @@
-"The CRF panel without a browser: `set_state` is what a message from one does."
-import io
-
+"The CRF panel without a browser: `send` is what a message from one does."
 import numpy as np
 import pytest
-from PIL import Image
+from panels import caption, painted, same, send, told
 
 from wsss_nb.ground.core import UserError
 from wsss_nb.refine.crf import CRF_PRESETS, CRFSettings, dense_crf
 from wsss_nb.ground.viz import overlay
-from wsss_nb.explore.crf import CRFExample, CRFPanel, crf_caption, crf_picture, toy_examples
+from wsss_nb.explore.crf import CRFExample, CRFPanel, crf_caption, crf_panels, crf_picture, toy_examples
 
 
 @pytest.fixture
 def panel(): return CRFPanel(*toy_examples(3))
 
 
-def shown(panel): return np.asarray(Image.open(io.BytesIO(panel.picture.value)))
-def chosen(panel): return panel.examples[panel.controls["example"].value]
+def chosen(panel): return panel.examples[panel.state["example"]]
 
 
-@pytest.mark.parametrize("name,state,says",
-                         [("example", {"index": 2}, "train_00002"), ("iters", {"value": 2}, "2 rounds"),
-                          ("pos_xy_std", {"value": 8.}, "space 8 px"),
-                          ("pos_w", {"value": 0.}, "weight 0 ·"),
-                          ("bi_xy_std", {"value": 9.}, "colour 9 px"),
-                          ("bi_rgb_std", {"value": 40.}, "40 grey levels"),
-                          ("bi_w", {"value": 12.}, "weight 12"),
-                          ("preset", {"index": 1}, "colour 67 px")])
-def test_a_control_moves_caption_and_picture(panel, name, state, says):
-    caption, png = panel.caption.value, panel.picture.value
-    panel.controls[name].set_state(state)
-    assert panel.caption.value != caption and says in panel.caption.value
-    assert panel.picture.value != png
+def move(panel, name, value):
+    "Send that a control is moved to `value`, as the browser does: by its number on the scale"
+    return send(panel, name, [v for _, v in panel.controls[name].offers(panel.state)].index(value))
+
+
+@pytest.mark.parametrize("name,value,says",
+                         [("example", 2, "train_00002"), ("iters", 2, "2 rounds"),
+                          ("pos_xy_std", 8., "space 8 px"),
+                          ("pos_w", 0., "weight 0 ·"),
+                          ("bi_xy_std", 9., "colour 9 px"),
+                          ("bi_rgb_std", 40., "40 grey levels"),
+                          ("bi_w", 12., "weight 12"),
+                          ("preset", "deeplab", "colour 67 px")])
+def test_a_control_moves_caption_and_picture(panel, name, value, says):
+    before, pictures = caption(panel), painted(panel)
+    move(panel, name, value)
+    assert caption(panel) != before and says in caption(panel)
+    assert any(not np.array_equal(p, pictures[k]) for k, p in painted(panel).items())
 
 
 def test_what_is_shown_is_the_plain_picture(panel):
-    for name, state in (("bi_rgb_std", {"value": 20.}), ("example", {"index": 1}), ("iters", {"value": 4}),
-                        ("pos_w", {"value": 1.})):
-        panel.controls[name].set_state(state)
+    for name, value in (("bi_rgb_std", 20.), ("example", 1), ("iters", 4), ("pos_w", 1.)): move(panel, name, value)
     settings = CRFSettings(4, 3., 1., 64., 20., 4.)
-    assert panel.settings() == settings and panel.controls["preset"].value == "own"
+    assert panel.settings() == settings and panel.state["preset"] == "own"
     (*_, example), classes = toy_examples(2)
-    assert np.array_equal(shown(panel), np.asarray(crf_picture(example, classes, settings)))
-    assert panel.caption.value == crf_caption(example, classes, settings)
+    assert same(panel, crf_panels(example, classes, settings))
+    assert np.array_equal(panel.picture(**panel.state), np.asarray(crf_picture(example, classes, settings)))
+    assert caption(panel) == crf_caption(example, classes, settings)
 
 
 def test_the_picture_is_the_crf(panel):
@@ -58,22 +59,23 @@ def test_presets_are_drawn_once(panel, monkeypatch, preset):
     drawn = []
     monkeypatch.setattr("wsss_nb.explore.crf.crf_caption",
                         lambda example, classes, settings: drawn.append(settings) or "")
-    if preset == panel.controls["preset"].value: panel.controls["preset"].value = "psa"; drawn.clear()
-    panel.controls["preset"].value = preset
+    if preset == panel.state["preset"]: panel.move(preset="psa"); drawn.clear()
+    said = move(panel, "preset", preset)
     assert drawn == [CRF_PRESETS[preset]] and panel.settings() == CRF_PRESETS[preset]
+    assert said["view"]["state"]["preset"]["text"] == preset == panel.state["preset"]
 
 
 def test_back_again(panel):
-    before = panel.picture.value
-    for v in (1., 90., 5.): panel.controls["bi_rgb_std"].set_state({"value": v})
-    assert panel.settings() == CRF_PRESETS["tscd"] and panel.picture.value == before
+    before = told(panel)["arrays"]
+    for v in (1., 90., 5.): move(panel, "bi_rgb_std", v)
+    assert panel.settings() == CRF_PRESETS["tscd"] and told(panel)["arrays"] == before
 
 
 def test_without_ground_truth_there_is_no_score(panel):
     e = chosen(panel)
     blind = CRFPanel([CRFExample("mine", e.image, e.probs, e.labels)], panel.classes)
-    assert "mine" in blind.caption.value and "mIoU" not in blind.caption.value
-    assert np.array_equal(shown(blind), shown(panel))
+    assert "mine" in caption(blind) and "mIoU" not in caption(blind)
+    assert same(blind, panel.shown.panels)
 
 
 def test_mistakes_are_one_line():

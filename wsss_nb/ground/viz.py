@@ -6,12 +6,12 @@ Docs: https://example.github.io/wsss_nb/10_ground/viz.html.md"""
 
 # %% auto #0
 __all__ = ['ERROR_COLOURS', 'to_rgb', 'mask_to_rgb', 'overlay', 'cam_to_rgb', 'overlay_cam', 'error_to_rgb',
-           'image_grid', 'label_legend', 'with_legend', 'with_scale', 'cam_grid', 'mask_grid', 'png_bytes',
-           'show_images', 'show_cams', 'show_masks']
+           'image_grid', 'colour_legend', 'label_legend', 'with_legend', 'with_scale', 'cam_grid',
+           'mask_grid', 'png_bytes', 'show_images', 'show_cams', 'show_masks']
 
 # %% ../../nbs/10_ground/30_viz.ipynb #a6291026
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping,Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -158,6 +158,23 @@ def image_grid(
     return page
 
 # %% ../../nbs/10_ground/30_viz.ipynb #297c66ec
+def colour_legend(
+    colours:Mapping[str,Sequence[int]], # name -> (r,g,b), 0…255
+    width:int=600,                      # pixels; names that do not fit go to the next line
+)->Image.Image:                         # RGB picture
+    "Return a strip that names colours"
+    places,x,y = {},0,0
+    for name in colours:
+        need = 34+int(_font(12).getlength(name))
+        if x and x+need > width: x,y = 0,y+_LINE
+        places[name],x = (x,y),x+need
+    page = Image.new("RGB", (width, y+_LINE), "white")
+    draw = ImageDraw.Draw(page)
+    for name,(x,y) in places.items():
+        draw.rectangle((x+1, y+3, x+13, y+15), fill=tuple(colours[name]), outline=(90,90,90))
+        draw.text((x+19, y+1), name, fill=(40,40,40), font=_font(12))
+    return page
+
 def label_legend(
     classes:Sequence[str],              # class names, background first
     labels:Sequence[int]|None=None,     # which labels to name; by default all, without the background
@@ -166,17 +183,7 @@ def label_legend(
     "Return a strip that names the colour of each label"
     labels = [*range(1, len(classes))] if labels is None else [int(k) for k in labels]
     names = {k: "ignored" if k == IGNORE_INDEX else classes[k] if k < len(classes) else f"label {k}" for k in labels}
-    places,x,y = {},0,0
-    for k,name in names.items():
-        need = 34+int(_font(12).getlength(name))
-        if x and x+need > width: x,y = 0,y+_LINE
-        places[k],x = (x,y),x+need
-    page = Image.new("RGB", (width, y+_LINE), "white")
-    draw = ImageDraw.Draw(page)
-    for k,(x,y) in places.items():
-        draw.rectangle((x+1, y+3, x+13, y+15), fill=tuple(voc_colormap()[k].tolist()), outline=(90,90,90))
-        draw.text((x+19, y+1), names[k], fill=(40,40,40), font=_font(12))
-    return page
+    return colour_legend({names[k]:voc_colormap()[k].tolist() for k in labels}, width)
 
 def with_legend(
     picture,               # RGB picture: PIL image, or an array that `to_rgb` takes
