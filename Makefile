@@ -45,7 +45,7 @@ release-check: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	@mkdir -p _build/src
-	@$(call timed,site in _build/html/index.html,$(RUN) sphinx-build -j $(CORES) -W --keep-going -q -c docs _build/src _build/html)
+	@$(call timed,site in _build/html/index.html,$(RUN) sphinx-build -j $(CORES) -W --keep-going -q -c docs -d _build/doctrees _build/src _build/html)
 
 sync: $(VENV)/.installed-dev
 	@$(call timed,sync,$(RUN) sh docs/sync.sh)
