@@ -1,5 +1,6 @@
 """`wsss-search` from end to end: what it tries, how it goes on, a chain, one's own settings, and what it refuses."""
 import json
+import shutil
 
 import pytest
 from commands import chain
@@ -44,6 +45,19 @@ def test_choices_are_made_on_held_out_images(divided, tmp_path, call):
     def timeless(rows): return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
     assert call(*command)[0] == 0 and (out/"00"/"checkpoints"/"last.pt").stat().st_mtime_ns == first
     assert timeless(json.loads((out/"search.json").read_text())["rows"]) == timeless(rows)
+
+def test_without_any_mask(divided, tmp_path, call, fails):
+    shutil.rmtree(divided/"SegmentationClass")
+    text = '[train]\nlr = ["1e-5", "1e-3"]\n'
+    def command(by, out):
+        told = space(tmp_path, f'by = "{by}"\n{text}')
+        files = ("--data", divided, "--space", told, "--out", tmp_path/out)
+        return ("wsss-search", "baseline", *files, "--preset", "shapes", "--iters", 2, "--set", *SINGLE)
+    assert call(*command("agreement", "tries"))[0] == 0
+    rows = json.loads((tmp_path/"tries"/"search.json").read_text())["rows"]
+    assert all({*r["scores"]} == {"cls_f1", "agreement"} for r in rows) and len(rows) == 2
+    assert "tune has no masks, and prediction is measured with them" in fails(*command("prediction", "other"))
+    assert not (tmp_path/"other").exists()
 
 def test_chains_are_searched_by_what_they_give(divided, tmp_path, call, fails):
     told = space(tmp_path, 'by = "pseudo_label"\n[train]\n"par.rounds" = ["1", "3"]\n')

@@ -117,6 +117,9 @@ def search(
     lists = open_dataset(data, LISTS[0]) if open_dataset(data, "train").has_split(LISTS[0]) else None
     if lists is None or not lists.has_split(LISTS[1]):
         raise UserError(f"{data}: has no lists {' and '.join(LISTS)}; wsss-data hold-out {data} writes them")
+    if space["by"] not in WITHOUT_MASKS and not open_dataset(data, LISTS[1]).has_masks:
+        raise UserError(f"{data}: {LISTS[1]} has no masks, and {space['by']} is measured with them; "
+                        f"by = {' or '.join(map(repr, WITHOUT_MASKS))} asks for none")
     before,rows = told.get("rows", []),[]
     def train_or_look(folder, texts, look):
         "Run a try, return its result"
@@ -130,10 +133,11 @@ def search(
             result,where = train_or_look(out/folder, texts, look),pick_device(device)
             network = load_run(out/folder, where, texts) if made.network else None
             scores = maskless_scores(network, open_dataset(data, LISTS[1]), where)
-            known = {"changed":changed, "settings":texts, "scores":scores | result["miou"], "folder":folder,
+            known = {"changed":changed, "settings":texts, "scores":scores | result.get("miou", {}), "folder":folder,
                      "seconds":round(sum(result["seconds"].values()))}
         if space["by"] not in known["scores"]:
-            raise UserError(f"{method} gives no {space['by']}: choose by one of {', '.join(known['scores'])}")
+            given = ", ".join(known["scores"]) or "nothing"
+            raise UserError(f"{method} gives no {space['by']}: choose by one of {given}")
         rows.append(known | {"kept":False})
         return rows[-1]
     def note(best):
