@@ -35,15 +35,15 @@ def test_choices_are_made_on_held_out_images(divided, tmp_path, call):
     assert rows[2]["scores"]["cls_f1"] == max(r["scores"]["cls_f1"] for r in rows[:2])  # a threshold changes no class
     assert not rows[2]["kept"]
     best = [r for r in rows if r["kept"]][-1]
-    assert f"the best: --set {' '.join((*SINGLE, *best['settings']))}" in text
+    assert f"--set {' '.join((*SINGLE, *best['settings']))}" in text and '--out' in text
     for run in out.glob("*/config.toml"):
         settings = run.read_text()
         assert 'train_split = "fit"' in settings and 'val_split = "tune"' in settings
     # killed after the first try: the second call makes what is missing, and comes to the same end
-    first = (out/"00"/"checkpoints"/"last.pt").stat().st_mtime_ns
+    first = (out/rows[0]["folder"]/"checkpoints"/"last.pt").stat().st_mtime_ns
     (out/"search.json").write_text(json.dumps(found | {"rows": rows[:1]}))
     def timeless(rows): return [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
-    assert call(*command)[0] == 0 and (out/"00"/"checkpoints"/"last.pt").stat().st_mtime_ns == first
+    assert call(*command)[0] == 0 and (out/rows[0]["folder"]/"checkpoints"/"last.pt").stat().st_mtime_ns == first
     assert timeless(json.loads((out/"search.json").read_text())["rows"]) == timeless(rows)
 
 def test_without_any_mask(divided, tmp_path, call, fails):
@@ -75,6 +75,10 @@ def test_mistakes_are_told_before_any_training(divided, tmp_path, call, fails):
     assert "--space is missing" in fails("wsss-search", "baseline", "--data", divided, "--out", tmp_path/"tries")
     assert "none.toml: no such file" in line(told=tmp_path/"none.toml")
     assert "did you mean lr or" in line(told=space(tmp_path, '[train]\nlrr = ["1e-5", "1e-3"]\n'))
+    good = space(tmp_path, '[train]\nlr = ["1e-5", "1e-3"]\n')
     assert "wsss-data hold-out" in line(data="shapes:n=8")
+    assert "--set val_split=val: is what the search itself sets" in line("--set", "val_split=val")
+    assert "lr=b: must be a number" in line(told=space(tmp_path, '[train]\nlr = ["1e-5", "b"]\n'))
+    good = space(tmp_path, '[train]\nlr = ["1e-5", "1e-3"]\n')
     assert "unknown method" in line(method="baselin")
     assert not (tmp_path/"tries").exists() or not [*(tmp_path/"tries").glob("*/checkpoints")]

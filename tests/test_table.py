@@ -17,7 +17,10 @@ def test_seeds_share_a_row_and_each_score_knows_its_command(call, fails, tmp_pat
     status, text, _ = call("wsss-table", *runs, "--out", tmp_path/"table.md")
     assert status == 0 and (tmp_path/"table.md").read_text() == text
     assert "baseline (masks)" in text and " ±" in text
-    assert "none: is no run folder" in fails("wsss-table", tmp_path/"none")
+    assert "none of these is a run with scores" in call("wsss-table", tmp_path/"none")[2]
+    assert "not from masks" in fails("wsss-table", runs[0], "--full", runs[1])
     assert "must end with .md or .json" in fails("wsss-table", runs[0], "--out", tmp_path/"table.txt")
     assert call("wsss-run", "baseline", "--data", data, "--out", tmp_path/"half", "--stages", "train", *TINY)[0] == 0
-    assert "half: has no scores; finish it" in fails("wsss-table", tmp_path/"half")
+    status, text, err = call("wsss-table", tmp_path/"half", runs[0], runs[0], tmp_path/"none")
+    assert status == 0 and "half: has no scores; finish it" in err and "none: is no run folder" in err
+    assert len(text.split("\n\n")[0].splitlines()) == 3

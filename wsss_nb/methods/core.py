@@ -127,6 +127,7 @@ def check(self:SingleStageConfig):
     for name in _ONE_OR_MORE: must(self, name, getattr(self, name) >= 1, "1 or more")
     for name in _ZERO_OR_MORE: must(self, name, getattr(self, name) >= 0, "0 or more")
     for name in ("bg_thresh","low_thresh","high_thresh"): must(self, name, getattr(self, name) <= 1, "1 or less")
+    must(self, "max_side", self.max_side == 0 or self.max_side >= 32, "0 or at least 32")
     watched = self.val_images == "all" or isinstance(self.val_images, int) and self.val_images >= 0
     must(self, "val_images", watched, "0 or more, or all")
     must(self, "low_thresh", self.low_thresh <= self.high_thresh, f"no higher than high_thresh={self.high_thresh}")

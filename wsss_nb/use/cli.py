@@ -393,8 +393,13 @@ def wsss_search(
                   seed=seed)
     print(search_table(rows, told["by"]))
     best = [r for r in rows if r["kept"]][-1]
-    print(f"\n{Path(out)/best['folder']}   the best: --set {shlex.join([*(set or ()), *best['settings']])}")
+    print(f"\n{Path(out)/best['folder']}   the best")
     print(f"{Path(out)/'search.json'}   all tries")
+    given = {"--preset":preset, "--backbone":backbone, "--init":init, "--iters":iters, "--seed":seed or None}
+    words = [w for k,v in given.items() if v is not None for w in (k, str(v))]
+    again = ["wsss-run", method, "--data", data, *words, "--out", f"{out}_best"]
+    again += ["--set", *(set or ()), *best["settings"]]
+    print("train it on the whole training list, and look at val once:\n"+shlex.join(again))
 
 # %% ../../nbs/90_use/40_cli.ipynb #a2900030
 def wsss_table(
@@ -406,8 +411,15 @@ def wsss_table(
     from wsss_nb.ground.core import atomic_path,write_json
     from wsss_nb.use.table import join_seeds,run_row,run_table
     if out and Path(out).suffix not in (".md",".json"): raise UserError(f"--out {out}: must end with .md or .json")
-    rows = join_seeds([run_row(r) for r in runs])
-    text = run_table(rows, run_row(full) if full else None)
+    found = []
+    for r in dict.fromkeys(runs):
+        try: found.append(run_row(r))
+        except UserError as e: print(f"wsss-table: left out: {e}", file=sys.stderr)
+    ceiling = run_row(full) if full else None
+    if ceiling and not ceiling["masks"]: raise UserError(f"--full {full}: learnt from labels, not from masks")
+    if not found: raise UserError("none of these is a run with scores")
+    rows = join_seeds(found)
+    text = run_table(rows, ceiling)
     print(text)
     if not out: return
     if Path(out).suffix == ".json": return write_json(out, {"rows":rows})

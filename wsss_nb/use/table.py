@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from ..ground.core import UserError
-from ..run.folder import Run,config_hash,read_result
+from ..run.folder import Run,changed_settings,config_hash,read_result
 
 # %% ../../nbs/90_use/29_table.ipynb #a2900006
 def run_row(
     run:str|Path, # run folder
 )->dict:          # `method`, `network`, `data`, `seeds`, `scores` (product -> [mIoU]), `minutes`, `commit`, ...
     "Return what a table says of a run; raise `UserError` if nothing of it was scored"
-    folder = Run(run)
+    folder = Run(Path(run))
     if not folder.config_file.exists(): raise UserError(f"{run}: is no run folder")
     told = read_result(folder.result)
     if not told.get("miou"):
@@ -29,11 +29,11 @@ def run_row(
                         "it out")
     scored = told.get("scored", {})
     made_with = {k:v for k,v in folder.load_config().items() if k not in ("seed","data_folder","labels_hash")}
-    settings = config_hash({"made":made_with, "evaluated":read_result(folder.evaluated_with)})
+    settings = made_with.get("settings", {}) | read_result(folder.evaluated_with).get("settings", {})
     where = {k:v["split"] for k,v in scored.items() if v.get("split") not in (None,told.get("split"))}
     words = {k:told.get(k, "") for k in ("method","data","split","preset","commit","command")}
     return words | {
-        "run":str(run), "network":told.get("backbone", ""), "elsewhere":where, "settings":settings,
+        "runs":[str(run)], "network":told.get("backbone", ""), "elsewhere":where, "settings":settings,
         "masks":told.get("supervision") == "masks", "seeds":[told["seed"]], "machine":told.get("machine", {}),
         "scores":{k:[v] for k,v in told["miou"].items()}, "minutes":[sum(told["seconds"].values())/60]}
 
@@ -43,13 +43,13 @@ def join_seeds(
     "Return the rows with those joined that differ in nothing but the random seed"
     joined = {}
     for r in rows:
-        key = tuple(r[k] for k in ("method","data","split","settings","masks"))
+        key = (*(r[k] for k in ("method","data","split","masks")),config_hash(r["settings"]))
         if key not in joined or r["seeds"][0] in joined[key]["seeds"]:  # the same seed again is another row
             mine = {"scores":{k:[*v] for k,v in r["scores"].items()}}
-            joined[key if key not in joined else (*key,r["run"])] = r | mine
+            joined[key if key not in joined else (*key,r["runs"][0])] = r | mine
             continue
         row = joined[key]
-        for name in ("seeds","minutes"): row[name] = row[name]+r[name]
+        for name in ("runs","seeds","minutes"): row[name] = row[name]+r[name]
         for k,v in r["scores"].items(): row["scores"][k] = row["scores"].get(k, [])+v
     return list(joined.values())
 
@@ -64,7 +64,7 @@ def run_table(
     rows:Sequence[dict],   # of `join_seeds`
     full:dict|None=None,   # the row of full supervision; None: no such column
 )->str:                    # Markdown
-    "Return rows as a table, mIoU in percent, and below it the command behind each"
+    "Return rows as a table, mIoU in percent; below it the run, its command, and what else was set"
     names = list(dict.fromkeys(k for r in rows for k in r["scores"]))
     def score(r, k):
         if k not in r["scores"]: return ""
@@ -83,5 +83,12 @@ def run_table(
         lines.append([str(n), r["method"]+" (masks)"*r["masks"], r["network"], data, *(score(r, k) for k in names),
                       *share(r), seeds, _spread(r["minutes"], 0), r["commit"]])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    commands = "\n".join(f"{n}. `{r['command']}`" for n,r in enumerate(rows, 1) if r["command"])
-    return table+(f"\n\n{commands}" if commands else "")
+    return table+"\n\n"+"\n".join(f"{n}. {_way_back(rows, n-1)}" for n in range(1, len(rows)+1))
+
+def _way_back(rows, n):
+    "Return where a row is from, its command, and in what it differs from the first row of its method"
+    r,first = rows[n],next(m for m,other in enumerate(rows) if other["method"] == rows[n]["method"])
+    words = [", ".join(r["runs"]), *[f"`{r['command']}`"]*bool(r["command"])]
+    differs = changed_settings(rows[first]["settings"], r["settings"])
+    if first != n and differs: words.append(f"not as row {first+1}: {', '.join(differs)}")
+    return "; ".join(words)
