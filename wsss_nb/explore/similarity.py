@@ -1,4 +1,4 @@
-"""Click a patch: which others point its way, and how much alike are all of them after each block of a Vision Transformer?
+"""Click a patch: which others point its way, and how much alike are all of them after each block of a ViT?
 
 Docs: https://example.github.io/wsss_nb/95_explore/similarity.html.md"""
 
@@ -117,7 +117,8 @@ class SimilarityExplorer(Frame):
         (first,examples),most = next(iter(self.networks.items())),max(len(e[0].tokens) for e in self.networks.values())
         names = [e.name for e in examples]
         for other,found in self.networks.items():
-            if [e.name for e in found] != names: raise UserError(f"{first} and {other}: not the same images; give `data`")
+            if [e.name for e in found] != names:
+                raise UserError(f"{first} and {other}: not the same images; give `data`")
         words = [*map(str, range(most-1)), f"{most-2} and normalised"]
         super().__init__(Slider("image", "image", range(len(names)), 0, names, ids=True),
                          Choice("network", "network", [(k,k) for k in self.networks], first),
@@ -150,7 +151,8 @@ class SimilarityExplorer(Frame):
         grid,last,at = tuple(e.tokens.shape[-2:]),len(e.tokens)-1,min(block, len(e.tokens)-1)
         row,col = patch_at(place, grid)
         def map_at(b): return self.similarity(image, network, b)[row*grid[1]+col].unflatten(0, grid)
-        where = "before all blocks" if not at else f"after block {at}" if at < last else "after the final normalisation"
+        where = f"after block {at}" if at else "before all blocks"
+        if at == last: where = "after the final normalisation"
         curves = self.curves(image, network)
         panels = [Panel("image", e.image, mark=place), Panel("before all blocks", e.image, heat=map_at(0)),
                   Panel("here", e.image, heat=map_at(at), mark=place)]
