@@ -600,7 +600,7 @@ def anatomy(
     "Return what each step of a run wins or loses; raise `UserError` if it is not finished or there are no masks"
     s = _open_subject(run, data, pick_device(device))
     split = split or s.config.val_split
-    single = any(p.stage == "evaluate" and p.image_labels for p in s.method.scored(s.config))
+    single = any(p.stage == "evaluate" and p.image_labels for p in s.method.products)
     scores,scored = {},0
     if not single and same_data(s.made_with, s.data, s.config.train_split):
         if open_dataset(s.data, s.config.train_split).has_masks:
