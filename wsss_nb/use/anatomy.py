@@ -7,8 +7,8 @@ Docs: https://example.github.io/wsss_nb/90_use/anatomy.html.md"""
 # %% auto #0
 __all__ = ['WIDEST', 'SHARE', 'STEPS', 'NOTABLE', 'GOOD_F1', 'LEAST_COVERAGE', 'FEW_IMAGES', 'FEW_STEPS', 'IN_THE_MAPS',
            'THRESHOLDS', 'edge_band', 'Tally', 'scores_of_tally', 'average_precision', 'classifier_scores',
-           'Step', 'line_up', 'losses', 'advice', 'full_command', 'anatomy', 'anatomy_table', 'write_anatomy',
-           'show_anatomy']
+           'Step', 'line_up', 'losses', 'advice', 'class_scores', 'full_command', 'anatomy', 'anatomy_table',
+           'write_anatomy', 'show_anatomy']
 
 # %% ../../nbs/90_use/26_anatomy.ipynb #a9a70003
 import json,shlex,sys
@@ -29,7 +29,7 @@ from ..scores.confusion import REASONS,ConfusionMatrix,count_pairs,image_f1
 from ..scores.report import insert_anatomy
 from ..run.chain import asks_for,part_name
 from ..run.engine import read_made_with,same_data,settings_of
-from ..run.evaluate import has_walk,image_cam,label_image,refine_prediction,segment_image
+from ..run.evaluate import has_walk,image_cam,label_image,looked_at,refine_prediction,segment_image
 from ..run.folder import Run,load_checkpoint,read_result
 from ..run.method import Method
 from ..run.settings import in_part,part_of,read_settings,resolve_config,setting_text,setting_values,step_settings
@@ -341,10 +341,13 @@ def _stored(run, folder, data):
     return stored
 
 @torch.no_grad()
-def _class_scores(net, image, device):
-    "Return the class scores of an image, looked at as for its CAM, (C,)"
-    x = normalise(image)[None].to(device)
-    shown = image_cam(net, x, torch.zeros(1, len(net.classes)-1, device=device))[0]
+def class_scores(
+    net,              # with a classifier, in evaluation mode
+    image:np.ndarray, # (H,W,3) uint8
+    device:str|torch.device="cpu", # where the network is
+)->np.ndarray:        # (C,) float32, above 0: the class is there
+    "Return the class scores of an image, looked at as for its CAM"
+    shown = looked_at(net, normalise(image)[None].to(device))
     return net(shown, segment=False)["cls_logits"][0].float().cpu().numpy()
 
 @torch.no_grad()
@@ -431,7 +434,7 @@ def _look_at_network(s, data, chosen, full):
         if item.image_labels is None or masks: return count.add(item, maps)
         try: cams,made = labelled(item)
         except TooSmall: return count.add(item, maps)
-        logits = None if s.classifier is None else _class_scores(net, item.image, s.device)
+        logits = None if s.classifier is None else class_scores(net, item.image, s.device)
         maps |= made | {"cam":seed_of_cam(*cams, c.bg_thresh)}
         if isinstance(c, SingleStageConfig): maps["label"] = _training_label(item, *cams, c)
         if logits is not None: maps["cam_found"] = _found_seed(net, item, cams, logits, c.bg_thresh, s.device)
@@ -470,7 +473,7 @@ def _look_at_files(s, data, chosen, predicts):
         cams,logits = read_cam(file) if seed and file.exists() else None,None
         if predicts: maps["prediction_train"] = _predicted(s.network, item, _none_stored, s.device)["prediction"]
         if cams is not None and s.classifier is not None and item.image_labels is not None:
-            logits = _class_scores(s.classifier, item.image, s.device)
+            logits = class_scores(s.classifier, item.image, s.device)
             maps["cam_found"] = _found_seed(s.classifier, item, cams, logits, bg_thresh, s.device)
         count.add(item, maps, cams, logits)
     for i in progress(chosen, "training images", len(chosen), "img"): add(data[i])

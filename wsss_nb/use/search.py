@@ -24,11 +24,11 @@ from ..data.transforms import normalise
 from ..cam.core import cam_to_label
 from ..scores.confusion import ConfusionMatrix
 from ..methods.core import MethodNet
-from ..run.evaluate import image_cam
+from ..run.evaluate import looked_at
 from ..run.engine import preset_for
 from ..run.folder import Run,config_hash,machine,read_result
 from ..run.settings import resolve_config,setting_values
-from .anatomy import classifier_scores
+from .anatomy import class_scores,classifier_scores
 from .experiment import load_run,run_method
 from .names import get_method
 
@@ -45,7 +45,7 @@ def cam_agreement(
     "Return how often two looks at an image lead to the same seed (after SEAM, Wang et al. 2020, section 3.1)"
     x = normalise(image)[None].to(device)
     y = torch.as_tensor(image_labels, dtype=torch.float32, device=device)[None]
-    shown = image_cam(network, x, y)[0]
+    shown = looked_at(network, x)
     def seed(scale):
         cam = resize(network.cam(shown, y, scales=(scale,)), x.shape[-2:])
         return cam_to_label(cam, y, network.config.bg_thresh)[0].cpu().numpy()
@@ -61,8 +61,7 @@ def maskless_scores(
     logits,labels,same = [],[],ConfusionMatrix(data.num_classes)
     for i in progress(range(len(data)), "without masks", len(data), "img"):
         image,y = data.load_image(i),data.image_labels(i)
-        x = image_cam(network, normalise(image)[None].to(device), torch.zeros(1, len(y), device=device))[0]
-        with torch.no_grad(): logits.append(network(x, segment=False)["cls_logits"][0].float().cpu().numpy())
+        logits.append(class_scores(network, image, device))
         labels.append(y)
         same.counts += cam_agreement(network, image, y, device)
     f1 = classifier_scores(np.stack(logits), np.stack(labels))["f1"]
