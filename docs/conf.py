@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from nb2myst import cfg, generate
+from nb2myst import cfg, copy_sources, generate
 
 project, author, release = cfg.title, cfg.author, cfg.version
 copyright = f"2026, {author}"
@@ -31,6 +31,7 @@ def drop_unused_mathjax(app, error):
 def setup(app):
     app.connect("builder-inited", lambda app: generate(Path(app.srcdir)))
     app.connect("build-finished", drop_unused_mathjax)
+    app.connect("build-finished", lambda app, error: error or copy_sources(Path(app.outdir)))
     app.extensions[
         "sphinx-mathjax-offline"
     ].parallel_read_safe = True  # it only names files, and does not say that this is safe

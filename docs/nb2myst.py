@@ -27,13 +27,15 @@ nbdev.config._load_toml = cache(nbdev.config._load_toml)  # nbdev looks its sett
 root = Path(__file__).parent.parent
 cfg = get_config(root)
 site = cfg.doc_host + cfg.doc_baseurl
+LIB = cfg.lib_path.name
 lookup = NbdevLookup()
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # The rooms, in the order of the data flow: a folder of nbs/ is
 # a room, and has a page of its own that lists what is in it.
 ROOMS = {
-    "00_start": ("Start here",
-                 "Lessons that export nothing: the whole road in a minute, then your own photos and your own method."),
+    "00_start": ("Course",
+                 "Lessons that export nothing, in the order in which to read them: the whole road in a minute, one idea "
+                 "a lesson, then your own photos and your own method."),
     "10_ground": ("Ground",
                   "What every other room leans on: errors in one line, files that are whole or absent, pictures, "
                   "processes."),
@@ -68,12 +70,26 @@ def _symbol_links(md, link):
     "Rewrite links to symbols in the site; `link` gets the symbol and its address, such as core.html#progress"
     return re.sub(rf"\[`([^`\]]+)`\]\({re.escape(site)}/([^)]+)\)", lambda m: link(m[1], m[2]), md)
 
+def _source_link(up, module, name):
+    "A link to the copy of a module that the site carries; a browser that knows text fragments scrolls to the name"
+    name = name.rpartition(".")[2]
+    begins = f"class%20{name}" if name[0].isupper() else f"def%20{name}("
+    return f'<a class="nb-source" href="{up}source/{module}.py.txt#:~:text={begins}">source</a>'
+
+def copy_sources(site):
+    "Put a copy of every module into the folder of a built site, as text that any browser shows"
+    for path in sorted((root/LIB).rglob("*.py")):
+        to = site/"source"/f"{path.relative_to(root/LIB)}.txt"
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, to)
+
 def myst(md, up="", own=()):
     """Markdown for a page of the site
 
     `up` leads from the page to the folder of all pages, `own` names the recipes that it is about."""
     md = _symbol_links(md, lambda name, address: f'<a class="nb-sym" href="{up}{address}"><code>{name}</code></a>')
-    md = re.sub(r'\]\(([^)]+)\)\{target="_blank"[^}]*\}', r"](\1){.nb-source}", md)
+    md = re.sub(rf'\[source\]\([^)]*/{LIB}/([^)#]+)\.py#L\d+\)\{{target[^}}]*\}}(?=\s+#+ (\S+))',
+                lambda m: _source_link(up, m[1], m[2]), md)
     md = re.sub(r"\]\((?:\.\./)+docs/recipes/", f"]({up}recipes/", md)
     md = re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, PROJECT))})\)", rf"]({up}\1)", md)
     md = re.sub(r"\]\((?!\w+:)([^)#]+\.ipynb)(#[^)]*)?\)", lambda m: f"]({_page(m[1])}.ipynb{m[2] or ''})", md)
@@ -114,7 +130,7 @@ def _opening(nb):
 def _module_mark(nb):
     "The line below a page's title that names the module it documents; nothing where there is none"
     found = [m[1] for c in nb.cells if (m := re.match(r"#\| *default_exp +(\S+)", c.source))]
-    return f"\n\n[{cfg.lib_path.name}.{found[0]}]{{.nb-module}}" if found else ""
+    return f"\n\n[{LIB}.{found[0]}]{{.nb-module}}" if found else ""
 
 def _method(cls, f):
     "A list entry for the method `f`, with the anchor that links to it name"
@@ -140,7 +156,8 @@ def _classes(nb):
 def _show_doc(md, classes):
     """What show_doc wrote, without the rule at its top (a section may not begin with one)
 
-    Classes are called so and show all they have"""
+    Classes are called so and show all they have; the notebook's own types have no module before their name"""
+    md = md.replace("__main__.", "")
     fields,methods = classes.get(re.search(r"^#+ (\S+)$", md, flags=re.M)[1], ("", ""))
     md = re.sub(r"^```python\ndef (?=_*[A-Z])", "```python\nclass ", md.removeprefix("---\n\n"), flags=re.M)
     if fields:
@@ -153,8 +170,28 @@ def _options(source):
     head = re.match(r"(?:#\|.*\n?)*", source)[0]
     return dict(re.findall(r"#\|\s*([\w-]+)\s*:?[ \t]*(.*)", head)),source[len(head):].strip()
 
-def _code(cell, classes):
-    "A code cell as a page shows it, or None"
+def _plain(md):
+    "A line of Markdown without links and marks"
+    return re.sub(r"\[([^]]*)\]\([^)]*\)(\{[^}]*\})?|[\\`*$]", r"\1", re.sub(r"<[^>]+>", "", md))
+
+def _sentence(md):
+    "The last sentence of a text in plain words, or nothing where it is a list, a table or a formula"
+    text = re.sub(r"\s+", " ", md.strip().split("\n\n")[-1])
+    if re.match(r"#|[*|$>:`-]", text): return ""
+    return re.split(r"(?<=[.!?:]) (?=[A-Z])", _plain(text))[-1].rstrip(":")
+
+def alt_text(cell, above):
+    """What somebody who does not see the picture of a cell is told
+
+    The option `fig-alt` of the cell, else the section and the sentence above it; `above` are the texts before."""
+    given = _options(cell.source)[0].get("fig-alt", "").strip('"')
+    if given: return given
+    headings = [_plain(m) for md in above for m in re.findall(r"^#+ (.+)$", md, flags=re.M)]
+    said = next((t for md in above[::-1] if (t := _sentence(md))), "")
+    return f"Picture of “{headings[-1] if headings else 'this page'}”. {said}".strip()
+
+def _code(cell, classes, above=()):
+    "A code cell as a page shows it, or None; `above`: the texts before it"
     opts,source = _options(cell.source)
     if opts.get("include") == "false": return None
     docs = ["".join(o.data["text/markdown"]) for o in cell.outputs if "text/markdown" in o.get("data", {})]
@@ -164,12 +201,16 @@ def _code(cell, classes):
     tag = "remove-input" if opts.get("echo") == "false" else "hide-input" if "code-fold" in opts else None
     metadata = ({"tags": [tag], "mystnb": {"code_prompt_show": opts.get("code-summary", "Show code").strip('"')}}
                 if tag else {})
+    if any(kind.startswith("image/") for o in outputs for kind in o.get("data", {})):
+        metadata.setdefault("mystnb", {})["image"] = {"alt":alt_text(cell, above)}
     return v4.new_code_cell(source, outputs=outputs, metadata=metadata)
+
+def is_live(cell):
+    "Does a cell show the page of an explorer?"
+    return any('class="wsss-live"' in "".join(o.get("data", {}).get("text/html", "")) for o in cell.get("outputs", ()))
 
 def _live_first(cells):
     "The cells of a page with its explorer, if it has one, below title and opening, without the line that shows it"
-    def is_live(cell): return any('class="wsss-live"' in "".join(o.get("data", {}).get("text/html", ""))
-                                  for o in cell.get("outputs", ()))
     live = [c for c in cells if is_live(c)]
     for c in live: c.metadata = {"tags": ["remove-input"]}
     rest = [c for c in cells if not is_live(c)]
@@ -185,7 +226,8 @@ def translate(path, markdown, mark=False):
         if cell.cell_type == "raw" and cell.source.lstrip().startswith("---"):
             below = _module_mark(original) if mark else ""
             cell = v4.new_markdown_cell(re.sub(r"\A# .*", lambda m: m[0] + below, _opening(original)))
-        elif cell.cell_type == "code": cell = _code(cell, classes)
+        elif cell.cell_type == "code":
+            cell = _code(cell, classes, [c.source for c in cells if c.cell_type == "markdown"])
         if cell is None or not cell.source.strip(): continue
         if cell.cell_type == "markdown": cell = v4.new_markdown_cell(markdown(cell.source))
         cell.id = f"c{len(cells)}"  # the same on every build
@@ -234,6 +276,19 @@ def _site_pages(paths):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     with ProcessPoolExecutor(cores, get_context("fork")) as pool: return dict(zip(paths, pool.map(_site_page, paths)))
 
+def _first_look(made, opening):
+    "The head of the first page: title, subtitle and first paragraph of its opening, an explorer, the rest"
+    shown = cfg.nbs_path/"95_explore"/"25_sweep.ipynb"
+    page = _page(shown.relative_to(cfg.nbs_path))
+    text = ("**Try it here.** A class activation map (CAM) says where a classifier looked. A threshold makes labels of "
+            "it: move it, and watch the labels, their score (mIoU) and the curve of all thresholds. "
+            f"[What this panel teaches]({page}.ipynb) · [all panels](95_explore/index.ipynb) · "
+            "[the course](00_start/index.ipynb)")
+    live = next(c for c in made[shown].cells if is_live(c))
+    *head,rest = opening.split("\n\n", 3)
+    return [v4.new_markdown_cell("\n\n".join((*head, text)), id="head"), from_dict(live | {"id":"try"}),
+            v4.new_markdown_cell(rest, id="rest")]
+
 def generate(dst):
     "Write the pages into the folder `dst`, and remove those whose notebook is gone"
     kept,rooms = set(),{room: {} for room in ROOMS}
@@ -256,6 +311,7 @@ def generate(dst):
             continue
         nb = made[path]
         if rel.name == cfg.readme_nb:
+            nb.cells[:1] = _first_look(made, nb.cells[0].source)
             nb.cells += [_toc([f"{room}/index" for room in (*ROOMS, "recipes")], "Rooms"), _toc(["troubles"], "Help"),
                          _toc([Path(name).stem for name in PROJECT if name.endswith(".md")], "Project")]
         else: rooms[rel.parts[0]][_page(rel)] = _heading(read_nb(path))

@@ -226,7 +226,8 @@ DEEPLAB = _part("deeplab", SegmenterConfig, Network, {
 LARGEFOV = _part("largefov", LargeFOVConfig, LargeFOVNetwork, {
     "voc":{"backbone":VIT_B},
     "shapes":_TOY | _WARM | {"backbone":"vit_toy", "hidden":128},
-    "photos":_PHOTOS | _WARM | {"backbone":"deit_tiny_patch16_224", "hidden":128, "crop_size":224}})
+    "photos":_PHOTOS | _WARM | {"backbone":"deit_tiny_patch16_224", "hidden":128, "crop_size":224, "iters":1500,
+                                "warmup_iter":60}})
 SEGFORMER = _part("segformer", SegFormerConfig, SegFormerNetwork, {
     "shapes":_TOY | _WARM | {"backbone":"mit_toy", "hidden":64},
     "photos":_PHOTOS | _WARM | {"backbone":"mit_b0", "hidden":128, "crop_size":224}})
