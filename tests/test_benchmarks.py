@@ -33,7 +33,7 @@ CASES = {
     "step_options": ({"methods": "baseline", "backbones": "vit_toy", "crop": 64, "device": "cpu", "only": "fused"}, {}),
     "walk": ({"only": "walk-112x112", "threads": 1}, {}),
 }
-ELSEWHERE = {"evaluate", "explorer", "gpu_step", "processes", "train_step"}  # tests of their own, below
+ELSEWHERE = {"all", "evaluate", "explorer", "gpu_step", "processes", "train_step"}  # tests of their own, below
 PARTS = {"literal", *(f"literal_{k}" for k in ("beco", "cpdgl", "irn", "ktse", "tscd"))}     # of train_step and others
 
 
@@ -129,3 +129,30 @@ def test_processes(benchmark):
     "The comparison, with a run and itself; `test_processes` tests what is launched"
     run = Run(Path(__file__).parent/"data"/"run_1")
     assert benchmark("processes").compare(run, run) == {"weights": 0, "all_weights": 0, "losses": 0}
+
+
+def test_all(benchmark, monkeypatch, tmp_path, capsys):
+    "The list of all knows every file that measures speed, and sets goals beside what it found"
+    module = benchmark("all")
+    assert set(module.FILES) == set(FILES)-PARTS-{"all", "gpu_step", "processes", "step_options"}
+    rows = [{"case": "filter-256-21-b1", "threads": 2, "ours_ms": 2., "peer_ms": 30., "ratio": 15.},
+            {"case": "crf-500x375-3-80-13", "threads": 1, "ours_ms": 2., "peer_ms": 16., "ratio": 8.},
+            {"case": "loader-toco-448", "threads": 1, "ours_images_per_second": 80., "ratio": 2.},
+            {"case": "step-tsd-cam-warmup", "threads": 1, "ours_ms": 2., "peer_ms": 2., "ratio": 1.}]
+    monkeypatch.setattr(module, "measured", lambda name, options: {"rows": [dict(r) for r in rows]})
+    module.main(json=str(tmp_path/"speed.json"), only="crf", short=True)
+    told = json.loads((tmp_path/"speed.json").read_text())
+    found = told["parts"]["crf"]["rows"]
+    assert [r.get("reached") for r in found] == [False, True, True, None] and found[0]["goal"] == {"ratio": 20}
+    assert told["short"] and told["machine"]["one thread moves GB/s"] > 0
+    assert "goal 20 (missed)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no benchmark, there are lattice"): module.main(only="crff")
+
+
+def test_all_says_what_could_not_be_measured(benchmark, monkeypatch, tmp_path):
+    "A file that fails is named, and the others are kept"
+    module = benchmark("all")
+    monkeypatch.setitem(module.FILES, "walk", ("--rounds", "nothing"))
+    with pytest.raises(SystemExit, match="not measured: walk"):
+        module.main(json=str(tmp_path/"speed.json"), only="walk", short=True)
+    assert "nothing" in json.loads((tmp_path/"speed.json").read_text())["parts"]["walk"]["cannot"]

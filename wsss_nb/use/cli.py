@@ -419,7 +419,7 @@ def wsss_table(
     if ceiling and not ceiling["masks"]: raise UserError(f"--full {full}: learnt from labels, not from masks")
     if not found: raise UserError("none of these is a run with scores")
     rows = join_seeds(found)
-    text = run_table(rows, ceiling)
+    text = run_table(rows, [ceiling] if ceiling else ())
     print(text)
     if not out: return
     if Path(out).suffix == ".json": return write_json(out, {"rows":rows})

@@ -19,7 +19,7 @@ from ..run.folder import Run,changed_settings,config_hash,read_result
 # %% ../../nbs/90_use/29_table.ipynb #a2900006
 def run_row(
     run:str|Path, # run folder
-)->dict:          # `method`, `network`, `data`, `seeds`, `scores` (product -> [mIoU]), `minutes`, `commit`, ...
+)->dict:          # `method`, `networks`, `data`, `seeds`, `scores` (product -> [mIoU]), `minutes`, `commit`, ...
     "Return what a table says of a run; raise `UserError` if nothing of it was scored"
     folder = Run(Path(run))
     if not folder.config_file.exists(): raise UserError(f"{run}: is no run folder")
@@ -33,9 +33,14 @@ def run_row(
     where = {k:v["split"] for k,v in scored.items() if v.get("split") not in (None,told.get("split"))}
     words = {k:told.get(k, "") for k in ("method","data","split","preset","commit","command")}
     return words | {
-        "runs":[str(run)], "network":told.get("backbone", ""), "elsewhere":where, "settings":settings,
+        "runs":[str(run)], "networks":_networks(told, settings), "elsewhere":where, "settings":settings,
         "masks":told.get("supervision") == "masks", "seeds":[told["seed"]], "machine":told.get("machine", {}),
         "scores":{k:[v] for k,v in told["miou"].items()}, "minutes":[sum(told["seconds"].values())/60]}
+
+def _networks(told, settings):
+    "Return the backbones of a run, of a chain those of its parts; the last one predicts"
+    parts = [s["backbone"] for s in settings.values() if isinstance(s, dict) and "backbone" in s]
+    return [told["backbone"]] if told.get("backbone") else list(dict.fromkeys(parts))
 
 def join_seeds(
     rows:Sequence[dict], # of `run_row`
@@ -62,7 +67,7 @@ def _spread(values, digits=1):
 
 def run_table(
     rows:Sequence[dict],   # of `join_seeds`
-    full:dict|None=None,   # the row of full supervision; None: no such column
+    fulls:Sequence[dict]=(), # rows of full supervision, one for each network and data; none: no such column
 )->str:                    # Markdown
     "Return rows as a table, mIoU in percent; below it the run, its command, and what else was set"
     names = list(dict.fromkeys(k for r in rows for k in r["scores"]))
@@ -70,17 +75,17 @@ def run_table(
         if k not in r["scores"]: return ""
         return _spread([100*v for v in r["scores"][k]]) + (f" ({r['elsewhere'][k]})" if k in r["elsewhere"] else "")
     def share(r):
-        if full is None: return []
-        if any(r[k] != full[k] for k in ("data","split","network")): return [""]
-        ours,theirs = (x["scores"].get("prediction") for x in (r, full))
+        if not fulls: return []
+        full = [f for f in fulls if all(r[k] == f[k] for k in ("data","split")) and r["networks"][-1:] == f["networks"]]
+        ours,theirs = (x["scores"].get("prediction") for x in (r, full[0] if full else {"scores":{}}))
         return [f"{np.mean(ours)/np.mean(theirs):.2f}" if ours and theirs else ""]
-    heads = ["", "method", "network", "data", *(k.replace("_", " ") for k in names), *["of full"]*(full is not None),
+    heads = ["", "method", "network", "data", *(k.replace("_", " ") for k in names), *["of full"]*bool(fulls),
              "seeds", "minutes", "commit"]
     lines = [heads, ["---"]*len(heads)]
     for n,r in enumerate(rows, 1):
         data = f"{Path(r['data']).name} {r['split']}".strip()
         seeds = ", ".join(map(str, r["seeds"]))
-        lines.append([str(n), r["method"]+" (masks)"*r["masks"], r["network"], data, *(score(r, k) for k in names),
+        lines.append([str(n), r["method"]+" (masks)"*r["masks"], ", ".join(r["networks"]), data, *(score(r, k) for k in names),
                       *share(r), seeds, _spread(r["minutes"], 0), r["commit"]])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return table+"\n\n"+"\n".join(f"{n}. {_way_back(rows, n-1)}" for n in range(1, len(rows)+1))
