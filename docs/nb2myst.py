@@ -17,6 +17,7 @@ from nbdev.processors import FilterDefaults
 from nbformat import from_dict
 
 import cite
+import numbers_pages
 import troubles
 
 # A widget's signature names `Self`, which traitlets imports for type checkers only; early releases of Python 3.11 look
@@ -34,8 +35,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 # a room, and has a page of its own that lists what is in it.
 ROOMS = {
     "00_start": ("Course",
-                 "Lessons that export nothing, in the order in which to read them: the whole road in a minute, one idea "
-                 "a lesson, then your own photos and your own method."),
+                 "Lessons that export nothing, in the order in which to read them: the whole road in a minute, one "
+                 "idea a lesson, then your own photos and your own method."),
     "10_ground": ("Ground",
                   "What every other room leans on: errors in one line, files that are whole or absent, pictures, "
                   "processes."),
@@ -291,7 +292,7 @@ def _first_look(made, opening):
 
 def generate(dst):
     "Write the pages into the folder `dst`, and remove those whose notebook is gone"
-    kept,rooms = set(),{room: {} for room in ROOMS}
+    kept,rooms,numbered = set(),{room: {} for room in ROOMS},numbers_pages.pages()
     def write(page, nb):
         page.parent.mkdir(parents=True, exist_ok=True)
         kept.add(page)
@@ -312,12 +313,14 @@ def generate(dst):
         nb = made[path]
         if rel.name == cfg.readme_nb:
             nb.cells[:1] = _first_look(made, nb.cells[0].source)
-            nb.cells += [_toc([f"{room}/index" for room in (*ROOMS, "recipes")], "Rooms"), _toc(["troubles"], "Help"),
+            nb.cells += [_toc([f"{room}/index" for room in (*ROOMS, "recipes")], "Rooms"),
+                         _toc([*numbered, "troubles"], "Numbers and help"),
                          _toc([Path(name).stem for name in PROJECT if name.endswith(".md")], "Project")]
         else: rooms[rel.parts[0]][_page(rel)] = _heading(read_nb(path))
         write(dst/f"{_page(rel)}.ipynb", nb)
     for room,pages in rooms.items(): write(dst/room/"index.ipynb", _room(room, pages))
     _recipes(lambda name, md: write(dst/"recipes"/name, md))
+    for name,md in numbered.items(): write(dst/f"{name}.md", md)
     write(dst/"troubles.md", troubles.page())
     for name in PROJECT:  # links to notebooks lead to their pages
         text = (root/name).read_text(encoding="utf-8")

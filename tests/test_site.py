@@ -2,7 +2,7 @@
 builds it, `make test` does so first.
 
 Without a build these tests are skipped, but fail where CI or SITE is set: there somebody relies on them."""
-import ast,os,re
+import ast,json,os,re,sys
 from html import unescape
 from pathlib import Path
 
@@ -66,3 +66,58 @@ def test_troubles_are_those_of_the_tests():
     marked = text.count("@pytest.mark.trouble(")
     assert marked > 15 and len(rows)-1 >= marked
     assert any("EXIF" in row and "upright" in row for row in rows)
+
+def test_every_picture_is_told_in_words():
+    "Also to somebody who does not see it: no picture has the name of its file for a text"
+    pictures = [(page.name, tag) for page in SITE.rglob("*.html")
+                for tag in re.findall(r"<img\b[^>]*>", page.read_text(encoding="utf-8"))]
+    texts = [(page, re.search(r'alt="([^"]*)"', tag)) for page,tag in pictures]
+    mute = [page for page,alt in texts if not alt or len(alt[1]) < 12 or re.search(r"\.(png|jpe?g|svg)$", alt[1])]
+    assert len(pictures) > 100 and not mute, mute
+
+def test_source_links_lead_into_the_site():
+    "A definition is one click away, without a network"
+    pages,links = 0,0
+    for page in SITE.glob("*_*/*.html"):
+        found = re.findall(r'class="nb-source[^"]*" href="([^"#]+)#:~:text=([^"]+)"', page.read_text(encoding="utf-8"))
+        for to,text in found:
+            source = (page.parent/to).read_text(encoding="utf-8")
+            begins = text.replace("%20", " ").replace("(", "[(]")
+            assert re.search(rf"^ *{begins}", source, flags=re.M), f"{page}: {text}"
+        pages,links = pages+bool(found),links+len(found)
+    assert pages > 80 and links > 400
+    assert not [p for p in SITE.rglob("*.html") if "github.com/example/wsss_nb/blob" in p.read_text(encoding="utf-8")]
+
+def test_types_have_no_module_of_their_own_notebook():
+    for page in SITE.glob("*/*.html"):
+        assert "__main__" not in re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")), page
+
+def test_the_first_page_is_alive():
+    "It holds an explorer, near its top, and leads to the course"
+    text = (SITE/"index.html").read_text(encoding="utf-8")
+    assert 0 < text.index('class="wsss-live"') < text.index("<img ") and 'href="00_start/index.html"' in text
+
+def test_numbers_come_from_files(tmp_path, monkeypatch):
+    "What the pages of results and speeds show is what JSON holds"
+    monkeypatch.syspath_prepend(ROOT/"docs")
+    import numbers_pages
+    monkeypatch.setattr(numbers_pages, "RESULTS", tmp_path/"results")
+    (tmp_path/"results").mkdir()
+    monkeypatch.setattr(numbers_pages, "SPEED", tmp_path/"speed.json")
+    assert numbers_pages.pages() == {}
+    row = {"method":"baseline", "networks":["vit_toy"], "data":"mine", "split":"val", "preset":"photos",
+           "commit":"c0ffee", "command":"wsss-run baseline", "runs":["runs/a"], "elsewhere":{},
+           "settings":{}, "masks":False, "seeds":[0],
+           "machine":{"cpu":"Z80"}, "scores":{"prediction":[.3]}, "minutes":[2.]}
+    full = row | {"masks":True, "scores":{"prediction":[.6]}, "settings":{"supervision":"masks"}, "runs":["runs/b"]}
+    (tmp_path/"results"/"mine.json").write_text(json.dumps({"rows":[row,full]}))
+    page = numbers_pages.pages()["results"]
+    assert "## mine" in page and "| 30.0 | 0.50 |" in page and "`wsss-run baseline`" in page and "Z80" in page
+    (tmp_path/"results"/"mine.json").unlink()
+    told = {"machine":{"cpu":"Z80"}, "commit":"c0ffee", "parts":{"crf":{"rows":[
+        {"case":"crf-1", "threads":1, "ours_ms":2., "peer_ms":9., "ratio":4.5, "goal":{"ratio":5}, "reached":False}]},
+        "walk":{"rows":[], "cannot":"no such thing"}}}
+    (tmp_path/"speed.json").write_text(json.dumps(told))
+    page = numbers_pages.pages()["speed"]
+    assert "| crf-1 | 1 | 2 | 9 | 4.50 | 5 | no |" in page and "no such thing" in page
+    sys.modules.pop("numbers_pages")
