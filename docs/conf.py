@@ -13,6 +13,7 @@ copyright = f"2026, {author}"
 html_title, html_theme, html_show_sourcelink, html_copy_source = f"{project} {release}", "furo", False, False
 extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"]  # the last one is spelt with hyphens
 html_static_path, html_css_files = ["_static"], ["nb.css"]
+html_search_scorer = str(Path(__file__).parent/"_static"/"scorer.js")
 nb_execution_mode, nb_ipywidgets_js = "off", {}  # stored outputs; no scripts from elsewhere
 nb_merge_streams, nb_output_stderr = True, "remove"  # progress bars
 myst_enable_extensions = ["colon_fence", "attrs_inline", "dollarmath", "amsmath"]

@@ -314,7 +314,7 @@ def generate(dst):
         if rel.name == cfg.readme_nb:
             nb.cells[:1] = _first_look(made, nb.cells[0].source)
             nb.cells += [_toc([f"{room}/index" for room in (*ROOMS, "recipes")], "Rooms"),
-                         _toc([*numbered, "troubles"], "Numbers and help"),
+                         _toc([*numbered, "troubles"], "Numbers"),
                          _toc([Path(name).stem for name in PROJECT if name.endswith(".md")], "Project")]
         else: rooms[rel.parts[0]][_page(rel)] = _heading(read_nb(path))
         write(dst/f"{_page(rel)}.ipynb", nb)
