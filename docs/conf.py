@@ -1,9 +1,12 @@
 """The site: every page is a notebook that nb2myst.py translates when the build begins.
 
 Nothing is fetched from elsewhere."""
+import re
 import shutil
 import sys
 from pathlib import Path
+
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from nb2myst import cfg, copy_sources, generate
@@ -29,9 +32,26 @@ def drop_unused_mathjax(app, error):
     for path in (*bundles, *spoken): path.unlink()
     if "svg" not in loaded: shutil.rmtree(mathjax/"output"/"svg", ignore_errors=True)
 
+LARGE = 20_000  # bytes of a picture above which it is worth another format
+
+def make_pictures_smaller(app, error):
+    "Write large pictures as WebP, which takes a fifth, and say so to the pages; what is read in `nbs/` stays as it is"
+    if error: return
+    site = Path(app.outdir)
+    large = [p for p in (site/"_images").glob("*.png") if p.stat().st_size > LARGE]
+    for path in large:
+        with Image.open(path) as image: image.convert("RGBA").save(path.with_suffix(".webp"), quality=90, method=4)
+        path.unlink()
+    renamed = {p.with_suffix(".png").name: p.name for p in (site/"_images").glob("*.webp")}
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        now = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda m: renamed.get(m[0], m[0]), text)
+        if now != text: page.write_text(now, encoding="utf-8")
+
 def setup(app):
     app.connect("builder-inited", lambda app: generate(Path(app.srcdir)))
     app.connect("build-finished", drop_unused_mathjax)
+    app.connect("build-finished", make_pictures_smaller)
     app.connect("build-finished", lambda app, error: error or copy_sources(Path(app.outdir)))
     app.extensions[
         "sphinx-mathjax-offline"

@@ -79,7 +79,7 @@ def _source_link(up, module, name):
 
 def copy_sources(site):
     "Put a copy of every module into the folder of a built site, as text that any browser shows"
-    for path in sorted((root/LIB).rglob("*.py")):
+    for path in sorted(p for p in (root/LIB).rglob("*.py") if not p.name.startswith("_")):
         to = site/"source"/f"{path.relative_to(root/LIB)}.txt"
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, to)

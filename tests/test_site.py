@@ -121,3 +121,31 @@ def test_numbers_come_from_files(tmp_path, monkeypatch):
     page = numbers_pages.pages()["speed"]
     assert "| crf-1 | 1 | 2 | 9 | 4.50 | 5 | no |" in page and "no such thing" in page
     sys.modules.pop("numbers_pages")
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_pages_fit_the_screen(browser, width):
+    "No page scrolls sideways, no request leaves the machine, the panel of the first page answers"
+    page,elsewhere = browser.new_page(viewport={"width":width, "height":900}),[]
+    page.on("request", lambda r: r.url.split(":")[0] in ("file","data","blob") or elsewhere.append(r.url))
+    for name in ("80_methods/baseline.html", "20_data/index.html", "index.html"):
+        page.goto((SITE/name).as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+    slider = page.get_by_label("threshold", exact=True)
+    assert slider.bounding_box()["y"] < 900, "the panel is above the fold"
+    before = page.locator(".wsss").inner_text()
+    slider.press("ArrowRight")
+    page.wait_for_function("before => document.querySelector('.wsss').innerText !== before", arg=before)
+    assert not elsewhere
+
+@pytest.mark.parametrize("words,first", [("random walk", "50_refine/walk.html"),
+                                         ("pseudo label", "55_labels/pseudo.html"),
+                                         ("own photos", "00_start/own_photos.html"),
+                                         ("multi_scale_cam", "40_cam/multiscale.html#multi-scale-cam")])
+def test_search_finds(browser, words, first):
+    "What somebody asks for stands on top"
+    page = browser.new_page()
+    page.goto(f"{(SITE/'search.html').as_uri()}?q={words.replace(' ', '+')}")
+    found = page.locator("#search-results li > a").first
+    found.wait_for()
+    page.wait_for_function("() => document.querySelector('#search-results p')?.innerText.match(/[0-9]/)")
+    assert found.get_attribute("href").split("?")[0].endswith(first.split("#")[0])
