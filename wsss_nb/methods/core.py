@@ -30,6 +30,7 @@ from ..data.transforms import TrainTransform,denormalise,limited_size,normalise
 from ..backbones.core import create_backbone
 from ..backbones.frozen import FrozenBackbone
 from ..backbones.wide_resnet import freeze_norms
+from ..cam.attention import attention_walk
 from ..cam.multiscale import multi_scale_cam
 from ..refine.crf import CRF_PRESETS
 from ..labels.pseudo import make_pseudo_label
@@ -92,6 +93,8 @@ class SingleStageConfig(TrainConfig):
     pooling:str = "max"                         # how the class heads pool features: "max" or "avg"
     zero_heads:bool = False                     # let class heads start at zero? (short trainings need it)
     cam_layer:str = "last"                      # whose features the CAM is made of: "last" or "aux"
+    # let class maps of a ViT take a step along its attention (`attention_walk`)? Other encoders keep theirs
+    cam_attention:bool = False
     cam_scales:tuple[float,...] = (1.,.5,1.5)   # image sizes of a CAM
     step_scales:tuple[float,...] = ()           # those of a CAM in a training step, to be quick; (): as above
     cam_size:int = 448                          # side to which an image is resized for its scored CAM; 0: its own size
@@ -161,7 +164,8 @@ class MethodNet(SingleStageNet):
     "A network with its settings and the names of its classes; a method adds `training_losses(batch, step)`"
     views:tuple[str,...] = ("input",) # augmented views that the losses need
     plain_input = False               # is `input` left as it was cropped, without second mirror and change of colour?
-    cached_features = ("last","aux","cls_token") # what a frozen encoder remembers for the losses; (): nothing
+    # what a frozen encoder remembers for the losses; (): nothing
+    cached_features = ("last","aux","cls_token","attention")
     grey_levels = False               # are mean and deviation of a training image those of grey levels, not of 0…1?
     # (images, CAMs, image labels, size) -> labels after a random walk, of networks with an affinity; None: it has none
     random_walk_seed = None
@@ -179,9 +183,14 @@ class MethodNet(SingleStageNet):
         try: encoder = create_backbone(config.backbone, fetch, config.init, **self.encoder_options(config))
         except IndexError:
             raise UserError(f"setting aux_layer={config.aux_layer}: {config.backbone} has no such block") from None
+        if config.cam_attention and hasattr(encoder, "watch_attention"): encoder.watch_attention()
         if config.encoder == "frozen-norms": return freeze_norms(encoder)
         budget = config.cache_mb*2**20 if self.cached_features else 0
         return FrozenBackbone(encoder, budget, self.cached_features) if config.encoder == "frozen" else encoder
+    def cam_of(self, features, layer="last")->Tensor: # class maps of a layer, (B,C,h,w)
+        maps = super().cam_of(features, layer)
+        walks = self.config.cam_attention and hasattr(self.encoder, "watch_attention")
+        return attention_walk(maps, features["attention"]) if walks else maps
     def encoder_options(self, config)->dict: # for `create_backbone`
         return {"aux_layer":config.aux_layer}
     def param_groups(self)->list[dict]: # for the optimiser
