@@ -85,8 +85,8 @@ def run_table(
     for n,r in enumerate(rows, 1):
         data = f"{Path(r['data']).name} {r['split']}".strip()
         seeds = ", ".join(map(str, r["seeds"]))
-        lines.append([str(n), r["method"]+" (masks)"*r["masks"], ", ".join(r["networks"]), data, *(score(r, k) for k in names),
-                      *share(r), seeds, _spread(r["minutes"], 0), r["commit"]])
+        lines.append([str(n), r["method"]+" (masks)"*r["masks"], ", ".join(r["networks"]), data,
+                      *(score(r, k) for k in names), *share(r), seeds, _spread(r["minutes"], 0), r["commit"]])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return table+"\n\n"+"\n".join(f"{n}. {_way_back(rows, n-1)}" for n in range(1, len(rows)+1))
 
