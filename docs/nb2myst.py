@@ -35,8 +35,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 # a room, and has a page of its own that lists what is in it.
 ROOMS = {
     "00_start": ("Course",
-                 "Lessons that export nothing, in the order in which to read them: the whole road in a minute, one "
-                 "idea a lesson, then your own photos and your own method."),
+                 "Lessons that export nothing, in the order in which to read them: the whole road in a minute, nine "
+                 "ideas of a quarter of an hour each, then your own method and your own photos."),
     "10_ground": ("Ground",
                   "What every other room leans on: errors in one line, files that are whole or absent, pictures, "
                   "processes."),
@@ -54,6 +54,8 @@ ROOMS = {
     "90_use": ("Use", "From names to runs: experiments, published checkpoints, commands, launching."),
     "95_explore": ("Explore", "Live panels for every stage, each with a plain function that draws the same."),
 }
+
+LESSONS = "00_start"  # their explorers stay where they are
 
 PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff")  # beside nbs/, and part of the site
 
@@ -233,7 +235,8 @@ def translate(path, markdown, mark=False):
         if cell.cell_type == "markdown": cell = v4.new_markdown_cell(markdown(cell.source))
         cell.id = f"c{len(cells)}"  # the same on every build
         cells.append(cell)
-    return v4.new_notebook(cells=_live_first(cells), metadata={"language_info": {"name": "python"}})
+    if path.parent.name != LESSONS: cells = _live_first(cells)  # in a lesson, a question comes first
+    return v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
 
 # %% Pages and README.md
 def _write(path, text):
