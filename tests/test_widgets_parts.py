@@ -1,0 +1,45 @@
+"Explorers of single parts of a method, on the folder of a tiny run: what is shown is what the run is scored by."
+import numpy as np
+import pytest
+from panels import caption, painted, same, send
+
+from wsss_nb.explore.scales import SCALES, ScaleExplorer
+from wsss_nb.run.evaluate import label_image
+from wsss_nb.use.experiment import load_run, run_method
+
+BRIEF = ["iters=6", "batch_size=4", "warmup_iter=1", "seg_start=1", "save_every=6", "val_images=0"]
+
+
+@pytest.fixture(scope="module")
+def tsd_cam(tmp_path_factory):
+    "A run folder of TSD-CAM, with a network that has hardly learnt anything"
+    path = tmp_path_factory.mktemp("parts")/"tsd_cam"
+    more = ["corr_start=2", "corr_samples=6"]
+    run_method("tsd-cam", "shapes:n=50", path, "shapes", stages=["train"], device="cpu", overrides=BRIEF+more)
+    return path
+
+
+def switch(panel, name, value):
+    "Send that a control is moved to `value`"
+    return send(panel, name, value if isinstance(value, bool) else
+                [v for _, v in panel.controls[name].offers(panel.state)].index(value))
+
+
+def test_scales_of_a_run(tsd_cam):
+    "It begins with the sizes of the run, whose seed it shows; a switch needs no pass of the network"
+    panel, method = ScaleExplorer(tsd_cam, count=3), load_run(tsd_cam)
+    assert {s for s in SCALES if panel.state[panel.numbered[s]]} == {1, *method.config.cam_scales}
+    for image in panel.places:
+        switch(panel, "image", image)
+        item = panel.maps.item(image)
+        scored = label_image(method, item.image, item.image_labels)["seed"]
+        shown = next(p for p in panel.shown.panels if p.title == "seed").labels
+        assert (shown == scored.numpy()).mean() > .999      # size by size the sums differ in the last bit
+    passes, before = [], painted(panel)
+    panel.maps.method.encoder.register_forward_hook(lambda *_: passes.append(1))
+    for name, value in (("mirror", False), ("bg_thresh", .6), ("scale_50", False)): switch(panel, name, value)
+    assert not passes and "scales 1 · no mirror · threshold 0.6" in caption(panel)
+    assert not np.array_equal(painted(panel)["sum"], before["sum"])
+    assert same(panel, panel.view(**panel.state).panels)
+    switch(panel, "layer", "aux")
+    assert len(passes) > 0 and "layer aux" in caption(panel)
