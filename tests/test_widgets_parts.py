@@ -3,7 +3,10 @@ import numpy as np
 import pytest
 from panels import caption, painted, same, send
 
+from wsss_nb.explore.mean_field import MeanFieldExplorer
 from wsss_nb.explore.scales import SCALES, ScaleExplorer
+from wsss_nb.ground.viz import overlay
+from wsss_nb.refine.crf import cam_probs, dense_crf
 from wsss_nb.run.evaluate import label_image
 from wsss_nb.use.experiment import load_run, run_method
 
@@ -43,3 +46,19 @@ def test_scales_of_a_run(tsd_cam):
     assert same(panel, panel.view(**panel.state).panels)
     switch(panel, "layer", "aux")
     assert len(passes) > 0 and "layer aux" in caption(panel)
+
+
+def test_mean_field_of_a_run(tsd_cam):
+    "Step by step it comes to what the CRF makes of the CAM of the run"
+    panel = MeanFieldExplorer.of_run(tsd_cam, count=2)
+    for image, preset in ((1, "cam_label"), (0, "i2crc")):
+        for name, value in (("image", image), ("preset", preset), ("step", 10)): switch(panel, name, value)
+        e = panel.examples[image]
+        cam = ScaleExplorer(tsd_cam).maps.stages(image)["cam"]
+        label = dense_crf(e.image, cam_probs(cam, 6.), as_labels=True, preset=preset)
+        assert np.array_equal(painted(panel)["now"], overlay(e.image, np.array(e.labels)[label]))
+    before = painted(panel)
+    send(panel, "place", [.2, .9])
+    assert "pixel 100,22" in caption(panel) and not np.array_equal(painted(panel)["appearance"], before["appearance"])
+    switch(panel, "k", 0)
+    assert "background here" in panel.shown.numbers and same(panel, panel.view(**panel.state).panels)
