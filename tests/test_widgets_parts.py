@@ -1,11 +1,14 @@
 "Explorers of single parts of a method, on the folder of a tiny run: what is shown is what the run is scored by."
 import numpy as np
 import pytest
+import torch
 from panels import caption, painted, same, send
 
 from wsss_nb.explore.mean_field import MeanFieldExplorer
 from wsss_nb.explore.scales import SCALES, ScaleExplorer
+from wsss_nb.explore.views import PLACES, ViewExplorer
 from wsss_nb.ground.viz import overlay
+from wsss_nb.methods.tsd_cam import Step
 from wsss_nb.refine.crf import cam_probs, dense_crf
 from wsss_nb.run.evaluate import label_image
 from wsss_nb.use.experiment import load_run, run_method
@@ -62,3 +65,23 @@ def test_mean_field_of_a_run(tsd_cam):
     assert "pixel 100,22" in caption(panel) and not np.array_equal(painted(panel)["appearance"], before["appearance"])
     switch(panel, "k", 0)
     assert "background here" in panel.shown.numbers and same(panel, panel.view(**panel.state).panels)
+
+
+def test_views_of_a_run(tsd_cam):
+    "CAMs and logits of both views are those of a training step"
+    panel = ViewExplorer(tsd_cam, count=3)
+    config, maps, image = panel.maps.method.config, panel.maps, panel.state["image"]
+    assert panel.state["scale"] == config.view_scale and panel.state["absent"] is not config.mask_corr_cams
+    batch = {"input": maps.input(image), "image_labels": maps.present(image)}
+    with torch.no_grad():
+        step = Step(maps.method, batch, config.corr_start+1)
+        for made, wanted in zip(maps.views(image, config.view_scale, True).values(),
+                                ((step.images, step.small), step.pair, (step.logits, step.logits2)), strict=True):
+            for a, b in zip(made, wanted): assert torch.allclose(a, b, atol=1e-5)
+    passes, before = [], painted(panel)
+    maps.method.encoder.register_forward_hook(lambda *_: passes.append(1))
+    send(panel, "place", [.1, .9])
+    assert f"patch {int(.9*PLACES)},{int(.1*PLACES)}" in caption(panel) and not passes
+    assert not np.array_equal(painted(panel)["target"], before["target"])
+    switch(panel, "absent", False)
+    assert passes and same(panel, panel.view(**panel.state).panels)
