@@ -5,8 +5,10 @@ import torch
 from panels import caption, painted, same, send
 
 from wsss_nb.explore.mean_field import MeanFieldExplorer
+from wsss_nb.explore.prototypes import GRID, PrototypeExplorer
 from wsss_nb.explore.scales import SCALES, ScaleExplorer
 from wsss_nb.explore.views import PLACES, ViewExplorer
+from wsss_nb.ground.core import UserError
 from wsss_nb.ground.viz import overlay
 from wsss_nb.methods.tsd_cam import Step
 from wsss_nb.refine.crf import cam_probs, dense_crf
@@ -82,6 +84,25 @@ def test_views_of_a_run(tsd_cam):
     maps.method.encoder.register_forward_hook(lambda *_: passes.append(1))
     send(panel, "place", [.1, .9])
     assert f"patch {int(.9*PLACES)},{int(.1*PLACES)}" in caption(panel) and not passes
-    assert not np.array_equal(painted(panel)["target"], before["target"])
+    assert not np.array_equal(painted(panel)["answer"], before["answer"])
     switch(panel, "absent", False)
     assert passes and same(panel, panel.view(**panel.state).panels)
+
+
+def test_prototypes_of_a_run(tsd_cam, tmp_path):
+    "Those of the run; rows are computed once an image; a method without prototypes is told"
+    more = ["queue_len=96", "proto_from=0", "contrast_start=1", "ptc_start=1", "final_from=5", "ramp_iters=2"]
+    run_method("cpdgl", "shapes:n=50", tmp_path/"run", "shapes", stages=["train"], device="cpu", overrides=BRIEF+more)
+    panel = PrototypeExplorer(tmp_path/"run", count=2)
+    net, rows = load_run(tmp_path/"run"), panel.maps.rows(panel.state["image"])
+    wanted = (rows @ net.prototypes.T).argmax(1).view(GRID, GRID)+1
+    shown = next(p for p in panel.shown.panels if p.title == "nearest prototype").labels
+    assert (shown == wanted.numpy()).mean() > .99          # where two are as near, the last bit decides
+    passes, before = [], painted(panel)
+    panel.maps.method.encoder.register_forward_hook(lambda *_: passes.append(1))
+    send(panel, "place", [.1, .9])
+    switch(panel, "k", 5)
+    assert not np.array_equal(painted(panel)["share of the prototype"], before["share of the prototype"])
+    assert f"crop at {int(.9*GRID)},{int(.1*GRID)}" in caption(panel) and not passes
+    assert same(panel, panel.view(**panel.state).panels)
+    with pytest.raises(UserError, match="tsd_cam has no prototypes; choose a run of cpdgl"): PrototypeExplorer(tsd_cam)
