@@ -4,6 +4,7 @@ import pytest
 import torch
 from panels import caption, painted, same, send
 
+from wsss_nb.explore.fusion import FusionExplorer
 from wsss_nb.explore.mean_field import MeanFieldExplorer
 from wsss_nb.explore.prototypes import GRID, PrototypeExplorer
 from wsss_nb.explore.scales import SCALES, ScaleExplorer
@@ -12,7 +13,7 @@ from wsss_nb.ground.core import UserError
 from wsss_nb.ground.viz import overlay
 from wsss_nb.methods.tsd_cam import Step
 from wsss_nb.refine.crf import cam_probs, dense_crf
-from wsss_nb.run.evaluate import label_image
+from wsss_nb.run.evaluate import label_image, predict_image
 from wsss_nb.use.experiment import load_run, run_method
 
 BRIEF = ["iters=6", "batch_size=4", "warmup_iter=1", "seg_start=1", "save_every=6", "val_images=0"]
@@ -106,3 +107,19 @@ def test_prototypes_of_a_run(tsd_cam, tmp_path):
     assert f"crop at {int(.9*GRID)},{int(.1*GRID)}" in caption(panel) and not passes
     assert same(panel, panel.view(**panel.state).panels)
     with pytest.raises(UserError, match="tsd_cam has no prototypes; choose a run of cpdgl"): PrototypeExplorer(tsd_cam)
+
+
+def test_fusion_of_a_run(tsd_cam):
+    "It begins with what the run predicts; a switch needs no pass of the network"
+    panel, method = FusionExplorer(tsd_cam, count=2), load_run(tsd_cam)
+    image = panel.places[1]
+    switch(panel, "image", image)
+    wanted = predict_image(method, panel.maps.item(image).image).numpy()
+    assert np.array_equal(painted(panel)["joined"], overlay(panel.maps.item(image).image, wanted))
+    switch(panel, "size_50", True)
+    passes, before = [], painted(panel)
+    panel.maps.method.encoder.register_forward_hook(lambda *_: passes.append(1))
+    for name, value in (("mirror", False), ("rule", "max-sum"), ("k", 3)): switch(panel, name, value)
+    assert not passes and "no mirror · mirrors by maximum, sizes by sum" in caption(panel)
+    assert not np.array_equal(painted(panel)["joined"], before["joined"])
+    assert same(panel, panel.view(**panel.state).panels)

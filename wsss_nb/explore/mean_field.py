@@ -1,4 +1,4 @@
-"""A CRF is ten rounds of listening: click a pixel, and see what it says by itself, whom it hears, and when it makes up its mind
+"""A CRF is rounds of listening: click a pixel; what does it say, whom does it hear, and when is it decided?
 
 Docs: https://example.github.io/wsss_nb/95_explore/mean_field.html.md"""
 

@@ -10,7 +10,6 @@ __all__ = ['PLACES', 'TOGETHER', 'APART', 'NONE', 'regular_places', 'ViewMaps', 
 # %% ../../nbs/95_explore/47_views.ipynb #71e50002
 from functools import lru_cache
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
