@@ -88,7 +88,7 @@ class FusionExplorer(Frame):
         sizes = [Toggle(name, f"size {s:g}", s in own.infer_scales) for s,name in self.named.items()]
         super().__init__(Slider("image", "image", self.places, self.places[0], [ids[i] for i in self.places], ids=True),
                          *sizes, Toggle("mirror", "mirror", own.infer_flip),
-                         Choice("rule", "joined", [(RULES[r], r) for r in FUSION], own.fusion),
+                         Choice("rule", "joined (mirrors-sizes)", [(r, r) for r in FUSION], own.fusion),
                          Choice("k", "shown", self.shown_classes, BACKGROUND), size=size)
     def shown_classes(self, state)->list[tuple]:
         "Return what can be shown: the labels, or the probability of a class"
