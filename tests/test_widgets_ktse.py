@@ -1,0 +1,43 @@
+"The explorers of KTSE's three stages on one small run, without a browser."
+import numpy as np
+import pytest
+import torch
+from commands import STAGED
+from panels import caption, painted, same, send
+
+from wsss_nb.data.transforms import normalise
+from wsss_nb.explore.erasing import ErasingExplorer, part_of_run
+from wsss_nb.ground.core import UserError
+from wsss_nb.losses.erasing import erased, foreground, stacked
+from wsss_nb.methods import ktse
+from wsss_nb.use.experiment import run_method
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "A run folder of the whole chain, which has hardly learnt anything"
+    path = tmp_path_factory.mktemp("explorers")/"run"
+    run_method("ktse", "shapes:n=8,size=64", path, "shapes", device="cpu", overrides=STAGED["ktse"][3:])
+    return path
+
+
+def test_erasing_looks_with_the_classifier_of_the_run(run):
+    panel = ErasingExplorer.of_run(run)
+    net, data = part_of_run(run, "ktse", "train", ktse.Network)
+    before = painted(panel)
+    send(panel, "thresh", 1)
+    assert "erased from 0.2" in caption(panel) and not np.array_equal(painted(panel)["erased"], before["erased"])
+    image, k, partner = (panel.state[name] for name in ("image", "only", "partner"))
+    x, x2 = (normalise(data[i].image)[None] for i in (image, partner))
+    with torch.no_grad():
+        cam = net(x)["cam"]
+        fg = foreground(cam, torch.as_tensor(data.image_labels(image)).float()[None], x.shape[-2:])
+        left, both = net(erased(x, fg, .2)), net(stacked(x, x2))
+    numbers = [*panel.shown.numbers.values()]
+    assert numbers[1:3] == pytest.approx([float(o["cls_logits"].sigmoid()[0, k]) for o in (left, both)], abs=1e-4)
+    top = cam[0, k].relu().max().clamp(min=1e-6)
+    shown = {p.title: p for p in panel.shown.panels}
+    for name, cam in {"CAM of the rest": left["cam"][0, k], "image, stacked": both["cam"][0, k].chunk(2)[0]}.items():
+        assert np.allclose(shown[name].heat/255, (cam.relu()/top).clamp(max=1), atol=.003), name
+    assert same(panel, panel.view(**panel.state).panels)
+    with pytest.raises(UserError, match="without toco"): part_of_run(run, "toco", "train", ktse.Network)
