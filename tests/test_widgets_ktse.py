@@ -5,11 +5,15 @@ import torch
 from commands import STAGED
 from panels import caption, painted, same, send
 
+from wsss_nb.data.foreign import read_confidence
 from wsss_nb.data.transforms import normalise
 from wsss_nb.explore.erasing import ErasingExplorer, part_of_run
-from wsss_nb.ground.core import UserError
+from wsss_nb.explore.inter_pixel import InterPixelExplorer
+from wsss_nb.ground.core import IGNORE_INDEX, UserError
+from wsss_nb.ground.io import read_label
 from wsss_nb.losses.erasing import erased, foreground, stacked
 from wsss_nb.methods import ktse
+from wsss_nb.run.folder import Run
 from wsss_nb.use.experiment import run_method
 
 
@@ -41,3 +45,21 @@ def test_erasing_looks_with_the_classifier_of_the_run(run):
         assert np.allclose(shown[name].heat/255, (cam.relu()/top).clamp(max=1), atol=.003), name
     assert same(panel, panel.view(**panel.state).panels)
     with pytest.raises(UserError, match="without toco"): part_of_run(run, "toco", "train", ktse.Network)
+
+
+def test_labels_and_masks_are_those_of_the_run(run):
+    "Where the controls begin, the explorer of IRN shows what the stage wrote"
+    panel = InterPixelExplorer.of_run(run, count=3)
+    assert [*panel.controls["source"].options] == [("IRNet", "IRNet"), ("colours", "colours")]
+    assert panel.state["steps"] == 4 and "it points" in caption(panel)
+    for i in range(3):
+        panel.move(image=i)
+        label, trusted = panel.shown.panels[6:8]
+        folder, name = Run(run), panel.examples[i].name
+        expected = read_label(folder.file("labels", name))
+        assert (label.labels == expected).mean() > .999
+        sure = read_confidence(folder.file("confidence", name))
+        assert ((trusted.labels != IGNORE_INDEX) == sure).mean() > .99
+    send(panel, "place", [.9, .1])
+    assert "pixel 1,14 of 16×16" in caption(panel) and same(panel, panel.view(**panel.state).panels)
+    assert "points" not in send(panel, "source", 1)["view"]["caption"]
