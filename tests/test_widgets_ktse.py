@@ -7,10 +7,12 @@ from panels import caption, painted, same, send
 
 from wsss_nb.data.foreign import read_confidence
 from wsss_nb.data.transforms import normalise
+from wsss_nb.explore.class_mixing import MixingExplorer, run_mixing
 from wsss_nb.explore.erasing import ErasingExplorer, part_of_run
 from wsss_nb.explore.inter_pixel import InterPixelExplorer
 from wsss_nb.ground.core import IGNORE_INDEX, UserError
 from wsss_nb.ground.io import read_label
+from wsss_nb.ground.tensors import resize
 from wsss_nb.losses.erasing import erased, foreground, stacked
 from wsss_nb.methods import ktse
 from wsss_nb.run.folder import Run
@@ -63,3 +65,20 @@ def test_labels_and_masks_are_those_of_the_run(run):
     send(panel, "place", [.9, .1])
     assert "pixel 1,14 of 16×16" in caption(panel) and same(panel, panel.view(**panel.state).panels)
     assert "points" not in send(panel, "source", 1)["view"]["caption"]
+
+
+def test_mixing_looks_with_both_networks_of_the_run(run):
+    "Labels and masks are those in its folders; what each network says is seen, and where the two differ"
+    net, examples = run_mixing(run, count=3)
+    folder = Run(run)
+    for e in examples:
+        assert np.array_equal(e.label, read_label(folder.file("labels", e.name)))
+        assert np.array_equal(e.trust, read_confidence(folder.file("confidence", e.name)))
+    panel = MixingExplorer({"run": net}, examples)
+    send(panel, "source", 1)
+    assert caption(panel).startswith("train_00000 · pasted from train_00001")
+    shown = {p.title: p for p in panel.shown.panels}
+    with torch.no_grad(): answers = [resize(z, (64, 64)).argmax(1)[0] for z in net.logits(normalise(shown["mixed"].image)[None])]
+    assert np.array_equal(shown["network 1"].labels, answers[0]) and np.array_equal(shown["network 2"].labels, answers[1])
+    assert np.array_equal(shown["they disagree"].labels > 0, answers[0] != answers[1])
+    assert same(panel, panel.view(**panel.state).panels)
