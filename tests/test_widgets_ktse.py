@@ -9,7 +9,7 @@ from wsss_nb.data.foreign import read_confidence
 from wsss_nb.data.transforms import normalise
 from wsss_nb.explore.class_mixing import MixingExplorer, run_mixing
 from wsss_nb.explore.erasing import ErasingExplorer, part_of_run
-from wsss_nb.explore.inter_pixel import InterPixelExplorer
+from wsss_nb.explore.inter_pixel import InterPixelExplorer, run_inter_pixel
 from wsss_nb.ground.core import IGNORE_INDEX, UserError
 from wsss_nb.ground.io import read_label
 from wsss_nb.ground.tensors import resize
@@ -51,7 +51,8 @@ def test_erasing_looks_with_the_classifier_of_the_run(run):
 
 def test_labels_and_masks_are_those_of_the_run(run):
     "Where the controls begin, the explorer of IRN shows what the stage wrote"
-    panel = InterPixelExplorer.of_run(run, count=3)
+    panel, (examples, *_) = InterPixelExplorer.of_run(run, count=3), run_inter_pixel(run, count=1)
+    assert torch.equal(examples[0].maps, panel.examples[0].maps)
     assert [*panel.controls["source"].options] == [("IRNet", "IRNet"), ("colours", "colours")]
     assert panel.state["steps"] == 4 and "it points" in caption(panel)
     for i in range(3):
@@ -78,7 +79,8 @@ def test_mixing_looks_with_both_networks_of_the_run(run):
     send(panel, "source", 1)
     assert caption(panel).startswith("train_00000 · pasted from train_00001")
     shown = {p.title: p for p in panel.shown.panels}
-    with torch.no_grad(): answers = [resize(z, (64, 64)).argmax(1)[0] for z in net.logits(normalise(shown["mixed"].image)[None])]
+    with torch.no_grad(): logits = net.logits(normalise(shown["mixed"].image)[None])
+    answers = [resize(z, (64, 64)).argmax(1)[0] for z in logits]
     assert np.array_equal(shown["network 1"].labels, answers[0]) and np.array_equal(shown["network 2"].labels, answers[1])
     assert np.array_equal(shown["they disagree"].labels > 0, answers[0] != answers[1])
     assert same(panel, panel.view(**panel.state).panels)

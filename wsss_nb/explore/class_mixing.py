@@ -1,4 +1,4 @@
-"""Paste a class of one image into another: where do two networks disagree about it, and what does each learn from the other?
+"""Paste a class of one image into another: where do two networks disagree, and what does each learn then?
 
 Docs: https://example.github.io/wsss_nb/95_explore/class_mixing.html.md"""
 
@@ -71,7 +71,8 @@ def toy_networks()->dict[str,Network]: # name -> two networks, in evaluation mod
     "Return a toy pair after 12 steps of BECO, and the same after 24"
     examples,classes = toy_mixing()
     config = resolve_config(Config(), PRESETS, "shapes", ["segmenter=segformer","backbone=mit_toy"])
-    samples = TrainingSet(_Labelled(examples, classes), MixTransform(112, len(classes), (.5,1.)), parts=("mask","saliency"))
+    transform = MixTransform(112, len(classes), (.5,1.))
+    samples = TrainingSet(_Labelled(examples, classes), transform, parts=("mask","saliency"))
     with torch.random.fork_rng(devices=[]):
         seed_everything(0)
         net,out = Network(config, classes).train(),{}
@@ -160,10 +161,12 @@ class MixingExplorer(Frame):
     def logits(self, network, photo)->list[Tensor]:
         "Return what both networks say of a photo, (1,C+1,h,w) each"
         net = self.networks[network]
-        with torch.no_grad(): return [z.float().cpu() for z in net.logits(normalise(photo)[None].to(next(net.parameters()).device))]
+        x = normalise(photo)[None].to(next(net.parameters()).device)
+        with torch.no_grad(): return [z.float().cpu() for z in net.logits(x)]
     def together(self, network, i, size)->tuple[np.ndarray,np.ndarray]:
         "Return what both together say of an image, (H,W), and how probable that is, (H,W)"
-        return tuple(m[0].numpy() for m in online_label(self.logits(network, self.of(i, size).image), size))
+        label,sure = online_label(self.logits(network, self.of(i, size).image), size)
+        return label[0].numpy(),sure[0].numpy()
     def searched(self, state, size)->np.ndarray:
         "Return the label of the partner in which classes are looked for, (H,W)"
         if not state["source"]: return self.of(state["partner"], size).label
@@ -217,9 +220,10 @@ class MixingExplorer(Frame):
                   Panel("more weight", photo, heat=more)]
         parts,outline = self.loss(made, logits, w_edge),self.loss(made, logits, w_edge, made["boundary"])
         total = float(parts.sum()) or float("nan")
+        def share(part): return float(part.sum())/total
         numbers = {"they disagree":float((one != two).mean()), "labels in doubt":float(1-taught.mean()),
-                   "of the loss: from labels":float(parts[:,0].sum())/total, "on the outline":float(outline[:,0].sum())/total,
-                   "from each other":float(parts[:,1].sum())/total}
+                   "of the loss: from labels":share(parts[:,0]), "on the outline":share(outline[:,0]),
+                   "from each other":share(parts[:,1])}
         words = [a.name, f"pasted from {b.name}: {', '.join(self.classes[k] for k in state['chosen']) or 'nothing'}",
                  f"networks {state['network']}", f"loss {float(parts.sum()):.3f}"]
         if truth is not None:
@@ -233,7 +237,7 @@ def run_mixing(
     run:str|Path,                 # run folder with BECO in it
     data:Dataset|str|None=None,   # dataset, or its name; None: what the run was trained on
     count:int=12,                 # how many images
-)->tuple[Network,list[MixingExample]]: # the networks; images with the labels and masks that they learnt from
+)->tuple[torch.nn.Module,list[MixingExample]]: # the networks; images with the labels and masks that they learnt from
     "Return the two networks of a run, and training images with labels and masks of trust"
     (net,data),file = part_of_run(run, "beco", "beco", Network, data),Run(run).file
     labelled,masks = TrustedLabels(data, partial(file, "labels"), partial(file, "confidence")),data.masks

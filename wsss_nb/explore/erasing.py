@@ -74,10 +74,11 @@ def toy_classifiers()->dict[str,Network]: # name -> network, in evaluation mode
             optimizer.step()
         return net.eval()
     with torch.random.fork_rng(devices=[]):
-        return {"classification alone":learn(alone), "with erasing":learn(replace(alone, start=40, w_seg=0., w_seg_pair=0.))}
+        erasing = replace(alone, start=40, w_seg=0., w_seg_pair=0.)
+        return {"classification alone":learn(alone), "with erasing":learn(erasing)}
 
 # %% ../../nbs/95_explore/65_erasing.ipynb #e6a5000b
-TOY_IMAGES = (13,8,11,3,16,0,1,5,7,10,17,21)   # toy scenes in which much happens
+TOY_IMAGES = (13,8,11,3,16,0,1,5,7,10,17,22)   # toy scenes in which much happens
 # an image is blanked with what is 0 after normalisation
 MEAN_COLOUR = tuple(round(np.iinfo(np.uint8).max*m) for m in IMAGENET_MEAN)
 
@@ -119,18 +120,31 @@ class ErasingExplorer(Frame):
 
 # %% ../../nbs/95_explore/65_erasing.ipynb #e6a5000d
 @patch
-def image(self:ErasingExplorer, i, size=None)->tuple: # photo; network input (1,3,H,W)
+def image(self:ErasingExplorer,
+    i:int,                           # place in the dataset
+    size:tuple[int,int]|None=None,   # (H,W) that is wanted; None: its own
+)->tuple[np.ndarray,Tensor]:         # photo (H,W,3) uint8; network input (1,3,H,W)
     "Return an image, a partner at the size of its anchor"
     photo = self.data[i].image
     photo = photo if size in (None, photo.shape[:2]) else resize_to(photo, size)
     return photo,normalise(photo)[None]
 
 @patch
-def present(self:ErasingExplorer, i)->Tensor: return torch.as_tensor(self.labels[i], dtype=torch.float32)[None]  # (1,C)
+def present(self:ErasingExplorer,
+    i:int, # place of the image in the dataset
+)->Tensor: # (1,C), 0/1
+    "Return the image-level labels of an image"
+    return torch.as_tensor(self.labels[i], dtype=torch.float32)[None]
 
 @patch
-def look(self:ErasingExplorer, network, i, thresh=None, partner=None, size=None)->tuple[Tensor,Tensor]:
-    "Return raw maps (1,C,h,w) and probabilities (C,) of an image, of what a threshold leaves of it, or of a stack"
+def look(self:ErasingExplorer,
+    network:str,                     # name
+    i:int,                           # place of the image in the dataset
+    thresh:float|None=None,          # of what is erased first; None: nothing
+    partner:int|None=None,           # image that is stacked below it; None: none
+    size:tuple[int,int]|None=None,   # (H,W) of the image; None: its own
+)->tuple[Tensor,Tensor]:             # raw maps (1,C,h,w); probabilities of the classes (C,)
+    "Return what a network says of an image, of what erasing leaves of it, or of a stack"
     x,net = self.image(i, size)[1],self.networks[network]
     if thresh is not None: x = erased(x, self.found(network, i), thresh)
     if partner is not None: x = stacked(x, self.image(partner, x.shape[-2:])[1])
@@ -138,7 +152,10 @@ def look(self:ErasingExplorer, network, i, thresh=None, partner=None, size=None)
     return out["cam"].float().cpu(),out["cls_logits"][0].float().sigmoid().cpu()
 
 @patch
-def found(self:ErasingExplorer, network, i)->Tensor: # (1,1,H,W) in [0,1)
+def found(self:ErasingExplorer,
+    network:str, # name
+    i:int,       # place of the image in the dataset
+)->Tensor:       # (1,1,H,W) in [0,1)
     "Return the foreground that decides what is erased"
     return foreground(self.look(network, i)[0], self.present(i), self.data[i].image.shape[:2])
 
@@ -152,7 +169,13 @@ def sweep(self:ErasingExplorer, network, i, only)->dict[str,list[float]]:
 
 # %% ../../nbs/95_explore/65_erasing.ipynb #e6a5000e
 @patch
-def losses(self:ErasingExplorer, network, image, thresh, partner, only=None)->dict: # name -> what counts, (h,w) or ()
+def losses(self:ErasingExplorer,
+    network:str,         # name
+    image:int,           # place in the dataset
+    thresh:float,        # of what is erased
+    partner:int,         # place of the partner
+    only:int|None=None,  # channel of a class; None: all classes
+)->dict[str,Tensor]:     # "local", "global" and "transfer", or of one class "local" (h,w) and "transfer" (2h,w)
     "Return the three losses of an image and its partner (KTSE 5), or place by place what one class adds to two of them"
     (cam,_),(left,_) = self.look(network, image),self.look(network, image, thresh)
     y,size = self.present(image),self.data[image].image.shape[:2]
@@ -193,7 +216,8 @@ def view(self:ErasingExplorer, image, network, only, thresh, partner)->View:
     if mask is not None:
         numbers |= {"CAM on the object":on_object(cam, mask, only+1), "of the rest":on_object(left, mask, only+1)}
     curve = Curve("over threshold", self.controls["thresh"].values, self.sweep(network, image, only), thresh)
-    return View(panels, " · ".join(words), {k:float(v) for k,v in numbers.items()}, [curve], self.data.classes)
+    numbers = {k:float(v) for k,v in numbers.items()}
+    return View(panels, " · ".join(words), numbers, [curve], self.data.classes)
 
 # %% ../../nbs/95_explore/65_erasing.ipynb #e6a50018
 def part_of_run(

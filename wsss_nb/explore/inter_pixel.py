@@ -202,8 +202,11 @@ class InterPixelExplorer(Frame):
                   Panel("trusted", e.image, labels=np.where(trusted, label, IGNORE_INDEX))]
         words = [e.name, f"boundary: {source}", f"pixel {at[0]},{at[1]} of {h}×{w}",
                  f"it reaches {int((near > .5).sum())-1} others by more than 0.5", f"{walk['steps']} steps"]
-        if field is not None: words.append("it points {:+.0f} rows and {:+.0f} columns away".format(*field[:,at[0],at[1]]))
-        if e.mask is None: return View(panels, " · ".join(words), {"trusted":float(trusted.mean())}, classes=self.classes)
+        if field is not None:
+            dy,dx = field[:,at[0],at[1]].tolist()
+            words.append(f"it points {dy:+.0f} rows and {dx:+.0f} columns away")
+        if e.mask is None:
+            return View(panels, " · ".join(words), {"trusted":float(trusted.mean())}, classes=self.classes)
         known,miou = e.mask != IGNORE_INDEX,self.curve(image, bg_thresh, source=source, **walk | {"steps":0})
         def right(where): return float((label == e.mask)[where].mean()) if where.any() else float("nan")
         now = self.scale.index(walk["steps"])
