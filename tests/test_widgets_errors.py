@@ -83,7 +83,8 @@ def test_folders_of_any_project(tmp_path):
     for file in masks.glob("*.png"): write_label(out/file.name, np.zeros_like(read_label(file)))
     items, classes = folder_errors(out, masks, tmp_path/"photos"/"classes.txt", photos)
     panel = ErrorExplorer(items, classes)
-    assert [v for _, v in panel.controls["reason"].offers(panel.state)] == [ANY, 1] and "missed object" in caption(panel)
+    reasons = [v for _, v in panel.controls["reason"].offers(panel.state)]
+    assert reasons == [ANY, 1] and "missed object" in caption(panel)
     (out/file.name).unlink()
     with pytest.raises(UserError, match="no prediction for 1 of"): folder_errors(out, masks, classes)
     write_label(out/file.name, np.zeros((3, 3), np.uint8))

@@ -6,8 +6,8 @@ Docs: https://example.github.io/wsss_nb/20_data/prepare.html.md"""
 
 # %% auto #0
 __all__ = ['LABEL_SOURCES', 'CROWDS', 'write_image_labels', 'prepare_voc', 'prepare_pets', 'read_sbd_mask', 'find_sbd',
-           'prepare_sbd', 'CocoObject', 'CocoFile', 'read_coco_file', 'read_coco', 'coco_mask', 'annotation_files',
-           'prepare_coco', 'prepare_saliency']
+           'prepare_sbd', 'CocoObject', 'CocoFile', 'read_coco_file', 'read_coco', 'coco_mask',
+           'annotation_files', 'prepare_coco', 'prepare_saliency']
 
 # %% ../../nbs/20_data/65_prepare.ipynb #a1899031
 import csv,hashlib,json,os,re,shutil,struct,zlib

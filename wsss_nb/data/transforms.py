@@ -6,9 +6,9 @@ Docs: https://example.github.io/wsss_nb/20_data/transforms.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'MEAN_RGB', 'VIEWS', 'resize_to', 'rescale', 'resize_short', 'limited_size',
-           'limited', 'crop_at', 'draw_crop', 'random_crop', 'hflip', 'mirror_box', 'normalise', 'denormalise',
-           'gaussian_blur', 'solarise', 'greyscale', 'turn_hue', 'colour_jitter', 'TrainTransform', 'draw_area',
-           'varied_crop']
+           'limited', 'crop_at', 'draw_crop', 'random_crop', 'hflip', 'mirror_box', 'normalise',
+           'denormalise', 'gaussian_blur', 'solarise', 'greyscale', 'turn_hue', 'colour_jitter',
+           'TrainTransform', 'draw_area', 'varied_crop']
 
 # %% ../../nbs/20_data/35_transforms.ipynb #eba57781
 import math,random

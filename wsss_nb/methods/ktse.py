@@ -7,7 +7,8 @@ Docs: https://example.github.io/wsss_nb/80_methods/ktse.html.md"""
 # %% auto #0
 __all__ = ['PRESETS', 'SWEEP', 'PUBLISHED', 'SIGNS', 'STAGES', 'METHOD', 'Config', 'make_encoder', 'Network', 'sgd',
            'rate_factor', 'map_label', 'Step', 'train_classifier', 'make_cams', 'seed_sweep', 'crf_scores',
-           'is_published', 'published_state', 'published_classifier', 'check_data', 'training_warnings', 'describe']
+           'is_published', 'published_state', 'published_classifier', 'check_data', 'training_warnings',
+           'describe']
 
 # %% ../../nbs/80_methods/90_ktse.ipynb #598bb1ed
 from collections.abc import Iterable,Sequence

@@ -6,7 +6,8 @@ Docs: https://example.github.io/wsss_nb/80_methods/segmenters.html.md"""
 
 # %% auto #0
 __all__ = ['SGD', 'OPTIMIZERS', 'DEEPLAB', 'LARGEFOV', 'SEGFORMER', 'SegmenterConfig', 'Network', 'LargeFOVConfig',
-           'SegFormerConfig', 'LargeFOVNetwork', 'SegFormerNetwork', 'training_recipe', 'train_segmenter', 'describe']
+           'SegFormerConfig', 'LargeFOVNetwork', 'SegFormerNetwork', 'training_recipe', 'train_segmenter',
+           'describe']
 
 # %% ../../nbs/80_methods/75_segmenters.ipynb #a23cdb85
 from dataclasses import dataclass

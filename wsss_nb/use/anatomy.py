@@ -6,9 +6,9 @@ Docs: https://example.github.io/wsss_nb/90_use/anatomy.html.md"""
 
 # %% auto #0
 __all__ = ['WIDEST', 'SHARE', 'STEPS', 'NOTABLE', 'GOOD_F1', 'LEAST_COVERAGE', 'FEW_IMAGES', 'FEW_STEPS', 'IN_THE_MAPS',
-           'THRESHOLDS', 'edge_band', 'Tally', 'scores_of_tally', 'average_precision', 'classifier_scores', 'Step',
-           'line_up', 'losses', 'advice', 'stored_maps', 'class_scores', 'full_command', 'anatomy', 'anatomy_table',
-           'write_anatomy', 'show_anatomy']
+           'THRESHOLDS', 'edge_band', 'Tally', 'scores_of_tally', 'average_precision', 'classifier_scores',
+           'Step', 'line_up', 'losses', 'advice', 'stored_maps', 'class_scores', 'full_command', 'anatomy',
+           'anatomy_table', 'write_anatomy', 'show_anatomy']
 
 # %% ../../nbs/90_use/26_anatomy.ipynb #a9a70003
 import json,shlex,sys
@@ -336,7 +336,7 @@ def stored_maps(
     folder:Run,   # of the training that its predictions come from, see `training_folder`
     data:Dataset, # to be looked at
 )->Callable:      # (artefact, ID of an image) -> its file, or None
-    "Return what finds the maps of a run, if its last evaluation was of these images and made them after the last training"
+    "Return what finds the maps that the last evaluation of a run made of these images, after its last training"
     noted = read_result(run.evaluated_with)
     same = (noted.get("data"), noted.get("split")) == (data.name, data.split)
     older = [p.stat().st_mtime for p in (folder.last,run.evaluated_with) if p.exists()]

@@ -6,9 +6,9 @@ Docs: https://example.github.io/wsss_nb/90_use/released.html.md"""
 
 # %% auto #0
 __all__ = ['HEAD_WIDTH', 'SIZES', 'LAYOUTS', 'READINGS', 'BENCHMARKS', 'PARTS', 'vit_name', 'Layout', 'toco_settings',
-           'cpdgl_settings', 'known_size', 'found_backbone', 'tscd_settings', 'i2crc_settings', 'ktse_settings',
-           'our_name', 'our_tensors', 'find_layout', 'Reading', 'num_classes', 'class_names', 'by_part', 'Report',
-           'check_kinds', 'check_values', 'fitting', 'fill', 'load_released']
+           'cpdgl_settings', 'known_size', 'found_backbone', 'tscd_settings', 'i2crc_settings',
+           'ktse_settings', 'our_name', 'our_tensors', 'find_layout', 'Reading', 'num_classes', 'class_names',
+           'by_part', 'Report', 'check_kinds', 'check_values', 'fitting', 'fill', 'load_released']
 
 # %% ../../nbs/90_use/10_released.ipynb #9e1ea502
 from collections.abc import Callable,Sequence
