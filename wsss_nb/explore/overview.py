@@ -20,11 +20,15 @@ from .frame import Frame
 
 # %% ../../nbs/95_explore/97_overview.ipynb #07e60005
 ROOMS = ("cam","refine","labels","losses")         # each module is an idea …
-ELSEWHERE = ("data.mixing","data.saliency","networks.memory","networks.gated_pyramid")  # … and these are
+ELSEWHERE = ("data.mixing","data.saliency","networks.decoders","networks.memory","networks.gated_pyramid")  # … and these
 
-SHOWS = {"cam":("cam.core","labels.pseudo"), "compare":(), "errors":(), "live":(), "sweep":("labels.pseudo",),
-         "similarity":("losses.contrast",), "refine":("refine.par",), "affinity":("refine.affinity","refine.walk"),
-         "saliency":("labels.rules","data.saliency")}  # module of an explorer -> ideas, where imports mislead
+# module of an explorer -> ideas, where imports say too much or too little
+SHOWS = {"cam":("cam.core","labels.pseudo"), "sweep":("labels.pseudo",), "refine":("refine.par",),
+         "similarity":("losses.contrast",), "affinity":("refine.affinity","refine.walk"),
+         "saliency":("labels.rules","data.saliency"), "compare":(), "errors":(), "live":(),
+         "scales":("cam.core","cam.multiscale"), "views":("losses.correlation",), "fusion":("networks.decoders",),
+         "prototypes":("networks.memory","losses.prototype"), "inter_pixel":("refine.paths","labels.confidence"),
+         "class_mixing":("data.mixing","losses.cotraining")}
 
 def imports_of(
     module, # of the package
