@@ -42,7 +42,7 @@ def test_every_explorer_has_all_four(tested):
 def test_it_opens(name, request):
     "By itself, or on a run; the widget and the plain picture show the same state"
     made, asks = EXPLORERS[name], inspect.signature(EXPLORERS[name]).parameters
-    needs = [p for p in asks.values() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    needs = [p for p in asks.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     assert [p.name for p in needs] in ([], ["run"]), "an explorer opens by itself, or needs a run and nothing else"
     panel = made(*([request.getfixturevalue("run")] if needs else []))
     assert made.question.endswith("?") and made.title
