@@ -20,7 +20,7 @@ from .frame import Frame
 
 # %% ../../nbs/95_explore/97_overview.ipynb #07e60005
 ROOMS = ("cam","refine","labels","losses")         # each module is an idea …
-ELSEWHERE = ("data.mixing","data.saliency","networks.decoders","networks.memory","networks.gated_pyramid")  # … and these
+ELSEWHERE = ("data.mixing","data.saliency","networks.decoders","networks.memory","networks.gated_pyramid")  # … these
 
 # module of an explorer -> ideas, where imports say too much or too little
 SHOWS = {"cam":("cam.core","labels.pseudo"), "sweep":("labels.pseudo",), "refine":("refine.par",),
