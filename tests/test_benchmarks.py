@@ -118,6 +118,25 @@ def test_explorer(benchmark):
     assert len(rows) >= 8 and all(r["ours_ms"] > 0 for r in rows)
 
 
+def test_explorers(benchmark):
+    "One that needs no run and one that does; each control is moved, and what is too slow is marked"
+    module = benchmark("explorer")
+    rows = module.widget_rows("SweepExplorer, 64", 2, (64,))+module.widget_rows("LiveExplorer, 64", 1, (64,))
+    assert [r["case"] for r in rows] == ["widget SweepExplorer, 64x64", "widget LiveExplorer, 64x64"]
+    assert all(0 < r["cpu_ms"] and r["slowest_ms"] > 0 and r["limit_ms"] == 200 for r in rows)
+    said = module.table([rows[0] | {"cpu_ms": 100.}, rows[1] | {"cpu_ms": 999.}, {"case": "other", "ours_ms": 1.}])
+    assert [l.endswith("TOO SLOW") for l in said.split("\n")] == [False, False, True, False]
+
+
+def test_explorers_in_a_browser(benchmark):
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+    module = benchmark("explorer")
+    try: rows = module.page_rows("page 25_sweep", 2)
+    except UserError as e: pytest.skip(str(e))
+    assert [r["case"] for r in rows] == ["page 25_sweep"] and rows[0]["views"] > 20 and rows[0]["cpu_ms"] > 0
+    assert rows[0]["slowest"] in ("image", "threshold")
+
+
 def test_gpu_step(benchmark, tmp_path):
     module = benchmark("gpu_step")
     if torch.cuda.is_available(): module.main(json=str(tmp_path/"rows.json"), only="step-toco", rounds=1)

@@ -18,7 +18,7 @@ from wsss_nb.explore.frame import (Choice, Frame, FrameWidget, Panel, Place, Sli
 pw = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT/"nbs"/"95_explore").glob("*.ipynb"))
+NOTEBOOKS = sorted(p for p in (ROOT/"nbs"/"95_explore").glob("*.ipynb") if p.stem != "97_overview")  # which lists them
 HEAD = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'
         'initial-scale=1"><title>t</title><style>body{margin:8px;background:Canvas;color-scheme:light dark}</style>')
 READ = """() => [...document.querySelectorAll(".wsss figure")].map(f => {

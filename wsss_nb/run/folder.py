@@ -13,6 +13,7 @@ __all__ = ['WORDS', 'CHECKPOINT_FORMAT', 'config_hash', 'without_none', 'changed
 import csv,hashlib,json,os,platform,subprocess,sys,tomllib
 from collections.abc import Iterable
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 
 import tomli_w
@@ -156,7 +157,9 @@ def read_log(
     "Return the lines of a log as numbers; a line cut off by a crash is left out; raise `UserError` if it is no log"
     if not path.exists(): return []
     try:
-        with path.open(newline="", encoding="utf-8") as f: reader,rows = (r := csv.DictReader(f)),list(r)
+        with path.open(newline="", encoding="utf-8") as f: text = f.read()
+        reader = csv.DictReader(StringIO(text[:text.rfind("\n")+1], newline=""))
+        rows = list(reader)
         if rows and "step" not in reader.fieldnames: raise ValueError("no column 'step'")
         def value(k, v): return v if k in WORDS else float(v)
         return [{k:value(k, v) for k,v in r.items() if v} for r in rows if None not in r and None not in r.values()]

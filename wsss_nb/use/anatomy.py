@@ -7,11 +7,12 @@ Docs: https://example.github.io/wsss_nb/90_use/anatomy.html.md"""
 # %% auto #0
 __all__ = ['WIDEST', 'SHARE', 'STEPS', 'NOTABLE', 'GOOD_F1', 'LEAST_COVERAGE', 'FEW_IMAGES', 'FEW_STEPS', 'IN_THE_MAPS',
            'THRESHOLDS', 'edge_band', 'Tally', 'scores_of_tally', 'average_precision', 'classifier_scores',
-           'Step', 'line_up', 'losses', 'advice', 'class_scores', 'full_command', 'anatomy', 'anatomy_table',
-           'write_anatomy', 'show_anatomy']
+           'Step', 'line_up', 'losses', 'advice', 'stored_maps', 'class_scores', 'full_command', 'anatomy',
+           'anatomy_table', 'write_anatomy', 'show_anatomy']
 
 # %% ../../nbs/90_use/26_anatomy.ipynb #a9a70003
 import json,shlex,sys
+from collections.abc import Callable
 from dataclasses import asdict,dataclass,field,fields
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 
 from ..ground.core import BACKGROUND,IGNORE_INDEX,TooSmall,UserError,pick_device,progress,write_json
 from ..ground.io import read_cam,read_label
+from ..data.core import Dataset
 from ..data.datasets import data_folder,open_dataset
 from ..data.transforms import normalise
 from ..backbones.core import load_matching
@@ -329,8 +331,12 @@ def _classifier_of(s):
     return net.to(s.device).eval()
 
 # %% ../../nbs/90_use/26_anatomy.ipynb #a9a70024
-def _stored(run, folder, data):
-    "Return (artefact, ID) -> its file, if the last evaluation was of these images and made it after the last training"
+def stored_maps(
+    run:Run,      # a finished run
+    folder:Run,   # of the training that its predictions come from, see `training_folder`
+    data:Dataset, # to be looked at
+)->Callable:      # (artefact, ID of an image) -> its file, or None
+    "Return what finds the maps that the last evaluation of a run made of these images, after its last training"
     noted = read_result(run.evaluated_with)
     same = (noted.get("data"), noted.get("split")) == (data.name, data.split)
     older = [p.stat().st_mtime for p in (folder.last,run.evaluated_with) if p.exists()]
@@ -419,7 +425,7 @@ def _look_at_network(s, data, chosen, full):
     "Return the scores of a run whose network makes CAMs, labels and predictions"
     net,c,count = s.network,s.network.config,_Count(data)
     masks = getattr(c, "supervision", None) == "masks"
-    stored = _stored(s.run, training_folder(s.run, s.method.answers), data)
+    stored = stored_maps(s.run, training_folder(s.run, s.method.answers), data)
     def labelled(item):
         "CAMs of the true classes, the refined label, and the one after a walk if there is one"
         files = {"cams":stored("cams", item.id), "refined":stored("labels", item.id)}
@@ -481,7 +487,7 @@ def _look_at_files(s, data, chosen, predicts):
 
 def _look_at_predictions(s, data, chosen, full):
     "Return the scores of the predictions of a network that makes nothing else"
-    count,stored = _Count(data),_stored(s.run, training_folder(s.run, s.method.answers), data)
+    count,stored = _Count(data),stored_maps(s.run, training_folder(s.run, s.method.answers), data)
     for i in progress(chosen, "anatomy", len(chosen), "img"):
         item = data[i]
         count.add(item, (_predicted(s.network, item, stored, s.device) if s.network is not None else {}) | full(item))
@@ -554,7 +560,7 @@ def _full_of(path, s, data):
         raise UserError(f"--full {path}: learnt from image-level labels, not from masks; {full_command(s.run.path)}")
     if method.answers not in result.get("seconds", {}):
         raise UserError(f"--full {path}: is not finished (stage {method.answers}); go on with it first (--resume)")
-    net,stored = load_run(path, s.device),_stored(run, training_folder(run, method.answers), data)
+    net,stored = load_run(path, s.device),stored_maps(run, training_folder(run, method.answers), data)
     ours,theirs = (getattr(n.config, "backbone", None) if n is not None else None for n in (s.network, net))
     if ours != theirs:
         print(f"--full {path}: another segmenter, its backbone is {theirs}, that of {s.run.path} {ours}",
