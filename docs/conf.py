@@ -29,7 +29,10 @@ def drop_unused_mathjax(app, error):
     loaded = Path(app.config.mathjax_path).name
     bundles = [p for kind in ("chtml", "svg") for p in mathjax.glob(f"*-{kind}*.js") if p.name != loaded]
     spoken = [p for p in (mathjax/"sre"/"mathmaps").glob("*.json") if p.stem not in ("base", "en", "nemeth")]
-    for path in (*bundles, *spoken): path.unlink()
+    # parts of the bundle, or never asked for
+    inside = ("core.js", "node-main.js", "input/tex.js", "input/tex-base.js", "input/tex-full.js", "input/asciimath.js",
+              "input/mml/extensions/mml3.sef.json", "output/chtml.js", "output/svg.js")
+    for path in (*bundles, *spoken, *(mathjax/name for name in inside)): path.unlink(missing_ok=True)
     if "svg" not in loaded: shutil.rmtree(mathjax/"output"/"svg", ignore_errors=True)
 
 LARGE = 20_000  # bytes of a picture above which it is worth another format
