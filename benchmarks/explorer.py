@@ -192,7 +192,7 @@ def widget_rows(only="", repeats=8, sides=(112, 432)):
             panel, times = opened(made, side, Path(tmp)), {}
             shown = panel.shown.panels[0].image.shape[0]
             if shown != side: case += f" (its scenes are {shown} pixels high)"
-            panel.widget
+            assert panel.widget is not None  # made when it is asked for
             for c in [c for c in panel.controls.values() if c.kind != "swipe"]:
                 offers = c.offers(panel.state)
                 for at in spread(len(offers), repeats+1):

@@ -46,7 +46,7 @@ def test_it_is_watched_and_not_disturbed(undisturbed, tmp_path):
         end = time.monotonic()+120
         while not (folder/"log.csv").exists() and time.monotonic() < end: time.sleep(.02)
         live = LiveExplorer(folder)
-        live.widget
+        assert live.widget is not None, "its buttons and its browser"
         asyncio.run(asyncio.wait_for(live.follow(.02), 120))
     finally:
         if process.poll() is None: process.wait(60)
@@ -104,7 +104,7 @@ def test_what_is_half_written_is_left_for_the_next_look(undisturbed, tmp_path):
         assert sorted(live.seen) == [36] and live.rows == read_log(undisturbed/"log.csv")[:len(live.rows)]
     log.write_bytes(whole)
     last.write_bytes(weights)
-    live.widget
+    assert live.widget is not None, "its buttons and its browser"
     assert live.refresh() and sorted(live.seen) == [36, 40] and live.state["moment"] == 40
     assert told(live)["view"]["state"]["moment"]["text"] == "40"
     log.write_bytes(b"what\nis this\n")
