@@ -273,7 +273,7 @@ def test_page_of_the_site(browser, tmp_path, notebook):
         pw.expect(page.locator(".wsss canvas").first).to_be_visible(timeout=30_000)
         assert page.locator(".wsss").bounding_box()["y"] < 900
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-        slider = page.locator(".wsss input[type=range]").last
+        slider = page.locator(".wsss input[type=range], .wsss select").last  # a list answers to the same keys
         seen = []
         for key in ("End", "Home"):
             slider.press(key)
