@@ -100,11 +100,11 @@ def main(
     names = [n for n in only.split(",") if n] or [n for n in FILES if not short or FILES[n] is not None]
     for n in names:
         if n not in FILES: raise UserError(f"--only {n}: no benchmark, there are {', '.join(FILES)}")
-    parts, told_of = {}, machine() | {"one thread moves GB/s": round(bandwidth(), 1)}
+    parts, where = {}, machine() | {"one thread moves GB/s": round(bandwidth(), 1)}
     for n in names:  # what is measured is kept, whatever becomes of the rest
         parts[n] = measured(n, (FILES[n] or ()) if short else ())
         parts[n]["rows"] = [judged(r) for r in parts[n]["rows"]]
         for r in parts[n]["rows"]: print(told(n, r), flush=True)
         if "cannot" in parts[n]: print(f"{n}: {parts[n]['cannot']}", flush=True)
-        if json: write_json(json, {"machine": told_of, "commit": source_commit(), "short": short, "parts": parts})
+        if json: write_json(json, {"machine": where, "commit": source_commit(), "short": short, "parts": parts})
     if bad := [n for n in parts if "cannot" in parts[n]]: raise SystemExit(f"not measured: {', '.join(bad)}")

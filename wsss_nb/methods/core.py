@@ -183,14 +183,14 @@ class MethodNet(SingleStageNet):
         try: encoder = create_backbone(config.backbone, fetch, config.init, **self.encoder_options(config))
         except IndexError:
             raise UserError(f"setting aux_layer={config.aux_layer}: {config.backbone} has no such block") from None
-        if config.cam_attention and hasattr(encoder, "watch_attention"): encoder.watch_attention()
+        makes_cams = config.supervision != "masks"  # else nobody would read the attention
+        if config.cam_attention and makes_cams and hasattr(encoder, "watch_attention"): encoder.watch_attention()
         if config.encoder == "frozen-norms": return freeze_norms(encoder)
         budget = config.cache_mb*2**20 if self.cached_features else 0
         return FrozenBackbone(encoder, budget, self.cached_features) if config.encoder == "frozen" else encoder
     def cam_of(self, features, layer="last")->Tensor: # class maps of a layer, (B,C,h,w)
         maps = super().cam_of(features, layer)
-        walks = self.config.cam_attention and hasattr(self.encoder, "watch_attention")
-        return attention_walk(maps, features["attention"]) if walks else maps
+        return attention_walk(maps, features["attention"]) if getattr(self.encoder, "attention_blocks", ()) else maps
     def encoder_options(self, config)->dict: # for `create_backbone`
         return {"aux_layer":config.aux_layer}
     def param_groups(self)->list[dict]: # for the optimiser
