@@ -92,9 +92,14 @@ def tokens(self:ViT,
     return x + resize_positions(self.pos_embed, grid), grid
 
 @patch
+def middle_blocks(self:ViT)->range: # numbers of blocks, one at least
+    "Return the blocks between the middle and three quarters of the way, which look at what is alike"
+    return range(len(self.blocks)//2, max(3*len(self.blocks)//4, len(self.blocks)//2+1))
+
+@patch
 def watch_attention(self:ViT):
-    "Let the features hold the `attention` of the blocks between the middle and three quarters of the way"
-    self.attention_blocks = range(len(self.blocks)//2, max(3*len(self.blocks)//4, len(self.blocks)//2+1))
+    "Let the features hold the `attention` of the `middle_blocks`"
+    self.attention_blocks = self.middle_blocks()
 
 @patch
 def forward(self:ViT,

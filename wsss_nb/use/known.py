@@ -20,6 +20,7 @@ METHODS = {"baseline":"wsss_nb.methods.baseline", "toco":"wsss_nb.methods.toco",
 # what only makes sense behind something else
 PARTS = {"none":"wsss_nb.methods.refinements:NONE", "par":"wsss_nb.methods.refinements:PAR",
          "crf":"wsss_nb.methods.refinements:CRF", "walk":"wsss_nb.methods.refinements:WALK",
+         "tokens":"wsss_nb.methods.refinements:TOKENS",
          "irn":"wsss_nb.methods.irn:METHOD", "beco":"wsss_nb.methods.beco:METHOD",
          "deeplab":"wsss_nb.methods.segmenters:DEEPLAB", "largefov":"wsss_nb.methods.segmenters:LARGEFOV",
          "segformer":"wsss_nb.methods.segmenters:SEGFORMER"}
