@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ground.tensors import resize
-from ..backbones.vit import ViT,patch_attention
+from ..backbones.vit import ViT,middle_blocks,patch_attention
 from ..cam.attention import attention_walk
 from ..cam.core import normalize_cam
 
@@ -26,7 +26,7 @@ def token_relations(
 # attention and likeness, each (B,h·w,h·w) in [0,1], a row for each patch; the grid (h,w)
 )->tuple[Tensor,Tensor,tuple[int,int]]:
     "Return where patches look in the `middle_blocks` of a transformer, and which are alike behind them"
-    (x,grid),middle = vit.tokens(images),vit.middle_blocks()
+    (x,grid),middle = vit.tokens(images),middle_blocks(len(vit.blocks))
     seen = []
     for i,block in enumerate(vit.blocks[:middle.stop]):
         if i in middle: seen.append(patch_attention(block, x))
