@@ -296,11 +296,11 @@ PRESETS = {
                         "jitter":(.1,.1,.1,.02), "salient":64, "core_score":.9, "scales":None,
                         "infer_scales":(1.,1.5,2.), "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":300,
                         "again":2.5, "lr":1e-3, "decoder_mult":10., "crf":"psa", "workers":0},
-    "photos": _SMALL | {"saliency":"rbd", "backbone":"mobilenetv2_100", "cls_size":224, "saliency_size":224,
-                        "cls_iters":200, "cls_drops":(130,180), "cls_lr":1e-4, "extra_mult":100., "extra":128,
+    "photos": _SMALL | {"saliency":"rbd", "backbone":"tf_efficientnet_lite0:output_stride=16", "cls_size":224,
+                        "saliency_size":224, "cls_iters":600, "cls_drops":(450,540), "extra_mult":30., "extra":128,
                         "crop_size":160, "iters":300, "lr":5e-5, "decoder_mult":4., "workers":1},
 }
-PRESETS["pets"] = for_pets(PRESETS["photos"], ("iters","cls_iters"), cls_drops=(300,415))
+PRESETS["pets"] = for_pets(PRESETS["photos"], ("iters","cls_iters"))
 
 # %% ../../nbs/80_methods/80_i2crc.ipynb #2f53ae8b
 def _origin(
