@@ -29,6 +29,7 @@ CASES = {
     "irn_step": ({"only": "step-irn-resnet_toy", "threads": 1}, {"CROP": 64}),
     "lattice": ({"only": "filter-256-2-b1", "threads": 1}, {}),
     "loader": ({"images": 2, "crop": 64}, {}),
+    "par": ({"threads": 1}, {"CASES": ("par-32x32-2-b1", "aprm-40x40-3-b2")}),
     "seeds_stage": ({"images": 2, "only": "seeds-toy-112", "threads": 1}, {}),
     "step_options": ({"methods": "baseline", "backbones": "vit_toy", "crop": 64, "device": "cpu", "only": "fused"}, {}),
     "walk": ({"only": "walk-112x112", "threads": 1}, {}),
@@ -83,7 +84,7 @@ def test_train_step(benchmark, monkeypatch, tmp_path, method, backbone, crop):
     assert [r["case"] for r in result["rows"]] == [case, f"{case}-warmup"] and result["images"] == "toy scenes"
 
 
-@pytest.mark.parametrize("name,case", [("affinity", "head-32"), ("lattice", "filter-256-2-b1")])
+@pytest.mark.parametrize("name,case", [("affinity", "head-32"), ("lattice", "filter-256-2-b1"), ("par", "par-32x32-2-b1")])
 def test_memory(benchmark, capsys, name, case):
     "What a fresh process is asked for is a number; here it is that of this process"
     benchmark(name).main(memory=case, threads=1)
