@@ -87,6 +87,7 @@ def told(name, row):
     goal = "".join(f", goal {v:g}" for v in row.get("goal", {}).values())
     times = ", ".join(f"{who} {row[f'{who}_ms']:g} ms" for who in ("ours", "peer") if f"{who}_ms" in row)
     ratio = f", ratio {row['ratio']:.2f}" if "ratio" in row else ""
+    ratio += f" cannot: {row['cannot']}" if "cannot" in row else ""
     missed = "" if row.get("reached", True) else " (missed)"
     return f"{name:12} {row['case']:40} {row.get('threads', '')!s:2} {times}{ratio}{goal}{missed}"
 

@@ -79,7 +79,8 @@ def test_pseudo_labels_are_the_same(monkeypatch):
     "What training sees: labels of whole CAMs"
     import wsss_nb.labels.pseudo as module
     images, cam = patches(96, 80, 2), maps(2, 5, 96, 80)
-    image_labels, box = torch.tensor([[1., 0, 1, 0, 0], [0, 1, 1, 1, 0]]), torch.tensor([[0, 96, 0, 80], [5, 90, 0, 70]])
+    image_labels = torch.tensor([[1., 0, 1, 0, 0], [0, 1, 1, 1, 0]])
+    box = torch.tensor([[0, 96, 0, 80], [5, 90, 0, 70]])
     found = []
     for backend in ("cpp", "torch"):
         monkeypatch.setattr(module, "par", lambda *args, b=backend: par(*args, backend=b))
@@ -105,8 +106,10 @@ def test_input_is_left_alone():
 # %% The extension
 @pytest.mark.parametrize("what,change", [
     ("numpy array", {"images": [[1.]]}), ("numpy array", {"masks": None, "images": torch.zeros(1, 3, 9, 11)}),
-    ("expected floats", {"images": np.zeros((1, 3, 9, 11), np.uint8)}), (r"\(B,3,H,W\)", {"images": np.zeros((3, 9, 11))}),
-    (r"\(B,3,H,W\), got \(1,4,9,11\)", {"images": np.zeros((1, 4, 9, 11))}), ("empty", {"masks": np.zeros((1, 0, 9, 11))}),
+    ("expected floats", {"images": np.zeros((1, 3, 9, 11), np.uint8)}),
+    (r"\(B,3,H,W\)", {"images": np.zeros((3, 9, 11))}),
+    (r"\(B,3,H,W\), got \(1,4,9,11\)", {"images": np.zeros((1, 4, 9, 11))}),
+    ("empty", {"masks": np.zeros((1, 0, 9, 11))}),
     ("does not fit", {"masks": np.zeros((2, 2, 9, 11))}), ("does not fit", {"masks": np.zeros((1, 2, 11, 9))}),
     ("distances: expected", {"distances": ()}), ("distances: expected", {"distances": [1]*65}),
     ("distances: must not be negative, got -1", {"distances": (1, -1)}), ("rounds: must be", {"rounds": -1}),
