@@ -1,14 +1,17 @@
 """Speed of scoring two folders of label maps: ours, a plain loop, and decoding the files with Pillow without doing
-anything with them.
+anything with them. And, without files, of counting label maps that are in memory: our confusion matrix, the three
+histograms an image (hits, predicted, true) that segmentation libraries count, and torchmetrics.
 
     python benchmarks/evaluate.py --json FILE [--images 1449] [--repeats 5]
 
 Writes VOC-sized palette PNGs (500x375, 21 classes, blobs with an ignored rim) to a temporary folder. All contestants
 run in turn in this process; times are medians, ratio = peer/ours. Memory is the peak of a fresh process that scores
-the folders once.
+the folders once. The counts in memory are of at most 100 pairs, on one thread; before they are timed, all have to give
+the same IoU of every class. Where torchmetrics is not installed, its row says so.
 """
 import argparse, json, os, platform, resource, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -17,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from wsss_nb.ground.core import IGNORE_INDEX, write_json
-from wsss_nb.scores.confusion import evaluate_folders
+from wsss_nb.scores.confusion import ConfusionMatrix, evaluate_folders
 from wsss_nb.ground.io import write_label
 
 HEIGHT, WIDTH, CLASSES = 375, 500, 20+1
@@ -71,15 +74,66 @@ def memory_mb(name, folder, threads):
     return round(float(done.stdout))
 
 
-def measure(folder, peers, threads, repeats):
-    "Return the median milliseconds of ours and of each peer, run in turn"
-    times = {f.__name__: [] for f in (ours, *peers)}
+def measure(contestants, repeats, *args):
+    "Return the median milliseconds of each function, run in turn"
+    times = {f.__name__: [] for f in contestants}
     for _ in range(repeats):
-        for f in (ours, *peers):
+        for f in contestants:
             begin = time.perf_counter()
-            f(folder, threads)
+            f(*args)
             times[f.__name__].append(1000*(time.perf_counter()-begin))
     return {k: float(np.median(v)) for k, v in times.items()}
+
+
+def our_matrix(pairs):
+    "IoU of each class, of (prediction, mask) pairs of bytes"
+    matrix = ConfusionMatrix(CLASSES)
+    for pred, mask in pairs: matrix.add(pred, mask)
+    return matrix.iou
+
+
+def histograms(pairs):
+    "What segmentation libraries do: of each image the labels that agree, those predicted and the true ones"
+    sums = np.zeros((3, CLASSES), np.int64)
+    for pred, mask in pairs:
+        valid = mask != IGNORE_INDEX
+        pred, mask = pred[valid], mask[valid]
+        for total, labels in zip(sums, (pred[pred == mask], pred, mask)):
+            total += np.bincount(labels, minlength=CLASSES)
+    hits, predicted, true = sums
+    return hits/(predicted+true-hits)
+
+
+def torchmetrics(pairs):
+    "Its confusion matrix, without the checks of its arguments"
+    import torch
+    from torchmetrics.classification import MulticlassConfusionMatrix
+    torch.set_num_threads(1)
+    metric = MulticlassConfusionMatrix(CLASSES, ignore_index=IGNORE_INDEX, validate_args=False)
+    for pred, mask in pairs: metric.update(torch.from_numpy(pred).long(), torch.from_numpy(mask).long())
+    counts = metric.compute().numpy()
+    hits = counts.diagonal()
+    return hits/(counts.sum(0)+counts.sum(1)-hits)
+
+
+def in_memory(folder, repeats):
+    "Return the rows of counting label maps that are in memory"
+    paths = sorted((folder/"masks").glob("*.png"))[:100]
+    pairs = [[np.array(Image.open(folder/kind/p.name)) for kind in ("predictions", "masks")] for p in paths]
+    size, rows, threads = f"{len(pairs)}-{WIDTH}x{HEIGHT}-{CLASSES}", [], cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    for peer in (histograms, torchmetrics):
+        rows.append({"case": f"confusion-vs-{peer.__name__}-{size}", "threads": 1})
+        if peer is torchmetrics and not find_spec("torchmetrics"):
+            rows[-1]["cannot"] = "torchmetrics is not installed"
+            continue
+        with np.errstate(invalid="ignore"):  # a class that occurs nowhere has no IoU
+            assert np.allclose(our_matrix(pairs), peer(pairs), equal_nan=True)
+            ms = measure((our_matrix, peer), repeats, pairs)
+        rows[-1] |= {"ours_ms": round(ms["our_matrix"], 1), "peer_ms": round(ms[peer.__name__], 1),
+                     "ratio": round(ms[peer.__name__]/ms["our_matrix"], 3)}
+    cv2.setNumThreads(threads)
+    return rows
 
 
 def benchmark(images, repeats):
@@ -90,12 +144,13 @@ def benchmark(images, repeats):
         write_pairs(folder, images)
         assert (ours(folder, cores) == plain_loop(folder, 1)).all()
         for threads in sorted({1, cores}):
-            ms = measure(folder, (plain_loop, decode_only), threads, repeats)
+            ms = measure((ours, plain_loop, decode_only), repeats, folder, threads)
             mb = {k: memory_mb(k, folder, threads) for k in ms}
             for case, peer in (("evaluate", "plain_loop"), ("evaluate-vs-decode-only", "decode_only")):
                 rows.append({"case": f"{case}-{images}-{WIDTH}x{HEIGHT}-{CLASSES}", "threads": threads,
                              "ours_ms": round(ms["ours"], 1), "peer_ms": round(ms[peer], 1),
                              "ratio": round(ms[peer]/ms["ours"], 3), "ours_mb": mb["ours"], "peer_mb": mb[peer]})
+        rows += in_memory(folder, repeats)
     return rows
 
 

@@ -24,6 +24,22 @@ struct TermView {
     bool far;              // the rows do not fit the cache
 };
 
+// One row of an image whose pixels are refined by their neighbours (refine.h). Pixels come in blocks of `refine_block`; planes are padded at the sides.
+constexpr int refine_block = 16;
+struct GuideRow {
+    const float* guide;     // planes of three colours
+    size_t plane;           // floats from one to the next
+    size_t here;            // the row's first pixel in a plane
+    const size_t* at;       // its neighbours, `count` of them
+    int count;
+    float sharpness;
+    const float* closeness; // what each neighbour gets besides
+    float variation;        // what is taken from those around which the image changes most; 0: what follows is not looked at
+    const float *down, *right;  // planes: how much it changes downwards and to the right
+    const size_t* below;    // where to look for changes downwards
+    const float* inner;     // 1, and 0 in the last column, which does not change to the right
+};
+
 struct Kernels {
     // features [d][stride] -> coordinates of the nearest remainder-0 vertex, divided by d+1, z [block][d][8], the order of the remainders as 4-bit fields (field r-1:
     // the coordinate with rank r), barycentric weights [block][d+1][8]. One function per d.
@@ -56,6 +72,10 @@ struct Kernels {
     bool (*halve_softmax)(const float* logits, size_t stride, int channels, size_t width, float* out, size_t out_stride, float* work);
     bool (*halve_softmax_backward)(const float* logits, size_t stride, int channels, size_t width, const float* grad, size_t grad_stride, const float* roi, float scale,
                                    float* out, float* work);
+    // weights [block][neighbour][refine_block] of a row; `work`: 8 floats a neighbour
+    void (*neighbour_weights)(const GuideRow& row, size_t blocks, float* weights, float* work);
+    // one row of each plane: the sum over neighbours, in their order, of weight times value
+    void (*weighted_sums)(const float* weights, const size_t* at, int count, const float* planes, size_t plane, int channels, size_t blocks, float* out, size_t out_plane);
     // Images (n,3) of bytes: towards a level or the pixel's own grey (level below 0); hue turned by 0..255 of 256; the sum of the greys. See colours.inc.
     void (*fade)(const uint8_t* in, size_t n, float level, float factor, uint8_t* out);
     void (*turn_hue)(const uint8_t* in, size_t n, int turn, uint8_t* out);

@@ -7,6 +7,7 @@
 
 #include "crf.h"
 #include "energy.h"
+#include "refine.h"
 
 namespace py = pybind11;
 using namespace lattice;
@@ -209,6 +210,27 @@ py::array halved_backward(const py::object& logits, const py::object& grad, cons
     return out;
 }
 
+py::array refined(const py::object& images, const py::object& masks, const std::vector<int>& distances, int rounds, double sharpness,
+                  const std::vector<float>& closeness, double variation, py::ssize_t threads) {
+    Floats x = floats(images, "images", 4, "(B,3,H,W)"), m = floats(masks, "masks", 4, "(B,C,H,W)");
+    const int T = thread_count(threads);
+    if (x.shape(1) != 3) bad("images: expected shape (B,3,H,W), got " + shape_of(x));
+    if (m.shape(0) != x.shape(0) || m.shape(2) != x.shape(2) || m.shape(3) != x.shape(3)) bad("masks: shape " + shape_of(m) + " does not fit images " + shape_of(x));
+    if (m.shape(1) > 65535) bad("masks: too many channels");
+    if (distances.empty() || distances.size() > 64) bad("distances: expected 1 to 64, got " + std::to_string(distances.size()));
+    for (int d : distances) if (d < 0) bad("distances: must not be negative, got " + std::to_string(d));
+    if (rounds < 0 || rounds > 10000) bad("rounds: must be 0 to 10000, got " + std::to_string(rounds));
+    if (closeness.size() != 8 * distances.size()) bad("closeness: expected " + std::to_string(8 * distances.size()) + " numbers, got " + std::to_string(closeness.size()));
+    for (float c : closeness) if (!std::isfinite(c)) bad("closeness: not all values are finite");
+    if (!std::isfinite(float(variation))) bad("variation: must be finite");
+    const Refinement how{distances, rounds, sigma(sharpness, "sharpness"), closeness, float(variation)};
+    auto out = result({m.shape(0), m.shape(1), m.shape(2), m.shape(3)});
+    const float *of = x.data(), *from = m.data();
+    float* to = out.mutable_data();
+    without_gil([&] { refine(of, from, to, x.shape(0), m.shape(1), x.shape(2), x.shape(3), how, T); });
+    return out;
+}
+
 // A dict's entry as `count` positive numbers; one number stands for all.
 void sigmas(const py::dict& d, const char* key, int count, float* out) {
     if (!d.contains(key)) bad(std::string("terms: \"") + key + "\" is missing");
@@ -360,7 +382,7 @@ double grey_mean(const py::object& image) {
 }  // namespace
 
 PYBIND11_MODULE(_lattice, m) {
-    m.doc() = "Permutohedral lattice: bilateral filter, dense energy, fully connected CRF; changes of colour";
+    m.doc() = "Permutohedral lattice: bilateral filter, dense energy, fully connected CRF; pixel-adaptive refinement; changes of colour";
     py::class_<PyLattice>(m, "Lattice", "The lattice of a set of points")
         .def(py::init<const py::object&, int, py::ssize_t>(), py::arg("features"), py::arg("pad_to") = 4, py::arg("threads") = 1)
         .def_property_readonly("num_points", &PyLattice::num_points)
@@ -376,6 +398,8 @@ PYBIND11_MODULE(_lattice, m) {
           py::arg("pad_to") = 4, py::arg("threads") = 1);
     m.def("halve_softmax", &halved, py::arg("logits"), py::arg("threads") = 1);
     m.def("halve_softmax_backward", &halved_backward, py::arg("logits"), py::arg("grad"), py::arg("rois") = py::none(), py::arg("scale") = 1., py::arg("threads") = 1);
+    m.def("refine", &refined, "The masks after weighted averages over neighbours of like colour", py::arg("images"), py::arg("masks"), py::arg("distances"), py::arg("rounds"),
+          py::arg("sharpness"), py::arg("closeness"), py::arg("variation") = 0., py::arg("threads") = 1);
     py::class_<PyCrf>(m, "CRF", "A fully connected CRF: its lattices and normalisations")
         .def(py::init<py::ssize_t, py::ssize_t, const py::sequence&, const py::object&, int, py::ssize_t>(), py::arg("height"), py::arg("width"), py::arg("terms"),
              py::arg("image") = py::none(), py::arg("pad_to") = 4, py::arg("threads") = 1)

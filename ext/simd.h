@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <math.h>
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 #define LATTICE_AVX2 1
@@ -44,6 +45,7 @@ LATTICE_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
 LATTICE_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 LATTICE_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
 LATTICE_INLINE F madd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+LATTICE_INLINE F root(F a) { return _mm256_sqrt_ps(a); }
 LATTICE_INLINE F vmax(F a, F b) { return _mm256_max_ps(a, b); }
 LATTICE_INLINE F vmin(F a, F b) { return _mm256_min_ps(a, b); }
 LATTICE_INLINE F vand(F a, F b) { return _mm256_and_ps(a, b); }
@@ -124,6 +126,7 @@ LATTICE_INLINE F sub(F a, F b) { LATTICE_EACH(F, 8, a.v[i] - b.v[i]); }
 LATTICE_INLINE F mul(F a, F b) { LATTICE_EACH(F, 8, a.v[i] * b.v[i]); }
 LATTICE_INLINE F div(F a, F b) { LATTICE_EACH(F, 8, a.v[i] / b.v[i]); }
 LATTICE_INLINE F madd(F a, F b, F c) { LATTICE_EACH(F, 8, a.v[i] * b.v[i] + c.v[i]); }
+LATTICE_INLINE F root(F a) { LATTICE_EACH(F, 8, sqrtf(a.v[i])); }
 LATTICE_INLINE F vmax(F a, F b) { LATTICE_EACH(F, 8, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 LATTICE_INLINE F vmin(F a, F b) { LATTICE_EACH(F, 8, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 LATTICE_INLINE I bits(F a) { I r; std::memcpy(&r, &a, sizeof r); return r; }

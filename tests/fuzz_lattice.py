@@ -156,7 +156,17 @@ def fuzz(seconds, seed):
                          pick(None, None, 0, 255, rng.randint(256), pick(-1, 256)))
         assert turned.shape == faded.shape == x.shape and 0 <= mean <= 255
 
-    end, calls = time.monotonic()+seconds, (lattice, filtered, energy, halved, crf, colours)
+    def refined():
+        b, c, h, w = rng.randint(1, 4), size() % 23+1, size(), size()
+        far = [int(pick(1, 2, 5, 24, 0, 10**9, rng.randint(1, 90), pick(-1, 1))) for _ in range(rng.randint(1, 7))]
+        x, m = np.abs(rng.rand(b, 3, h, w)).astype(np.float32), floats(b, c, h, w+(rng.rand() < .02))
+        if rng.rand() < .3: x = floats(b, 3, h, w)
+        close = [float(pick(0, .01, rng.rand())) for _ in range(8*len(far)-(rng.rand() < .02))]
+        args = x, m, far, int(pick(0, 1, 2, 3, pick(-1, 10**6))), sigma(), close, float(pick(0, .01, -1, pick(0, np.nan)))
+        t, ordinary = threads(), tame(m) and tame(x) and x.min() >= 0 and x.max() <= 1 and .1 < args[4] < 100
+        finite(ordinary, either(ext.refine(*args, threads=t), lambda: ext.refine(*args)))
+
+    end, calls = time.monotonic()+seconds, (lattice, filtered, energy, halved, crf, colours, refined)
     while time.monotonic() < end:
         state, call = rng.get_state(), pick(*calls)
         try:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # the package, numbers with and without the compiled lattice.
 TESTS = ("test_installed.py", "test_commands.py", "test_old_runs.py", "test_golden_densecrf.py",
          "test_golden_bilateral.py",
-         "test_lattice_ext.py", "test_colours.py")
+         "test_lattice_ext.py", "test_colours.py", "test_par.py")
 KINDS = {"compiled": {}, "plain": {"CC": "/no/such/cc", "CXX": "/no/such/c++"}}
 
 

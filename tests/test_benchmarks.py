@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -29,6 +30,7 @@ CASES = {
     "irn_step": ({"only": "step-irn-resnet_toy", "threads": 1}, {"CROP": 64}),
     "lattice": ({"only": "filter-256-2-b1", "threads": 1}, {}),
     "loader": ({"images": 2, "crop": 64}, {}),
+    "par": ({"threads": 1}, {"CASES": ("par-32x32-2-b1", "aprm-40x40-3-b2")}),
     "seeds_stage": ({"images": 2, "only": "seeds-toy-112", "threads": 1}, {}),
     "step_options": ({"methods": "baseline", "backbones": "vit_toy", "crop": 64, "device": "cpu", "only": "fused"}, {}),
     "walk": ({"only": "walk-112x112", "threads": 1}, {}),
@@ -62,6 +64,17 @@ def test_smallest_case(benchmark, monkeypatch, tmp_path, name):
     if name in ("crf", "lattice"): assert result["images"] == "toy scenes"
 
 
+def test_maps(benchmark, monkeypatch):
+    "Ours agree, and with pytorch-grad-cam where it is installed; where it is not, the rows say so"
+    module = benchmark("cam")
+    monkeypatch.setitem(module.MAPS, "toy", ("resnet_toy", 64, 3, 4))
+    found, why = module.maps_of("toy")
+    assert (found["cam"]()-found["grad-cam"]()).abs().max() <= 1e-5 and ("peer" in found) == (why is None)
+    if why is None: assert all(r["ratio"] > 0 for r in module.map_rows("toy", 1))
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    assert ["cannot be imported" in r["cannot"] for r in module.map_rows("toy", 1)] == [True, True]
+
+
 @pytest.mark.parametrize(
     "method,backbone,crop",
     [("toco", "vit_toy", 64), ("tsd-cam", "vit_toy", 64), ("cpdgl", "vit_toy", 64), ("tscd", "mit_b0", 224)],
@@ -83,7 +96,7 @@ def test_train_step(benchmark, monkeypatch, tmp_path, method, backbone, crop):
     assert [r["case"] for r in result["rows"]] == [case, f"{case}-warmup"] and result["images"] == "toy scenes"
 
 
-@pytest.mark.parametrize("name,case", [("affinity", "head-32"), ("lattice", "filter-256-2-b1")])
+@pytest.mark.parametrize("name,case", [("affinity", "head-32"), ("lattice", "filter-256-2-b1"), ("par", "par-32x32-2-b1")])
 def test_memory(benchmark, capsys, name, case):
     "What a fresh process is asked for is a number; here it is that of this process"
     benchmark(name).main(memory=case, threads=1)
@@ -105,12 +118,17 @@ def test_evaluate(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path/"out.json").read_text())
     assert result == json.loads(done.stdout)
+    from_files = [r for r in result["rows"] if r["case"].startswith("evaluate")]
     assert (
-        all(
-            r.keys() == {"case", "threads", "ours_ms", "peer_ms", "ratio", "ours_mb", "peer_mb"} for r in result["rows"]
-        )
+        all(r.keys() == {"case", "threads", "ours_ms", "peer_ms", "ratio", "ours_mb", "peer_mb"} for r in from_files)
         and "cpu" in result["machine"]
     )
+    in_memory = {r["case"]: r for r in result["rows"] if r not in from_files}
+    assert [*in_memory] == [f"confusion-vs-{peer}-12-500x375-21" for peer in ("histograms", "torchmetrics")]
+    absent = {case for case, r in in_memory.items() if "cannot" in r}
+    assert all(r["ratio"] > 0 for case, r in in_memory.items() if case not in absent)
+    if find_spec("torchmetrics"): assert not absent
+    else: assert absent == {"confusion-vs-torchmetrics-12-500x375-21"}
 
 
 def test_explorer(benchmark):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ground.core import did_you_mean
+from .lattice import as_array,extension,pick_backend
 
 # %% ../../nbs/50_refine/40_par.ipynb #f55c12c2
 DILATIONS = (1,2,4,8,12,24)  # distances of neighbours in ToCo and AFA, pixels
@@ -47,14 +48,15 @@ def pixel_affinity(
     std = (sum((v-mean)**2 for v in neighbours(images, dilations))/(n-1)).sqrt()
     scale = 1/((std+1e-8)*sharpness)
     colour = torch.stack([-(((v-images)*scale)**2).mean(1) for v in neighbours(images, dilations)], dim=1).softmax(1)
-    if position_weight:
-        steps = [d*(dy*dy+dx*dx)**.5 for d in dilations for dy,dx in DIRECTIONS]
-        distance = torch.tensor(steps, dtype=images.dtype, device=images.device)
-        close = (-(distance/((distance.std()+1e-8)*sharpness))**2).softmax(0)
-        colour.add_(position_weight*close[:,None,None])
+    if position_weight: colour.add_(position_weight*_closeness(images, dilations, sharpness)[:,None,None])
     if variation_weight:
         colour.sub_(_variations(images, dilations).softmax(1), alpha=variation_weight)
     return colour
+
+def _closeness(images, dilations, sharpness):
+    "Return how close each neighbour is to its pixel, compared with the others, (n,); of the type of `images`"
+    distance = images.new_tensor([d*(dy*dy+dx*dx)**.5 for d in dilations for dy,dx in DIRECTIONS])
+    return (-(distance/((distance.std()+1e-8)*sharpness))**2).softmax(0)
 
 def _variations(images, dilations):
     """Return how much each neighbour view changes downwards and to the right, mean over colours, (B,n,H,W)
@@ -86,6 +88,19 @@ def propagate_affinity(
         masks = out
     return masks
 
+# %% ../../nbs/50_refine/40_par.ipynb #6f1d02ab
+def _compiled(backend, images):
+    "Are the compiled loops to be used? They know CPU tensors of three colours"
+    if backend: return pick_backend(backend, images.device) == "cpp"
+    return images.device.type == "cpu" and images.shape[1] == 3 and hasattr(extension(), "refine")
+
+def _in_one_pass(images, masks, dilations, num_iter, sharpness, position_weight=0., variation_weight=0.):
+    "Return the refined maps (B,C,H,W) of float32 tensors on the CPU, by the compiled loops"
+    closeness = position_weight*_closeness(images, dilations, sharpness)
+    refined = extension().refine(as_array(images), as_array(masks), list(dilations), num_iter, sharpness,
+                                 closeness.tolist(), variation_weight, torch.get_num_threads())
+    return torch.from_numpy(refined)
+
 # %% ../../nbs/50_refine/40_par.ipynb #5bd26f33
 KERNELS = {"par":  {"sharpness":.3,  "position_weight":.01},   # AFA, ToCo
            "aprm": {"sharpness":.25, "variation_weight":.01}}  # TSD-CAM, TSCD
@@ -97,14 +112,18 @@ def par(
     dilations:Sequence[int]=DILATIONS, # distances of neighbours, pixels
     num_iter:int=10,                   # rounds of averaging
     kernel:str="par",                  # who is alike, a key of `KERNELS`
+    backend:str|None=None,             # "cpp", "torch" or None: compiled for CPU tensors where it was built
 )->Tensor:                             # (B,C,H,W) float32
     """Return class maps refined by the colours of `images` (ToCo T4.6, TSD-CAM S4)
 
-    Computed in float32 also under autocast. Raises `UserError` for an unknown kernel.
+    Computed in float32 also under autocast. Raises `UserError` for an unknown kernel, or for a backend that cannot be
+    had.
     """
+    weights = KERNELS[did_you_mean(kernel, KERNELS, "kernel of the refinement")]
     with torch.autocast(images.device.type, enabled=False):
-        masks = F.interpolate(masks.float(), size=images.shape[-2:], mode="bilinear", align_corners=True)
-        weights = KERNELS[did_you_mean(kernel, KERNELS, "kernel of the refinement")]
-        affinity = pixel_affinity(images.float(), dilations, **weights)
-        return propagate_affinity(masks, affinity, dilations, num_iter)
+        masks,images = masks.float(),images.float()
+        if masks.shape[-2:] != images.shape[-2:]:
+            masks = F.interpolate(masks, size=images.shape[-2:], mode="bilinear", align_corners=True)
+        if _compiled(backend, images): return _in_one_pass(images, masks, dilations, num_iter, **weights)
+        return propagate_affinity(masks, pixel_affinity(images, dilations, **weights), dilations, num_iter)
 
