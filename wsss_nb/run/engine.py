@@ -75,7 +75,7 @@ def read_made_with(
     for key,kind in {"method":str, "settings":dict, "classes":list, "preset":str, "seed":int}.items():
         if not isinstance(config.get(key), kind):
             raise UserError(f"{run.config_file}: {key!r} is missing or no {kind.__name__}; "
-                            "this is not the settings file of a run")
+                            "this is not the settings file of a run; put that back, or begin anew with another --out")
     if len(config["classes"]) < 2 or not all(isinstance(c, str) for c in config["classes"]):
         raise UserError(f"{run.config_file}: 'classes' must be names, background first")
     return config
