@@ -92,7 +92,8 @@ def test_dataset_names(fails, here, spec, words):
     ([*train()[1:], "--backbone", "vit_toi"], "unknown backbone 'vit_toi': did you mean vit_toy or"),
     ([*train()[1:], "--backbone", "deit_tny_patch16_224"], "did you mean deit_tiny_patch16_224"),
     ([*train()[1:], "--stages", "train,eval"], "unknown stage of baseline 'eval': did you mean evaluate?"),
-    ([*train()[1:], "--device", "gpu"], "unknown device 'gpu'"),
+    ([*train()[1:], "--device", "gpu"], "unknown device 'gpu': choose one of: auto, cpu, cuda"),
+    ([*train()[1:], "--labels", "list:a.txt", "--data", "shapes:n=8"], "list:a.txt: shapes:n=8 is made with labels"),
     (["baseline", "--data", "scenes", "--out", "out", "--iters", "0"], "iters=0: must be 1 or more"),
     (["baseline", "--data", "scenes", "--out", "out", "--iters", "-5"], "iters=-5: must be 1 or more"),
     ([*train()[1:], "--iters", "many"], "--iters: invalid int value: 'many'"),
@@ -253,8 +254,10 @@ def test_evaluation_must_fit_its_run(fails, trained, scenes, folder, here):  # n
 
 
 @pytest.mark.parametrize("file,spoil,words", [
+    ("config.toml", lambda p: p.write_text("method = "), "put a copy of it back, or begin anew with another --out"),
     ("config.toml", lambda p: p.write_text("method = "), "config.toml: not readable as TOML"),
     ("config.toml", lambda p: p.write_text("a = 1"), "config.toml: 'method' is missing"),
+    ("config.toml", lambda p: p.write_text("a = 1"), "put that back, or begin anew with another --out"),
     ("config.toml", lambda p: p.unlink(), "not a run folder"),
     ("config.toml", lambda p: p.write_text(p.read_text().replace("hidden =", "hiden =")), "unknown setting in"),
     ("config.toml", lambda p: p.write_text(p.read_text().replace("hidden = 16", "hidden = 24")),
@@ -262,12 +265,27 @@ def test_evaluation_must_fit_its_run(fails, trained, scenes, folder, here):  # n
     ("checkpoints/last.pt", lambda p: p.unlink(), "last.pt: no checkpoint; train first"),
     ("checkpoints/last.pt", lambda p: p.write_bytes(p.read_bytes()[:3000]), "last.pt: not a readable checkpoint"),
     ("result.json", lambda p: p.write_text("{"), "result.json: not readable as JSON"),
-    ("cams/val_00000.npz", lambda p: p.write_bytes(b"x"), "val_00000.npz: is no CAM file"),
+    ("cams/val_00000.npz", lambda p: p.write_bytes(b"x"),
+     "val_00000.npz: is no CAM file (it is cut off, or something else); make it again"),
     ("predictions/val_00000.png", lambda p: p.write_bytes(b"x"), "val_00000.png: cannot be decoded")])
 def test_damaged_run(fails, trained, scenes, here, file, spoil, words):
     shutil.copytree(trained[0], here/"out")
     spoil(here/"out"/file)
     assert words in fails("wsss-run", "baseline", "--data", scenes, "--out", "out", "--stages", "evaluate")
+
+
+def test_no_checkpoint_to_go_on_from(fails, trained, scenes, here):
+    "A training that is gone on with: the line says what to do, and nothing that was written is lost"
+    shutil.copytree(trained[0], here/"out")
+    (here/"out"/"result.json").unlink()
+    last = here/"out"/"checkpoints"/"last.pt"
+    last.write_bytes(last.read_bytes()[:3000])
+    (here/"out"/"checkpoints"/"previous.pt").unlink(missing_ok=True)
+    kept = {p: p.read_bytes() for p in (here/"out").rglob("*") if p.suffix in (".npz", ".png", ".csv", ".pt")}
+    line = fails(*train("--resume", data=scenes))
+    assert "last.pt: not a readable checkpoint" in line
+    assert "move it away, and the training begins from its start" in line
+    assert all(p.read_bytes() == held for p,held in kept.items())
 
 
 # %% Disks (a full one, and what else the world does to a run: `failures/`)

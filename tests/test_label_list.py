@@ -37,7 +37,7 @@ def test_a_run_learns_from_a_list_and_names_it(folder, call, fails):
 
 def test_what_is_wrong_is_one_line(folder, fails):
     argv = ("wsss-run", "baseline", *TINY, "--out", "out", "--labels", "list:train_cls.txt", "--data")
-    assert "no such folder" in fails(*argv, "shapes:n=4,size=64")
+    assert "shapes:n=4,size=64 is made with labels of its own" in fails(*argv, "shapes:n=4,size=64")
     (folder/"train_cls.txt").write_text("nobody 0\n")
     assert "has no label; add its classes to train_cls.txt" in fails(*argv, "data")
     (folder/"train_cls.txt").unlink()

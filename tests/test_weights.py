@@ -5,6 +5,8 @@ No test fetches any."""
 import pytest
 import torch
 from wsss_nb.backbones import core
+from wsss_nb.run.engine import run_warnings
+from wsss_nb.run.settings import resolve_config
 from wsss_nb.use.names import METHODS, get_method
 
 DATA = ("--data", "shapes:n=6,size=64", "--set", "train_split=train")
@@ -41,11 +43,13 @@ def cut_off(monkeypatch, tmp_path):
         ("i2crc", "voc", "resnet101-63fe2227.pth"),
         ("resnet-cam", "voc", "resnet50-0676ba61.pth"),
         ("resnet-cam+irn+beco", "voc", "(--set resnet_cam.init=FILE)"),
+        ("i2crc+none", "voc", "vgg16-397923af.pth"),  # its own segmenter takes no part
     ],
 )
 def test_one_line_before_any_work(cut_off, fails, tmp_path, method, preset, words):
-    data = (*DATA[:3], "resnet_cam.train_split=train") if "+" in method else DATA
-    more = ("saliency=none",) if method == "i2crc" else ()
+    first = method.partition("+")[0].replace("-", "_")
+    data = (*DATA[:3], f"{first}.train_split=train") if "+" in method else DATA
+    more = {"i2crc": ["saliency=none"], "i2crc+none": ["i2crc.saliency=none"]}.get(method, ())
     said = fails("wsss-run", method, *data, *more, "--preset", preset, "--out", tmp_path/"out")
     assert words in said and "--init none" in said
     assert "HTTPS_PROXY" in said or "cannot be fetched by itself" in said
@@ -57,6 +61,17 @@ def test_random_on_purpose(cut_off, call, tmp_path):
     status,_,err = call(*argv, "--init", "none", "--backbone", "deit_tiny_patch16_224.fb_in1k")
     assert status == 0 and not cut_off and "random" not in err
     assert "pretrained = false" in (tmp_path/"out"/"config.toml").read_text()
+
+
+def test_networks_that_take_no_part():
+    "I2CRC has a classifier and a segmenter; a chain that takes its labels trains the first only"
+    def told(name):
+        method = get_method(name)
+        config = resolve_config(method.config(), method.presets, "voc")
+        return run_warnings(method, config, "voc")
+    assert [said.split()[0] for said in told("i2crc")] == ["resnet101", "vgg16"]
+    assert "--set i2crc.init" not in "".join(told("i2crc+beco"))
+    assert "--set i2crc.cls_init=FILE" in told("i2crc+beco")[0]
 
 
 def test_weights_that_are_here_are_taken(cut_off, call, tmp_path, monkeypatch):
@@ -90,7 +105,6 @@ def test_runs_of_before_go_on(cut_off, call, tmp_path):
 def test_every_published_preset_has_a_source(method):
     "A backbone of a published preset has a file that is known, or none is asked for it"
     from wsss_nb.run.engine import _parts_with_backbones, beginnings
-    from wsss_nb.run.settings import resolve_config
     from wsss_nb.backbones.weights import weights_source
     found = get_method(method)
     for preset in {*found.presets} & {*found.published}:

@@ -55,6 +55,7 @@ def with_labels(
     source:str,    # "list:FILE", of `read_label_list`
 )->str:            # for `open_dataset`
     "Return the name of a dataset with other image-level labels; raise `UserError` if it is none of files"
+    if str(spec).partition(":")[0] == "shapes": raise UserError(f"{source}: {spec} is made with labels of its own")
     on_disk(spec)
     return f"{spec}{LABELS}{source}"
 

@@ -9,14 +9,12 @@ __all__ = ['AffinityMaps', 'patch_at', 'partners', 'spread', 'affinity_panels', 
            'affinity_caption', 'AffinityExplorer']
 
 # %% ../../nbs/95_explore/30_affinity.ipynb #41349b48
-from functools import lru_cache
-
 import torch
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from ..ground.core import IGNORE_INDEX,UserError
+from ..ground.core import IGNORE_INDEX
 from ..data.core import Dataset
 from ..refine.affinity import label_on_grid,near_pairs
 from ..refine.walk import propagate,transition
@@ -28,16 +26,8 @@ from .frame import Frame,Panel,Place,Slider,Toggle,View,view_picture
 # %% ../../nbs/95_explore/30_affinity.ipynb #ee934436
 class AffinityMaps(StageMaps):
     "What `StageMaps` keeps of a trained method, and the affinity of the patches of its images"
-    def __init__(self,
-        run,                         # run folder, or a trained method, which learns affinity
-        data:Dataset|str|None=None,  # dataset with image-level labels, or its name; None: what the run was trained on
-        device:str="cpu",            # where to put the method of a run folder
-        kept:int=16,                 # maps of each kind that are kept
-    ):
-        super().__init__(run, data, device, kept)
-        name = type(self.method).__module__.rpartition(".")[2]
-        if not has_walk(self.method): raise UserError(f"{name} learns no affinity; choose a run of tscd")
-        for name in ("affinity","walked"): setattr(self, name, lru_cache(kept)(getattr(self, name)))
+    cached,kept = (*StageMaps.cached,"affinity","walked"),16
+    def lack(self)->str: return "" if has_walk(self.method) else "learns no affinity; choose a run of tscd"
     def looked_at(self, image):
         "Return the image as the CAM of this run is made from it, (1,3,h,w)"
         x,side = self.input(image),self.method.config.cam_size

@@ -64,13 +64,17 @@ def open_trained(
 # %% ../../nbs/95_explore/10_cam.ipynb #2e6eddc6
 class StageMaps:
     "What a trained method makes of the images of a dataset, stage by stage; the last maps of each kind are kept"
+    cached = ("item","cam","refined","prediction")  # the methods whose results are kept
+    kept = 64                                       # how many results of each
+    no_files = ""                                   # why CAMs that a run has as files do not serve; "": they do
     def __init__(self,
         run,                         # run folder, or a trained method
         data:Dataset|str|None=None,  # dataset with image-level labels, or its name; None: what the run was trained on
         device:str="cpu",            # where to put the method of a run folder
-        kept:int=64,                 # maps of each kind that are kept
+        kept:int|None=None,          # maps of each kind that are kept; None: as the class says
     ):
         self.method,self.data = open_trained(run, data, device)
+        if kept is not None: self.kept = kept
         self.files = None if has_cam(self.method) else self.cam_files(run)  # ID -> a file with CAMs; None: not needed
         labels = [self.data.image_labels(i) for i in range(len(self.data))]
         self.places = [i for i,y in enumerate(labels) if y is not None and y.any()  # images that have a CAM
@@ -78,10 +82,18 @@ class StageMaps:
         if not self.places:
             raise UserError(f"{self.data.name}: split {self.data.split!r} has no image-level labels, "
                             "and a CAM needs them; choose another split")
-        for name in ("item","cam","refined","prediction"): setattr(self, name, lru_cache(kept)(getattr(self, name)))
+        if self.no_files and self.files is not None:
+            raise UserError(f"the CAMs of this run are files: {self.no_files}")
+        if lack := self.lack(): raise UserError(f"{self.name} {lack}")
+        for name in self.cached: setattr(self, name, lru_cache(self.kept)(getattr(self, name)))
+    @property
+    def name(self)->str: return type(self.method).__module__.rpartition(".")[2]  # of the method
+    def lack(self)->str:
+        "Return what the method lacks for these maps, and what to do; \"\": nothing"
+        return ""
     def cam_files(self, run)->dict:
         "Return the CAM files of a run by ID; raise `UserError` if there are none"
-        name = type(self.method).__module__.rpartition(".")[2]
+        name = self.name
         if isinstance(run, torch.nn.Module):
             raise UserError(f"{name} makes no CAM itself: give its run folder, which holds those that it learnt from")
         found = {p.stem:p for p in (Path(run)/"cams").glob("*.npz")}

@@ -132,7 +132,7 @@ def crf_caption(
     Where there is ground truth, the mIoU before and after follows.
     """
     s,scores = settings,crf_scores(example, classes, settings)
-    words = [example.name, f"{s.iters} rounds", f"space {s.pos_xy_std:g} px, weight {s.pos_w:g}",
+    words = [example.name, f"{s.iters} round{'s'*(s.iters != 1)}", f"space {s.pos_xy_std:g} px, weight {s.pos_w:g}",
              f"colour {s.bi_xy_std:g} px / {s.bi_rgb_std:g} grey levels, weight {s.bi_w:g}",
              f"{scores['changed']:.1%} changed"]
     if "mIoU after" in scores:

@@ -10,13 +10,13 @@ __all__ = ['SIZES', 'RULES', 'FusionMaps', 'FusionExplorer', 'disagreement']
 # %% ../../nbs/95_explore/85_fusion.ipynb #f0510002
 from copy import copy
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property,lru_cache
 
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..ground.core import BACKGROUND,UserError
+from ..ground.core import BACKGROUND
 from ..data.core import Dataset
 from ..data.datasets import open_dataset
 from ..networks.decoders import FUSION
@@ -28,18 +28,12 @@ from .scales import toy_network
 # %% ../../nbs/95_explore/85_fusion.ipynb #f0510005
 class FusionMaps(StageMaps):
     "What `StageMaps` keeps of a trained method, and its logits at any sizes, joined by any rule"
-    def __init__(self,
-        run,                         # run folder, or a trained method, whose network segments at several sizes
-        data:Dataset|str|None=None,  # dataset with image-level labels, or its name; None: what the run was trained on
-        device:str="cpu",            # where to put the method of a run folder
-        kept:int=64,                 # maps of each kind that are kept
-    ):
-        super().__init__(run, data, device, kept)
-        name = type(self.method).__module__.rpartition(".")[2]
-        if not hasattr(self.method.config, "fusion"):
-            raise UserError(f"{name} joins no sizes by a rule; choose a run of a single-stage method such as toco")
-        self.said,self.kept = {},kept
-        self.logits = lru_cache(kept)(self.logits)
+    cached = (*StageMaps.cached,"logits")
+    def lack(self)->str:
+        if hasattr(self.method.config, "fusion"): return ""
+        return "joins no sizes by a rule; choose a run of a single-stage method such as toco"
+    @cached_property
+    def said(self)->dict: return {}  # what the decoder said
     def answer(self,
         image:int,   # place of the image in the dataset
         coarse:bool, # is it resized as the rules on the decoder's grid do it?

@@ -201,7 +201,8 @@ class InterPixelExplorer(Frame):
                   Panel("label", e.image, labels=label),
                   Panel("trusted", e.image, labels=np.where(trusted, label, IGNORE_INDEX))]
         words = [e.name, f"boundary: {source}", f"pixel {at[0]},{at[1]} of {h}×{w}",
-                 f"it reaches {int((near > .5).sum())-1} others by more than 0.5", f"{walk['steps']} steps"]
+                 f"it reaches {int((near > .5).sum())-1} others by more than 0.5",
+                 f"{walk['steps']} step{'s'*(walk['steps'] != 1)}"]
         if field is not None:
             dy,dx = field[:,at[0],at[1]].tolist()
             words.append(f"it points {dy:+.0f} rows and {dx:+.0f} columns away")

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError
+from ..ground.core import BACKGROUND,IGNORE_INDEX
 from ..ground.io import voc_colormap
 from ..data.core import Dataset
 from ..data.datasets import open_dataset
@@ -76,16 +76,8 @@ GRID = 14                          # places a side
 
 class MemoryMaps(StageMaps):
     "What `StageMaps` keeps of a trained method with prototypes, and what they are to crops of its images"
-    def __init__(self,
-        run,                         # run folder, or a trained method, with prototypes and a queue
-        data:Dataset|str|None=None,  # dataset with image-level labels, or its name; None: what the run was trained on
-        device:str="cpu",            # where to put the method of a run folder
-        kept:int=16,                 # maps of each kind that are kept
-    ):
-        super().__init__(run, data, device, kept)
-        name = type(self.method).__module__.rpartition(".")[2]
-        if not isinstance(self.method, MemoryNet): raise UserError(f"{name} has no prototypes; choose a run of cpdgl")
-        for name in ("rows","feeds"): setattr(self, name, lru_cache(kept)(getattr(self, name)))
+    cached,kept = (*StageMaps.cached,"rows","feeds"),16
+    def lack(self)->str: return "" if isinstance(self.method, MemoryNet) else "has no prototypes; choose a run of cpdgl"
     @torch.no_grad()
     def rows(self,
         image:int, # place of the image in the dataset

@@ -75,7 +75,8 @@ class RefineExplorer(Frame):
                   Panel("before", e.image, labels=all_rounds[0][0]),
                   Panel("after", e.image, labels=all_rounds[rounds][0])]
         changed = (all_rounds[0][0] != all_rounds[rounds][0]).mean()
-        words = [e.name, kernel, f"{rounds} rounds", f"pixel {at[0]},{at[1]} of {h}×{w}", f"{changed:.1%} changed"]
+        words = [e.name, kernel, f"{rounds} round{'s'*(rounds != 1)}", f"pixel {at[0]},{at[1]} of {h}×{w}",
+                 f"{changed:.1%} changed"]
         if e.mask is None: return View(panels, " · ".join(words), classes=self.classes)
         curve = Curve("mIoU over rounds", range(ROUNDS+1), {"mIoU":[m for _,m in all_rounds]}, rounds)
         said = f"mIoU {all_rounds[0][1]:.2f} before, {all_rounds[rounds][1]:.2f} after"

@@ -16,7 +16,6 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ground.core import UserError
 from ..ground.tensors import enlarge,resize
 from ..data.core import Dataset
 from ..data.datasets import open_dataset
@@ -75,15 +74,8 @@ def learn(
 # %% ../../nbs/95_explore/12_scales.ipynb #5ca10008
 class ScaleMaps(StageMaps):
     "What `StageMaps` keeps of a trained method, and the class maps of its images at single sizes"
-    def __init__(self,
-        run,                         # run folder, or a trained method, whose network makes CAMs
-        data:Dataset|str|None=None,  # dataset with image-level labels, or its name; None: what the run was trained on
-        device:str="cpu",            # where to put the method of a run folder
-        kept:int=128,                # maps of each kind that are kept
-    ):
-        super().__init__(run, data, device, kept)
-        if self.files is not None: raise UserError("the CAMs of this run are files: their scales are history")
-        for name in ("raw","summed"): setattr(self, name, lru_cache(kept)(getattr(self, name)))
+    cached,kept = (*StageMaps.cached,"raw","summed"),128
+    no_files = "their scales are history"
     @torch.no_grad()
     def raw(self,
         image:int,   # place of the image in the dataset

@@ -95,8 +95,8 @@ def run_tokens(
     maps,out = StageMaps(run, data),[]
     encoder = getattr(maps.method, "encoder", None)
     if not isinstance(encoder, ViT):
-        raise UserError(f"{type(maps.method).__module__.rpartition('.')[2]}: the network is no plain Vision "
-                        "Transformer; choose a run of toco, tsd_cam, cpdgl or the baseline")
+        raise UserError(f"{maps.name}: the network is no plain Vision Transformer; "
+                        "choose a run of toco, tsd_cam, cpdgl or the baseline")
     for i in maps.places[:count]:
         item,x,side = maps.item(i),maps.input(i),maps.method.config.cam_size
         tokens = block_tokens(encoder, resize(x, (side,side)) if side else x)

@@ -8,13 +8,11 @@ Docs: https://example.github.io/wsss_nb/95_explore/views.html.md"""
 __all__ = ['PLACES', 'TOGETHER', 'APART', 'NONE', 'regular_places', 'ViewMaps', 'pull', 'ViewExplorer']
 
 # %% ../../nbs/95_explore/47_views.ipynb #71e50002
-from functools import lru_cache
-
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..ground.core import IGNORE_INDEX,UserError
+from ..ground.core import IGNORE_INDEX
 from ..ground.tensors import enlarge
 from ..data.core import Dataset
 from ..data.datasets import open_dataset
@@ -37,15 +35,8 @@ def regular_places(
 
 class ViewMaps(StageMaps):
     "What `StageMaps` keeps of a trained method, and what it makes of an image and of a smaller view of it"
-    def __init__(self,
-        run,                         # run folder, or a trained method, whose network makes CAMs and segments
-        data:Dataset|str|None=None,  # dataset with image-level labels, or its name; None: what the run was trained on
-        device:str="cpu",            # where to put the method of a run folder
-        kept:int=16,                 # maps of each kind that are kept
-    ):
-        super().__init__(run, data, device, kept)
-        if self.files is not None: raise UserError("the CAMs of this run are files: there are none of a second view")
-        for name in ("views","pairs"): setattr(self, name, lru_cache(kept)(getattr(self, name)))
+    cached,kept = (*StageMaps.cached,"views","pairs"),16
+    no_files = "there are none of a second view"
     @torch.no_grad()
     def views(self,
         image:int,   # place of the image in the dataset

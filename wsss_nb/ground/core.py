@@ -117,7 +117,7 @@ def pick_device(
 )->str:              # "cpu" or "cuda"
     "Return the device to use; raise `UserError` if CUDA is asked for and absent"
     import torch
-    did_you_mean(name, ("auto", "cpu", "cuda"), "device")
+    if name not in ("auto", "cpu", "cuda"): raise UserError(f"unknown device {name!r}: choose one of: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no usable CUDA device; use --device auto or cpu")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"

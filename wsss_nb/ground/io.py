@@ -220,5 +220,6 @@ def read_cam(
     try:
         with np.load(path, allow_pickle=False) as z: return z["keys"],_converted(z[which], "float32")
     except FileNotFoundError: raise UserError(f"{path}: no such file; make the CAMs first (stage `seeds`)") from None
-    except _CAM_ERRORS as e:
-        raise UserError(f"{path}: is no CAM file ({e}); make it again") from e
+    except _CAM_ERRORS as e:  # of what begins like no archive NumPy says that it may be a pickle, and how to run it
+        why = "it is cut off, or something else" if "pickle" in str(e) else e
+        raise UserError(f"{path}: is no CAM file ({why}); make it again") from e

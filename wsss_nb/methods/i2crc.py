@@ -341,13 +341,13 @@ def describe(
 SEGMENT_AGAIN = partial(segment, stage="segment-again", labels="labels_refined", again=True)
 STAGES = (
     Stage("saliency", make_maps, makes=("saliency",), applies=lambda config: config.saliency in PROVIDERS),
-    Stage("classify", classify, ("saliency",), ("checkpoints/classify",)),
+    Stage("classify", classify, ("saliency",), ("checkpoints/classify",), begins=("cls_init",)),
     Stage("seeds", seeds, ("checkpoints/classify",), ("cams",)),
     Stage("pseudo-labels", pseudo_labels, ("saliency","cams"), ("labels",)),
-    Stage("segment", segment, ("labels",), ("checkpoints/segment",)),
+    Stage("segment", segment, ("labels",), ("checkpoints/segment",), begins=("init",)),
     Stage("predict-train", predict_train, ("checkpoints/segment",), ("predictions_train",)),
     Stage("refine-labels", refine_labels, ("labels","predictions_train"), ("labels_refined",)),
-    Stage("segment-again", SEGMENT_AGAIN, ("labels_refined",), ("checkpoints/segment-again",)),
+    Stage("segment-again", SEGMENT_AGAIN, ("labels_refined",), ("checkpoints/segment-again",), begins=("init",)),
     EVALUATE)
 
 METHOD = Method("i2crc", Config, PRESETS, Network, STAGES, answers="segment-again", describe=describe, check=check_data,

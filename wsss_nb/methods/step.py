@@ -24,12 +24,12 @@ from ..labels.pseudo import make_pseudo_label
 from ..networks.decoders import DECODERS
 from ..losses.contrast import patch_contrast_loss
 from ..losses.energy import dense_energy_loss
-from .core import MethodNet,SingleStageConfig
+from .core import MethodNet,OneHeadConfig,SingleStageConfig
 from ..run.settings import Steps,must
 
 # %% ../../nbs/80_methods/20_step.ipynb #5e0a1c06
 @dataclass(frozen=True)
-class PseudoLabelConfig(SingleStageConfig):
+class PseudoLabelConfig(OneHeadConfig):
     "Settings of methods that make pseudo labels while they train"
     seg_start:Steps = 2000           # last step without segmentation loss and energy; -1: none
     w_seg:float = .1                 # weight of the segmentation loss
@@ -55,7 +55,7 @@ class PseudoLabelConfig(SingleStageConfig):
 
 # %% ../../nbs/80_methods/20_step.ipynb #5e0a1c07
 @dataclass(frozen=True)
-class PatchContrastConfig(PseudoLabelConfig):
+class PatchContrastConfig(PseudoLabelConfig, SingleStageConfig):
     "Settings of methods that contrast patch tokens as well"
     decoder:str = "largefov"         # "largefov", "aspp", or "narrow" for wide features
     w_ptc:float = .2                 # weight of the contrast of patch tokens

@@ -66,8 +66,6 @@ class AffinityConfig(PseudoLabelConfig):
     # last step with labels straight from the CAM, then a walk; none: never
     walk_start:Annotated[int|None, StepsOf()] = None
     walk_thresh:float = .35                     # background score of the random-walk seed
-    aux_layer:ClassVar[None] = None             # no setting here: there is no auxiliary classifier,
-    cam_layer:ClassVar[str] = "last"            # and so no choice
 
 # %% ../../nbs/80_methods/70_tscd.ipynb #6c6c9219
 @dataclass(frozen=True)

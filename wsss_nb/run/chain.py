@@ -206,8 +206,10 @@ def join_methods(
     if len(parts) < len(methods): raise UserError(f"{name}: a method is there twice; each has settings under its name")
     last = methods[-1]
     def own(m, wanted): return chain_stages(m) if m is last else _stages_for(m, wanted)
-    stages = tuple(replace(s, part=f"{k}.{s.part}".rstrip("."), owner=s.owner or m)
-                   for (k,m),wanted in zip(parts.items(), taken) for s in own(m, wanted))
+    def placed(k, m, stages): return [replace(s, part=f"{k}.{s.part}".rstrip("."), owner=s.owner or m) for s in stages]
+    def begun(stages): return {f"{s.part}.{option}" for s in stages for option in s.begins}
+    stages = tuple(s for (k,m),wanted in zip(parts.items(), taken) for s in placed(k, m, own(m, wanted)))
+    idle = begun(s for k,m in parts.items() for s in placed(k, m, m.stages))-begun(stages)
     names = [s.name for s in stages]
     twice = next((s for s in names if names.count(s) > 1), None)
     if twice: raise UserError(f"{name}: two of its methods have a stage called {twice}; rename one")
@@ -226,7 +228,7 @@ def join_methods(
     method = Method(name, _config_of(parts), _presets_of(parts), made, (*stages,EVALUATE),
                     _products_of(stages)+answers, answers=answering,
                     describe=lambda job: _describe(job, parts), check=check, options=options_of(parts, missing),
-                    parts=tuple(methods), warns=warns)
+                    parts=tuple(methods), idle=tuple(sorted(idle)), warns=warns)
     if not any(m.source for m in methods): return method
     named = [m for m in methods if m.config is not GivenConfig]
     hashes = "+".join(m.source_hash for m in named if m.source_hash)

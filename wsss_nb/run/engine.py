@@ -75,7 +75,7 @@ def read_made_with(
     for key,kind in {"method":str, "settings":dict, "classes":list, "preset":str, "seed":int}.items():
         if not isinstance(config.get(key), kind):
             raise UserError(f"{run.config_file}: {key!r} is missing or no {kind.__name__}; "
-                            "this is not the settings file of a run")
+                            "this is not the settings file of a run; put that back, or begin anew with another --out")
     if len(config["classes"]) < 2 or not all(isinstance(c, str) for c in config["classes"]):
         raise UserError(f"{run.config_file}: 'classes' must be names, background first")
     return config
@@ -281,21 +281,21 @@ def _parts_with_backbones(config, prefix=""):
     for n in names:
         if is_dataclass(part := getattr(config, n)): yield from _parts_with_backbones(part, f"{prefix}{n}.")
 
-def _left_apart(prefix, apart):
-    "Is this a part, or in a part, that is to stay as it is?"
-    return any(a == "*" or prefix == a or a and prefix.startswith(a) for a in apart)
+def _left_apart(prefix, option, apart):
+    "Is this setting, or the part that it is in, to stay as it is?"
+    return any(a == "*" or a in (prefix,prefix+option) or a and prefix.startswith(a) for a in apart)
 
 def backbones_at_random(
     config,                 # settings
-    apart:Iterable[str]=(), # prefixes of parts of which nothing is said, as of `wants_none`
+    apart:Iterable[str]=(), # prefixes of parts of which nothing is said, as of `wants_none`, or single settings
     known:bool=False,       # only of those whose weights could be had, which toys have not?
 )->list[str]:               # "resnet101 begins …", one per backbone
     "Return what has to be said of backbones that would begin without weights of a larger dataset"
     return [f"{name} begins with random weights: give --set {prefix}{option}=FILE, or {prefix}pretrained=true "
             "to fetch known ones" for prefix,part in _parts_with_backbones(config)
-            if not _left_apart(prefix, apart)
             for option,(name,file) in beginnings(part).items()
-            if not file and split_tag(name)[0] and not (known and weights_source(name) is None)]
+            if not _left_apart(prefix, option, apart)
+            and not file and split_tag(name)[0] and not (known and weights_source(name) is None)]
 
 def wants_none(
     overrides:Iterable[str], # "key=value" settings
@@ -311,7 +311,7 @@ def wants_none(
 
 def with_known_weights(
     config,                 # settings
-    apart:Iterable[str]=(), # prefixes of parts that stay as they are, as of `wants_none`
+    apart:Iterable[str]=(), # prefixes of parts that stay as they are, as of `wants_none`, or single settings
     get:Callable=get_weights, # (backbone, `Source`, option) -> see to it that they are here
 ):                          # the same, with `pretrained` wherever a backbone would begin at random
     """Return the settings of a published preset with the weights that belong to it
@@ -320,8 +320,8 @@ def with_known_weights(
     apart = {*apart}
     if "*" in apart: return config
     for prefix,part in list(_parts_with_backbones(config)):
-        if _left_apart(prefix, apart): continue
-        needed = {option:name for option,(name,file) in beginnings(part).items() if not file}
+        needed = {option:name for option,(name,file) in beginnings(part).items()
+                  if not file and not _left_apart(prefix, option, apart)}
         version = getattr(part, "imagenet", "V1")
         sources = {option:weights_source(name, version) for option,name in needed.items()}
         if not needed or None in sources.values(): continue
@@ -338,7 +338,8 @@ def run_warnings(
     """Return what has to be said of a run, whatever its scores
 
     Trainings that teach nothing, and backbones at random where weights could be had."""
-    return [*method.warns(config, True), *backbones_at_random(config, known=preset not in method.published)]
+    random = backbones_at_random(config, method.idle, known=preset not in method.published)
+    return [*method.warns(config, True), *random]
 
 def _with_steps(run, method, presets, preset, config, named, resume):
     "Return settings whose steps go with the length, and what to say of it; a run begun without that goes on so"
@@ -394,12 +395,12 @@ def begin_run(
     config,train,told = together(prepare)
     told += method.warns(config, True)
     if preset in method.published and not (resume and _begun_with(run, method, config)):
-        apart = wants_none(overrides, given) | {f"{part}." for part in (start.settings if start else ())}
+        apart = wants_none(overrides, given) | {*method.idle} | {f"{k}." for k in (start.settings if start else ())}
         first_only(lambda: with_known_weights(config, apart) and None)
         config = with_known_weights(config, apart, lambda *_: None)
-        if "*" not in apart: told += backbones_at_random(config)
+        if "*" not in apart: told += backbones_at_random(config, method.idle)
     elif preset not in method.published and not resume:
-        told += backbones_at_random(config, wants_none(overrides, given), known=True)
+        told += backbones_at_random(config, wants_none(overrides, given) | {*method.idle}, known=True)
     warnings = run_warnings(method, config, preset)
     source = {"source":method.source, "source_hash":method.source_hash} if method.source else {}
     known = {"method":method.name, "data":data, "preset":preset, "seed":seed, "classes":list(train.classes)}

@@ -127,7 +127,8 @@ def load_config(self:Run)->dict: # settings as they were resolved
     if not self.config_file.is_file(): raise UserError(f"{self.path}: not a run folder (config.toml is missing)")
     try: return tomllib.loads(self.config_file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{self.config_file}: not readable as TOML ({e})") from e
+        raise UserError(f"{self.config_file}: not readable as TOML ({e}); put a copy of it back, or begin anew with "
+                        "another --out") from e
 
 # %% ../../nbs/75_run/20_folder.ipynb #bccc2120
 def append_log(
@@ -257,9 +258,14 @@ def latest_checkpoint(
     """Return what a training goes on from
 
     That is the last checkpoint or, with a word on standard error, the one before if the last cannot be used."""
-    if not run.previous.exists(): return load_checkpoint(run) if run.last.exists() else None
+    if not run.last.exists() and not run.previous.exists(): return None
     try: return _read_checkpoint(run.last)
-    except UserError as e: state,why = _read_checkpoint(run.previous),e
+    except UserError as e: why = e
+    anew = "and the training begins from its start"
+    if not run.previous.exists(): raise UserError(f"{why}; move it away, {anew}") from why
+    try: state = _read_checkpoint(run.previous)
+    except UserError as e:
+        raise UserError(f"{why}; {run.previous.name} cannot be used either: move both away, {anew}") from e
     if first_process():
         print(f"{why}; going on from step {state['step']}, which {run.previous.name} holds", file=sys.stderr)
     return state

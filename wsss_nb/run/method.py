@@ -101,6 +101,7 @@ class Method:
     # options of a command line that stand for a setting of a part: "iters" -> "beco.iters"
     options:Mapping[str,str] = field(default_factory=dict)
     parts:tuple = ()               # of a chain: its methods, in order
+    idle:tuple[str,...] = ()       # of a chain: settings that name weights of networks which none of its stages trains
     published:tuple[str,...] = ("voc","coco") # presets that begin with the weights that belong to them
     # (settings, does its own network answer?) -> what to say of trainings that teach nothing, a line each
     warns:Callable = lambda config, answers: ()

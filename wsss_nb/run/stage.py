@@ -47,6 +47,7 @@ class Stage:
     applies:Callable = always    # settings -> is it run at all?
     part:str = ""                # its settings: "", those of the method, or the name of a part
     uses:tuple[str,...] = ()     # artefacts that it reads only where they are there
+    begins:tuple[str,...] = ()   # settings that name its network's initial weights, if its part has several networks
     # in a chain the `Method` that it is from; None: the method that is run
     owner:object = field(default=None, compare=False)
     def is_run(self,

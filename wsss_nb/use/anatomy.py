@@ -36,7 +36,7 @@ from ..run.folder import Run,load_checkpoint,read_result
 from ..run.method import Method
 from ..run.settings import in_part,part_of,read_settings,resolve_config,setting_text,setting_values,step_settings
 from ..run.stage import TRAIN,training_folder
-from ..methods.core import MethodNet,SingleStageConfig
+from ..methods.core import MethodNet,OneHeadConfig
 from .matrix import OWN
 from .names import get_method,method_of_run,parts_of
 from .experiment import load_run
@@ -442,7 +442,7 @@ def _look_at_network(s, data, chosen, full):
         except TooSmall: return count.add(item, maps)
         logits = None if s.classifier is None else class_scores(net, item.image, s.device)
         maps |= made | {"cam":seed_of_cam(*cams, c.bg_thresh)}
-        if isinstance(c, SingleStageConfig): maps["label"] = _training_label(item, *cams, c)
+        if isinstance(c, OneHeadConfig): maps["label"] = _training_label(item, *cams, c)
         if logits is not None: maps["cam_found"] = _found_seed(net, item, cams, logits, c.bg_thresh, s.device)
         count.add(item, maps, cams, logits)
     for i in progress(chosen, "anatomy", len(chosen), "img"): add(data[i])
@@ -505,7 +505,7 @@ def full_command(
     if "supervision" in {f.name for f in fields(method.config)} and not method.parts:
         name = made_with.get("source") or method.name
         return _command(name, method, config, made_with, data, out, ["supervision=masks"])
-    if issubclass(method.config, SingleStageConfig):
+    if issubclass(method.config, OneHeadConfig):
         return _command("baseline", get_method("baseline"), config, made_with, data, out, ["supervision=masks"])
     own = last if "labels" in asks_for(last) else parts_of(OWN[method.name])[0] if method.name in OWN else None
     if own is None or method.network is None: return f"{method.name} has no segmenter that could learn from masks"
