@@ -195,11 +195,13 @@ class LossExplorer(Frame):
     ):
         self.examples,self.classes = (examples,classes) if examples else toy_predictions()
         self.pull = lru_cache(64)(self.pull)
-        names,drawing = [e.name for e in self.examples],self.examples[0].logits is None
+        names,errors = [e.name for e in self.examples],[(text, k) for k,text in ERRORS.items()]
+        drawing = any(e.logits is None for e in self.examples)
+        if not drawing: errors = [("as the run predicts", "run"), *errors]
         super().__init__(Slider("image", "image", range(len(names)), 0, names, ids=True),
                          Choice("loss", "loss", [(k,k) for k in EVERY], "segmentation"),
                          Choice("only", "pull on", self.predicted, None),
-                         Choice("error", "prediction", self.errors, "missing" if drawing else "run"),
+                         Choice("error", "prediction", errors, "missing" if drawing else "run"),
                          Slider("blur", "blur of a drawn one", (1,5,9,17,33), 9, unit=" px"),
                          Toggle("unsure", "label ignores edges", True),
                          Slider("step", "longest step", (0.,.5,1.,2.,4.), 2.), size=size)
@@ -212,14 +214,10 @@ class LossExplorer(Frame):
         "Return an explorer of what a run predicts; losses are told its seeds"
         return cls(*run_predictions(run, data, count))
     def predicted(self, state)->list[tuple]:
-        "Return what can be pulled on: the classes, those of the image first; or the boundary"
+        "Return what can be looked at: the classes of the image and the background, or the boundary"
         if state["loss"] in BOUNDARY_LOSSES: return [("boundary", BACKGROUND)]
         own = [int(k)+1 for k in np.flatnonzero(self.examples[state["image"]].image_labels)]
-        return [(self.classes[k], k) for k in dict.fromkeys([*own, BACKGROUND, *range(len(self.classes))])]
-    def errors(self, state)->list[tuple]:
-        "Return the predictions of an image: that of a run, and what can be drawn into its label"
-        run = [("as the run predicts", "run")]*(self.examples[state["image"]].logits is not None)
-        return [*run, *((text, k) for k,text in ERRORS.items())]
+        return [(self.classes[k], k) for k in (*own, BACKGROUND)]
     def told(self, image, unsure)->Told:
         "Return what a loss is told of an image"
         e = self.examples[image]
