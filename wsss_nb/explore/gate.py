@@ -1,4 +1,4 @@
-"""Switch levels of the pyramid on and off: how much of each do its gates let pass, and what of a class map is counted then?
+"""Switch levels of the pyramid on and off: how much of each do its gates let pass, and what of a map counts then?
 
 Docs: https://example.github.io/wsss_nb/95_explore/gate.html.md"""
 
