@@ -1,4 +1,4 @@
-"""Draw an error into a prediction, choose a loss, and see at which pixels it pulls, in which direction, and whether it is right
+"""Draw an error into a prediction and choose a loss: at which pixels does it pull, in which direction, and is it right?
 
 Docs: https://example.github.io/wsss_nb/95_explore/losses.html.md"""
 
