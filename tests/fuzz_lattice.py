@@ -162,7 +162,8 @@ def fuzz(seconds, seed):
         x, m = np.abs(rng.rand(b, 3, h, w)).astype(np.float32), floats(b, c, h, w+(rng.rand() < .02))
         if rng.rand() < .3: x = floats(b, 3, h, w)
         close = [float(pick(0, .01, rng.rand())) for _ in range(8*len(far)-(rng.rand() < .02))]
-        args = x, m, far, int(pick(0, 1, 2, 3, pick(-1, 10**6))), sigma(), close, float(pick(0, .01, -1, pick(0, np.nan)))
+        change = float(pick(0, .01, -1, pick(0, np.nan)))
+        args = x, m, far, int(pick(0, 1, 2, 3, pick(-1, 10**6))), sigma(), close, change
         t, ordinary = threads(), tame(m) and tame(x) and x.min() >= 0 and x.max() <= 1 and .1 < args[4] < 100
         finite(ordinary, either(ext.refine(*args, threads=t), lambda: ext.refine(*args)))
 

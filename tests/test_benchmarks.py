@@ -96,7 +96,8 @@ def test_train_step(benchmark, monkeypatch, tmp_path, method, backbone, crop):
     assert [r["case"] for r in result["rows"]] == [case, f"{case}-warmup"] and result["images"] == "toy scenes"
 
 
-@pytest.mark.parametrize("name,case", [("affinity", "head-32"), ("lattice", "filter-256-2-b1"), ("par", "par-32x32-2-b1")])
+@pytest.mark.parametrize("name,case", [("affinity", "head-32"), ("lattice", "filter-256-2-b1"),
+                                       ("par", "par-32x32-2-b1")])
 def test_memory(benchmark, capsys, name, case):
     "What a fresh process is asked for is a number; here it is that of this process"
     benchmark(name).main(memory=case, threads=1)

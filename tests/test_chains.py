@@ -289,7 +289,8 @@ def test_list(call):
     assert (status, err) == (0, "") and "ktse = ktse+irn+beco" in out
     assert "  irn  reads cams  makes labels, confidence  refines" in "  "+out.replace("\n", "\n  ")
     assert "beco  reads labels (and confidence, if it is there)  makes predictions  ends a chain" in out
-    for name in ("none", "par", "crf", "walk", "tokens", "deeplab", "largefov", "segformer"): assert f"{name}  reads" in out
+    for name in ("none", "par", "crf", "walk", "tokens", "deeplab", "largefov", "segformer"):
+        assert f"{name}  reads" in out
 
 
 FOLDERS = {"cams": "cams", "irn-labels": "irn_labels", "irn-walk": "labels", "evaluate": "predictions"}

@@ -9,12 +9,14 @@ from wsss_nb.data.foreign import read_confidence
 from wsss_nb.data.transforms import normalise
 from wsss_nb.explore.class_mixing import MixingExplorer, run_mixing
 from wsss_nb.explore.erasing import ErasingExplorer, part_of_run
+from wsss_nb.explore.gate import GateExplorer
 from wsss_nb.explore.inter_pixel import InterPixelExplorer, run_inter_pixel
 from wsss_nb.ground.core import IGNORE_INDEX, UserError
 from wsss_nb.ground.io import read_label
 from wsss_nb.ground.tensors import resize
 from wsss_nb.losses.erasing import erased, foreground, stacked
 from wsss_nb.methods import ktse
+from wsss_nb.networks.gated_pyramid import FIELDS
 from wsss_nb.run.folder import Run
 from wsss_nb.use.experiment import run_method
 
@@ -84,3 +86,20 @@ def test_mixing_looks_with_both_networks_of_the_run(run):
     for n,answer in enumerate(answers, 1): assert np.array_equal(shown[f"network {n}"].labels, answer)
     assert np.array_equal(shown["they disagree"].labels > 0, answers[0] != answers[1])
     assert same(panel, panel.view(**panel.state).panels)
+
+
+def test_the_gated_pyramid_is_that_of_the_run(run):
+    "With all levels it is the classifier's answer; a level that is off is not seen"
+    panel, (net, data) = GateExplorer.of_run(run), part_of_run(run, "ktse", "train", ktse.Network)
+    image, k = panel.state["image"], panel.state["only"]
+    with torch.no_grad(): out = net(normalise(data[image].image)[None])
+    numbers = [*panel.shown.numbers.values()]
+    assert numbers[:2] == pytest.approx([float(out["cls_logits"].sigmoid()[0, k])]*2, abs=1e-5)
+    assert torch.allclose(panel.passed(image, panel.state["network"], FIELDS).weights, out["gpp"][0], atol=1e-5)
+    before = painted(panel)
+    send(panel, "level_8", False)
+    now = painted(panel)
+    assert "levels 2×2, 4×4, 16×16" in caption(panel) and same(panel, panel.view(**panel.state).panels)
+    assert all(not np.array_equal(now[t], before[t]) for t in ("8×8", "8×8 passes"))
+    assert np.array_equal(now["CAM"], before["CAM"])
+    assert "speaks against it" in send(panel, "sign", 1)["view"]["caption"]

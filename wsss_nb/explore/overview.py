@@ -24,7 +24,7 @@ ELSEWHERE = ("data.mixing","data.saliency","networks.decoders","networks.memory"
 
 # module of an explorer -> ideas, where imports say too much or too little
 SHOWS = {"cam":("cam.core","labels.pseudo"), "sweep":("labels.pseudo",), "refine":("refine.par",),
-         "similarity":("losses.contrast",), "affinity":("refine.affinity","refine.walk"),
+         "similarity":("losses.contrast","refine.tokens"), "affinity":("refine.affinity","refine.walk"),
          "saliency":("labels.rules","data.saliency"), "compare":(), "errors":(), "live":(),
          "scales":("cam.core","cam.multiscale"), "views":("losses.correlation",), "fusion":("networks.decoders",),
          "prototypes":("networks.memory","losses.prototype"), "inter_pixel":("refine.paths","labels.confidence"),
