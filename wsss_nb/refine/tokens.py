@@ -26,13 +26,13 @@ def token_relations(
 # attention and likeness, each (B,h·w,h·w) in [0,1], a row for each patch; the grid (h,w)
 )->tuple[Tensor,Tensor,tuple[int,int]]:
     "Return where patches look in the `middle_blocks` of a transformer, and which are alike behind them"
-    (x,grid),middle = vit.tokens(images),middle_blocks(len(vit.blocks))
-    seen = []
+    x,grid = vit.tokens(images)
+    middle,seen = middle_blocks(len(vit.blocks)),[]
     for i,block in enumerate(vit.blocks[:middle.stop]):
         if i in middle: seen.append(patch_attention(block, x))
         x = block(x)
     tokens = F.normalize(x[:,1:], dim=-1)
-    return sum(seen)/len(seen),(tokens @ tokens.transpose(1,2)/temperature).softmax(-1),grid
+    return torch.stack(seen).mean(0),(tokens @ tokens.transpose(1,2)/temperature).softmax(-1),grid
 
 # %% ../../nbs/50_refine/80_tokens.ipynb #b0700008
 def token_walk(
