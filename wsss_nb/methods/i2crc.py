@@ -298,7 +298,7 @@ PRESETS = {
                         "again":2.5, "lr":1e-3, "decoder_mult":10., "crf":"psa", "workers":0},
     "photos": _SMALL | {"saliency":"rbd", "backbone":"tf_efficientnet_lite0:output_stride=16", "cls_size":224,
                         "saliency_size":224, "cls_iters":600, "cls_drops":(450,540), "extra_mult":30., "extra":128,
-                        "crop_size":160, "iters":300, "lr":5e-5, "decoder_mult":4., "workers":1},
+                        "crop_size":160, "iters":300, "lr":1e-3, "decoder_mult":10., "workers":1},
 }
 PRESETS["pets"] = for_pets(PRESETS["photos"], ("iters","cls_iters"))
 

@@ -222,7 +222,7 @@ def _part(name, config, network, presets):
 DEEPLAB = _part("deeplab", SegmenterConfig, Network, {
     "shapes":_TOY | {"backbone":"unet_toy", "scales":None, "infer_scales":(1.,1.5,2.), "lr":1e-3, "decoder_mult":10.,
                      "crf":"psa"},
-    "photos":_PHOTOS | {"backbone":"mobilenetv2_100", "lr":5e-5, "decoder_mult":4.}})
+    "photos":_PHOTOS | {"backbone":"tf_efficientnet_lite0:output_stride=16", "lr":1e-3, "decoder_mult":10.}})
 LARGEFOV = _part("largefov", LargeFOVConfig, LargeFOVNetwork, {
     "voc":{"backbone":VIT_B},
     "shapes":_TOY | _WARM | {"backbone":"vit_toy", "hidden":128},
