@@ -31,8 +31,9 @@ def drop_unused_mathjax(app, error):
     spoken = [p for p in (mathjax/"sre"/"mathmaps").glob("*.json") if p.stem not in ("base", "en", "nemeth")]
     # parts of the bundle, or never asked for
     inside = ("core.js", "node-main.js", "input/tex.js", "input/tex-base.js", "input/tex-full.js", "input/asciimath.js",
-              "input/mml/extensions/mml3.sef.json", "output/chtml.js", "output/svg.js")
+              "input/tex/extensions/all-packages.js", "output/chtml.js", "output/svg.js", "ui/menu.js")
     for path in (*bundles, *spoken, *(mathjax/name for name in inside)): path.unlink(missing_ok=True)
+    for other in ("adaptors", "input/mml"): shutil.rmtree(mathjax/other, ignore_errors=True)  # other pages' formulas
     if "svg" not in loaded: shutil.rmtree(mathjax/"output"/"svg", ignore_errors=True)
 
 LARGE = 20_000  # bytes of a picture above which it is worth another format
@@ -43,7 +44,7 @@ def make_pictures_smaller(app, error):
     site = Path(app.outdir)
     large = [p for p in (site/"_images").glob("*.png") if p.stat().st_size > LARGE]
     for path in large:
-        with Image.open(path) as image: image.convert("RGBA").save(path.with_suffix(".webp"), quality=90, method=4)
+        with Image.open(path) as image: image.convert("RGBA").save(path.with_suffix(".webp"), quality=82, method=6)
         path.unlink()
     renamed = {p.with_suffix(".png").name: p.name for p in (site/"_images").glob("*.webp")}
     for page in site.rglob("*.html"):
