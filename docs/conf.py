@@ -31,7 +31,7 @@ def drop_unused_mathjax(app, error):
     spoken = [p for p in (mathjax/"sre"/"mathmaps").glob("*.json") if p.stem not in ("base", "en", "nemeth")]
     # parts of the bundle, or never asked for
     inside = ("core.js", "node-main.js", "input/tex.js", "input/tex-base.js", "input/tex-full.js", "input/asciimath.js",
-              "input/tex/extensions/all-packages.js", "output/chtml.js", "output/svg.js", "ui/menu.js")
+              "input/tex/extensions/all-packages.js", "input/mml.js", "output/chtml.js", "output/svg.js", "ui/menu.js")
     for path in (*bundles, *spoken, *(mathjax/name for name in inside)): path.unlink(missing_ok=True)
     for other in ("adaptors", "input/mml"): shutil.rmtree(mathjax/other, ignore_errors=True)  # other pages' formulas
     if "svg" not in loaded: shutil.rmtree(mathjax/"output"/"svg", ignore_errors=True)
