@@ -10,12 +10,10 @@ process. `walk-G-K`: G×G patches, K classes, radius 8, from an affinity that is
 convolution, as published. `decoder-S`: SegFormer's decoder for a crop of S pixels, widths of mit_b1, two images,
 with gradients; without ReLU, which one rounding can switch. Peer: enlarge, stack, convolve, as published.
 """
-import subprocess
-import sys
 
 import torch
 from fastcore.script import call_parse
-from lattice import in_turn, peak_mb, row, table
+from lattice import in_turn, memory_of, peak_mb, row, table
 from torch.nn import functional as F
 
 from wsss_nb.backbones.mit import attention_logits
@@ -94,13 +92,6 @@ def contestants(case):
     return decoders(int(sizes[0])) if kind == "decoder" else walks(*map(int, sizes), made=kind == "walk")
 
 
-def memory_of(case, who, threads):
-    "Ask a fresh process; None where the system does not tell"
-    done = subprocess.run([sys.executable, __file__, "--memory", case, "--who", who, "--threads", str(threads)],
-                          capture_output=True, text=True)
-    return round(float(done.stdout.split()[-1]), 1) if done.returncode == 0 else None
-
-
 @call_parse
 def main(
     json:str=None,    # write the rows to this file
@@ -121,7 +112,7 @@ def main(
         ours, peer = contestants(case)
         a, b = ours(), peer()
         assert (a-b).abs().max() <= 1e-4*b.abs().max(), (case, (a-b).abs().max())
-        rows.append(row(case, threads, *in_turn((ours, peer), rounds), ours_mb=memory_of(case, "ours", threads),
-                        peer_mb=memory_of(case, "peer", threads)))
+        took = {f"{who}_mb": memory_of(case, who, threads, script=__file__) for who in ("ours", "peer")}
+        rows.append(row(case, threads, *in_turn((ours, peer), rounds), **took))
         table(rows[-1:])
     if json: write_json(json, {"machine": machine(), "rows": rows})

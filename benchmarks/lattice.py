@@ -169,12 +169,12 @@ class Cases:
         return ours, peer
 
 
-def memory_of(case, who, threads, voc, script=__file__):
+def memory_of(case, who, threads, voc=None, script=__file__):
     "Ask a fresh process; None where the system does not tell"
     args = [sys.executable, script, "--memory", case, "--who", who, "--threads",
             str(threads)]+(["--voc", str(voc)] if voc else [])
     done = subprocess.run(args, capture_output=True, text=True)
-    return round(float(done.stdout.split()[-1])) if done.returncode == 0 else None
+    return round(float(done.stdout.split()[-1]), 1) if done.returncode == 0 else None
 
 
 def draw(rows, file):

@@ -7,13 +7,11 @@ ours and peer, in turn, medians; `ratio` = peer/ours. Memory is what one call ta
 process. `KERNEL-WxH-C-bB`: images of W×H pixels, C maps, a batch of B, ten rounds, on toy scenes; 224x224 is what
 ToCo's crops of 448 are halved to. Before anything is timed, both have to agree to 1e-5.
 """
-import subprocess
-import sys
 
 import literal
 import torch
 from fastcore.script import call_parse
-from lattice import in_turn, peak_mb, row, table
+from lattice import in_turn, memory_of, peak_mb, row, table
 
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.ground.core import write_json
@@ -37,13 +35,6 @@ def refinements(case):
     return lambda: par(images, masks, kernel=kernel), peer
 
 
-def memory_of(case, who, threads):
-    "Ask a fresh process; None where the system does not tell"
-    done = subprocess.run([sys.executable, __file__, "--memory", case, "--who", who, "--threads", str(threads)],
-                          capture_output=True, text=True)
-    return round(float(done.stdout.split()[-1]), 1) if done.returncode == 0 else None
-
-
 @call_parse
 def main(
     json:str=None,    # write the rows to this file
@@ -65,7 +56,7 @@ def main(
         assert differ <= 1e-5, (case, differ)
         for n in (threads,) if threads else (1, 2):
             torch.set_num_threads(n)
-            rows.append(row(case, n, *in_turn((ours, peer), rounds), ours_mb=memory_of(case, "ours", n),
-                            peer_mb=memory_of(case, "peer", n)))
+            took = {f"{who}_mb": memory_of(case, who, n, script=__file__) for who in ("ours", "peer")}
+            rows.append(row(case, n, *in_turn((ours, peer), rounds), **took))
             table(rows[-1:])
     if json: write_json(json, {"machine": machine(), "rows": rows})

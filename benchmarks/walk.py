@@ -6,12 +6,10 @@ ours and peer, in turn, medians; `ratio` = peer/ours, and the goals are 5 and 30
 above its inputs, each in a fresh process. `walk-WxH` is the walk on a photo of W×H pixels at stride 4, two classes,
 radius 5, 256 steps, from boundary map to scores. Before anything is timed, both have to agree to 1e-4.
 """
-import subprocess
-import sys
 
 import torch
 from fastcore.script import call_parse
-from lattice import in_turn, peak_mb, row, table
+from lattice import in_turn, memory_of, peak_mb, row, table
 
 from wsss_nb.cam.strided import strided_size
 from wsss_nb.ground.core import write_json
@@ -27,13 +25,6 @@ def walks(case):
     g, size = torch.Generator().manual_seed(0), strided_size((height, width))
     maps, boundary = torch.rand(2, *size, generator=g), .6*torch.rand(*size, generator=g)
     return lambda: boundary_walk(maps, boundary), lambda: boundary_walk(maps, boundary, dense=True)
-
-
-def memory_of(case, who, threads):
-    "Ask a fresh process; None where the system does not tell"
-    done = subprocess.run([sys.executable, __file__, "--memory", case, "--who", who, "--threads", str(threads)],
-                          capture_output=True, text=True)
-    return round(float(done.stdout.split()[-1]), 1) if done.returncode == 0 else None
 
 
 @call_parse
@@ -55,7 +46,7 @@ def main(
         ours, peer = walks(case)
         a, b = ours(), peer()
         assert (a-b).abs().max() <= 1e-4*b.abs().max(), (case, (a-b).abs().max())
-        rows.append(row(case, threads, *in_turn((ours, peer), rounds), ours_mb=memory_of(case, "ours", threads),
-                        peer_mb=memory_of(case, "peer", threads)))
+        took = {f"{who}_mb": memory_of(case, who, threads, script=__file__) for who in ("ours", "peer")}
+        rows.append(row(case, threads, *in_turn((ours, peer), rounds), **took))
         table(rows[-1:])
     if json: write_json(json, {"machine": machine(), "rows": rows})

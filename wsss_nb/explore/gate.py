@@ -20,11 +20,10 @@ from torch.nn import functional as F
 
 from ..ground.core import UserError
 from ..data.core import Dataset
-from ..data.datasets import open_dataset
 from ..data.transforms import normalise
 from ..methods.ktse import Network
 from ..networks.gated_pyramid import FIELDS,GatedPyramid,agreement,pooled
-from .erasing import TOY_IMAGES,on_object,part_of_run,toy_classifiers
+from .erasing import labelled_images,on_object,part_of_run,toy_classifiers
 from .frame import Choice,Frame,Panel,Slider,Toggle,View
 
 # %% ../../nbs/95_explore/82_gate.ipynb #82a70005
@@ -71,11 +70,7 @@ class GateExplorer(Frame):
         size:int=150,                   # height of a panel of a plain picture, pixels
     ):
         self.networks = networks or toy_classifiers()
-        self.data = data or open_dataset("shapes:n=60", "val", masks=True)
-        if images is None: images = TOY_IMAGES if data is None else range(len(self.data))
-        labels = {i:self.data.image_labels(i) for i in images}
-        self.labels = dict([(i,y) for i,y in labels.items() if y is not None and y.any()][:12])
-        if not self.labels: raise UserError(f"{self.data.name}: split {self.data.split!r} has no image-level labels")
+        self.data,self.labels = labelled_images(data, images)
         for name in ("cam","passed"): setattr(self, name, lru_cache(256)(getattr(self, name)))
         places,names = [*self.labels],[*self.networks]
         super().__init__(Slider("image", "image", places, places[0], [self.data.ids[i] for i in places], ids=True),
