@@ -57,7 +57,7 @@ def test_smallest_case(benchmark, monkeypatch, tmp_path, name):
     if name == "crf": pytest.importorskip("pydensecrf", reason="pydensecrf is not installed: pip install -e '.[crf]'")
     module, (options, smaller) = benchmark(name), CASES[name]
     for k, v in smaller.items(): monkeypatch.setattr(module, k, v)
-    if hasattr(module, "memory_of"): monkeypatch.setattr(module, "memory_of", lambda *args: 1)
+    if hasattr(module, "memory_of"): monkeypatch.setattr(module, "memory_of", lambda *args, **options: 1)
     module.main(json=str(tmp_path/"rows.json"), rounds=1, **options)
     result = json.loads((tmp_path/"rows.json").read_text())
     assert result["rows"] and "cpu" in result["machine"] and not any("cannot" in r for r in result["rows"])
@@ -90,7 +90,7 @@ def test_train_step(benchmark, monkeypatch, tmp_path, method, backbone, crop):
         case,
         module.SETTINGS.get(case, {}) | small | {"crop_size": crop, "batch_size": 2, "hidden": 16},
     )
-    monkeypatch.setattr(module, "memory_of", lambda *args: 1)
+    monkeypatch.setattr(module, "memory_of", lambda *args, **options: 1)
     module.main(json=str(tmp_path/"rows.json"), only=case, backbone=backbone, rounds=1)
     result = json.loads((tmp_path/"rows.json").read_text())
     assert [r["case"] for r in result["rows"]] == [case, f"{case}-warmup"] and result["images"] == "toy scenes"

@@ -76,8 +76,8 @@ def run_attention(
     encoder = getattr(maps.method, "encoder", None)
     if isinstance(encoder, FrozenBackbone): encoder = encoder.inner
     if not isinstance(encoder, ViT):
-        raise UserError(f"{maps.name}: the network is no plain Vision Transformer; choose a run of toco, tsd_cam, cpdgl or "
-                        "the baseline")
+        raise UserError(f"{maps.name}: the network is no plain Vision Transformer; choose a run of toco, "
+                        "tsd_cam, cpdgl or the baseline")
     layer = maps.method.config.cam_layer
     for i in maps.places[:count]:
         item,x = maps.item(i),looked_at(maps.method, maps.input(i))

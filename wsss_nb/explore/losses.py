@@ -158,8 +158,8 @@ def run_predictions(
     maps,out = StageMaps(run, data),[]
     net,c = maps.method,maps.method.config
     if not (has_cam(net) and hasattr(net, "seg_logits")):
-        raise UserError(f"{maps.name} does not segment and make CAMs at once; choose a run of a single-stage method such as "
-                        "toco")
+        raise UserError(f"{maps.name} does not segment and make CAMs at once; choose a run of a single-stage "
+                        "method such as toco")
     for i in maps.places[:count]:
         item,x,y = maps.item(i),maps.input(i),maps.present(i)
         seed = cam_to_label(maps.cam(i, tuple(c.cam_scales), c.cam_layer), y, maps.bg_thresh)[0].cpu().numpy()
