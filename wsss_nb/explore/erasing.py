@@ -90,10 +90,9 @@ def labelled_images(
     "Return images to choose from; raise `UserError` if none has a label"
     if images is None: images = TOY_IMAGES if data is None else range(len(data))
     data = data or open_dataset("shapes:n=60", "val", masks=True)
-    labels = {i:data.image_labels(i) for i in images}
-    labels = dict([(i,y) for i,y in labels.items() if y is not None and y.any()][:12])
-    if not labels: raise UserError(f"{data.name}: split {data.split!r} has no image-level labels")
-    return data,labels
+    labelled = [(i,y) for i in images if (y := data.image_labels(i)) is not None and y.any()]
+    if not labelled: raise UserError(f"{data.name}: split {data.split!r} has no image-level labels")
+    return data,dict(labelled[:12])
 
 class ErasingExplorer(Frame):
     "An explorer of KTSE's erasings: image, network, class, threshold of what is blanked, and a partner"
