@@ -3,9 +3,9 @@
     python benchmarks/all.py --json docs/speed.json [--only lattice,crf] [--short]
 
 A ratio is the time of the peer divided by ours, medians of one run. What the peers are stands at the top of each file.
+A limit is what the machine allows at best (roofline.py). What a file of results holds of other benchmarks stays in it.
 On a machine that does other work at the same time the ratios of short cases mean little."""
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -14,8 +14,8 @@ from json import loads
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from fastcore.script import call_parse
+from roofline import ceilings, limit_ms, work_of
 
 from wsss_nb.ground.core import UserError, write_json
 from wsss_nb.run.folder import machine, source_commit
@@ -53,19 +53,6 @@ def goal_of(row):
     return next((g for g in GOALS if re.fullmatch(g.case, row["case"]) and g.threads in (None, row.get("threads"))),
                 None)
 
-def bandwidth(
-    megabytes=64, # of each of three arrays
-    times=5,      # how often it is measured
-):                # GB/s
-    "Return how fast one thread moves a = b + c, the limit of everything that does not fit into the caches"
-    a, b, c = (np.ones(megabytes*2**20//4, np.float32) for _ in range(3))
-    def once():
-        begin = time.perf_counter()
-        np.add(b, c, out=a)
-        return time.perf_counter()-begin
-    once()
-    return 3*a.nbytes/statistics.median(once() for _ in range(times))/1e9
-
 def measured(name, options):
     "Return what a file of this folder measures, `{'rows': [...], 'seconds': s}`, or why it could not"
     with tempfile.TemporaryDirectory() as tmp:
@@ -82,10 +69,17 @@ def judged(row):
     if goal is None: return row
     return row | {"goal": {goal.key: round(goal.least, 3)}, "reached": row[goal.key] >= goal.least}
 
+def limited(row, machine):
+    "Return a row with the time that `machine`, {threads: Ceilings}, allows at best, where its work was counted"
+    work = work_of(row)
+    if work is None or row.get("threads") not in machine: return row
+    return row | {"limit_ms": round(limit_ms(work, machine[row["threads"]]), 2)}
+
 def told(name, row):
     "Return a row in words"
     goal = "".join(f", goal {v:g}" for v in row.get("goal", {}).values())
     times = ", ".join(f"{who} {row[f'{who}_ms']:g} ms" for who in ("ours", "peer") if f"{who}_ms" in row)
+    times += f", limit {row['limit_ms']:g} ms" if "limit_ms" in row else ""
     ratio = f", ratio {row['ratio']:.2f}" if "ratio" in row else ""
     ratio += f" cannot: {row['cannot']}" if "cannot" in row else ""
     missed = "" if row.get("reached", True) else " (missed)"
@@ -102,11 +96,15 @@ def main(
     names = [n for n in only.split(",") if n] or [n for n in FILES if not short or FILES[n] is not None]
     for n in names:
         if n not in FILES: raise UserError(f"--only {n}: no benchmark, there are {', '.join(FILES)}")
-    parts, where = {}, machine() | {"one thread moves GB/s": round(bandwidth(), 1)}
+    measured_on, able = machine(), {t: ceilings(t) for t in (1, 2)}
+    measured_on |= {f"{t} thread{'s'*(t > 1)}": f"{c.gigabytes:.0f} GB/s, {c.gigaflops:.0f} Gflop/s"
+                    for t, c in able.items()}
+    parts = loads(Path(json).read_text())["parts"] if json and Path(json).exists() else {}
     for n in names:  # what is measured is kept, whatever becomes of the rest
         parts[n] = measured(n, (FILES[n] or ()) if short else ())
-        parts[n]["rows"] = [judged(r) for r in parts[n]["rows"]]
+        parts[n] |= {"machine": measured_on, "commit": source_commit(), "short": short}
+        parts[n]["rows"] = [judged(limited(r, able)) for r in parts[n]["rows"]]
         for r in parts[n]["rows"]: print(told(n, r), flush=True)
         if "cannot" in parts[n]: print(f"{n}: {parts[n]['cannot']}", flush=True)
-        if json: write_json(json, {"machine": where, "commit": source_commit(), "short": short, "parts": parts})
-    if bad := [n for n in parts if "cannot" in parts[n]]: raise SystemExit(f"not measured: {', '.join(bad)}")
+        if json: write_json(json, {"parts": {k: parts[k] for k in FILES if k in parts}})
+    if bad := [n for n in names if "cannot" in parts[n]]: raise SystemExit(f"not measured: {', '.join(bad)}")

@@ -18,7 +18,9 @@ command below its table; ± is how far the outermost seed lies from the mean.
 SPEED_LEAD = """# Speed
 
 What the kit takes beside what others take for the same work: medians of one run, in which both went in turn. A ratio is
-the other's time divided by ours. Every number can be obtained again: `python benchmarks/all.py --json docs/speed.json`.
+the other's time divided by ours. A limit is the time that this machine takes to move the data or to do the arithmetic,
+whichever is longer, and nothing else. Every number can be obtained again: `python benchmarks/all.py --json
+docs/speed.json`.
 """
 
 def _load(path): return json.loads(path.read_text(encoding="utf-8"))
@@ -41,16 +43,17 @@ def results_page():
 def speed_page():
     "The page of speeds in Markdown, a section for each file of benchmarks/"
     told = _load(SPEED)
-    parts = [SPEED_LEAD, f"Measured on: {_on(told['machine'])}; commit {told['commit']}."]
+    parts = [SPEED_LEAD]
     for name, part in told["parts"].items():
         def ms(row, who): return f"{row[f'{who}_ms']:g}" if f"{who}_ms" in row else ""
         def goal(row): return ", ".join(f"{v:g}"+("" if k == "ratio" else f" {k.replace('_', ' ')}")
                                         for k, v in row.get("goal", {}).items())
-        rows = [(r["case"], r.get("threads", ""), ms(r, "ours"), ms(r, "peer"),
+        rows = [(r["case"], r.get("threads", ""), ms(r, "ours"), ms(r, "peer"), ms(r, "limit"),
                  f"{r['ratio']:.2f}" if "ratio" in r else "", goal(r),
                  {True: "yes", False: "no", None: ""}[r.get("reached")]) for r in part["rows"]]
-        heads = ("case", "threads", "ours, ms", "peer, ms", "ratio", "goal", "reached")
-        parts += [f"## {name}", _table([heads, ["---"]*len(heads), *rows]) if rows else part["cannot"]]
+        heads = ("case", "threads", "ours, ms", "peer, ms", "limit, ms", "ratio", "goal", "reached")
+        parts += [f"## {name}", f"Measured on: {_on(part['machine'])}; commit {part['commit']}.",
+                  _table([heads, ["---"]*len(heads), *rows]) if rows else part["cannot"]]
     return "\n\n".join(parts)+"\n"
 
 def pages():

@@ -36,7 +36,8 @@ CASES = {
     "walk": ({"only": "walk-112x112", "threads": 1}, {}),
 }
 ELSEWHERE = {"all", "evaluate", "explorer", "gpu_step", "processes", "train_step"}  # tests of their own, below
-PARTS = {"literal", *(f"literal_{k}" for k in ("beco", "cpdgl", "irn", "ktse", "tscd"))}     # of train_step and others
+# of train_step and others
+PARTS = {"literal", "roofline", *(f"literal_{k}" for k in ("beco", "cpdgl", "irn", "ktse", "tscd"))}
 
 
 @pytest.fixture
@@ -178,13 +179,32 @@ def test_all(benchmark, monkeypatch, tmp_path, capsys):
             {"case": "loader-toco-448", "threads": 1, "ours_images_per_second": 80., "ratio": 2.},
             {"case": "step-tsd-cam-warmup", "threads": 1, "ours_ms": 2., "peer_ms": 2., "ratio": 1.}]
     monkeypatch.setattr(module, "measured", lambda name, options: {"rows": [dict(r) for r in rows]})
-    module.main(json=str(tmp_path/"speed.json"), only="crf", short=True)
-    told = json.loads((tmp_path/"speed.json").read_text())
-    found = told["parts"]["crf"]["rows"]
+    monkeypatch.setattr(module, "ceilings", lambda threads: module_of_limits.Ceilings(10.*threads, 100.*threads))
+    module_of_limits, file = benchmark("roofline"), tmp_path/"speed.json"
+    file.write_text(json.dumps({"parts": {"walk": {"rows": [], "commit": "c0ffee"}}}))
+    module.main(json=str(file), only="crf", short=True)
+    parts = json.loads(file.read_text())["parts"]
+    found = parts["crf"]["rows"]
     assert [r.get("reached") for r in found] == [False, True, True, None] and found[0]["goal"] == {"ratio": 20}
-    assert told["short"] and told["machine"]["one thread moves GB/s"] > 0
-    assert "goal 20 (missed)" in capsys.readouterr().out
+    assert parts["crf"]["short"] and parts["crf"]["machine"]["2 threads"] == "20 GB/s, 200 Gflop/s"
+    assert [*parts] == ["crf", "walk"] and parts["walk"]["commit"] == "c0ffee"  # of an earlier run: kept
+    assert [r.get("limit_ms") for r in found] == [.59, 15.75, None, None]       # moved: 11.8 MB in 20 GB/s
+    assert "limit 0.59 ms, ratio 15.00, goal 20 (missed)" in capsys.readouterr().out
     with pytest.raises(UserError, match="no benchmark, there are lattice"): module.main(only="crff")
+
+
+def test_limits(benchmark):
+    "Nothing that was timed is faster than the machine allows; a case that nobody counted has no limit"
+    module = benchmark("roofline")
+    work = module.work_of({"case": "filter-noise-256-21-b1", "vertices_per_pixel": 2.})
+    more = module.work_of({"case": "filter-256-21-b4", "vertices_per_pixel": 2.})
+    assert more == module.Work(4*work.megabytes, 4*work.gigaflop) and work.megabytes == pytest.approx(11.8, abs=.01)
+    assert module.work_of({"case": "crf-500x375-21-67-3", "vertices_per_pixel": [1, 9, 2]}).gigaflop > \
+        module.work_of({"case": "crf-500x375-21-67-3", "vertices_per_pixel": [1, 1, 1]}).gigaflop
+    assert module.work_of({"case": "crf-folder-500x375-21-80-13"}) is None
+    assert module.limit_ms(module.Work(10, 1), module.Ceilings(10, 100)) == 10
+    assert module.limit_ms(module.Work(1000, 1), module.Ceilings(10, 100)) == 100
+    assert module.bandwidth(2, 1) > 0 and module.arithmetic(1, 64) > 0
 
 
 def test_all_says_what_could_not_be_measured(benchmark, monkeypatch, tmp_path):

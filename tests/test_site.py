@@ -114,12 +114,14 @@ def test_numbers_come_from_files(tmp_path, monkeypatch):
     page = numbers_pages.pages()["results"]
     assert "## mine" in page and "| 30.0 | 0.50 |" in page and "`wsss-run baseline`" in page and "Z80" in page
     (tmp_path/"results"/"mine.json").unlink()
-    told = {"machine":{"cpu":"Z80"}, "commit":"c0ffee", "parts":{"crf":{"rows":[
-        {"case":"crf-1", "threads":1, "ours_ms":2., "peer_ms":9., "ratio":4.5, "goal":{"ratio":5}, "reached":False}]},
-        "walk":{"rows":[], "cannot":"no such thing"}}}
+    where = {"machine":{"cpu":"Z80"}, "commit":"c0ffee"}
+    told = {"parts":{"crf":where | {"rows":[{"case":"crf-1", "threads":1, "ours_ms":2., "peer_ms":9., "limit_ms":.5,
+                                             "ratio":4.5, "goal":{"ratio":5}, "reached":False}]},
+                     "walk":where | {"rows":[], "cannot":"no such thing"}}}
     (tmp_path/"speed.json").write_text(json.dumps(told))
     page = numbers_pages.pages()["speed"]
-    assert "| crf-1 | 1 | 2 | 9 | 4.50 | 5 | no |" in page and "no such thing" in page
+    assert "| crf-1 | 1 | 2 | 9 | 0.5 | 4.50 | 5 | no |" in page and "cpu Z80; commit c0ffee" in page
+    assert "no such thing" in page
     sys.modules.pop("numbers_pages")
 
 @pytest.mark.parametrize("width", [390, 1280])
