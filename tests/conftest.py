@@ -10,6 +10,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars in reports
 
 import pytest  # noqa: E402
 from commands import call,fails,here,scenes,trained  # noqa: E402,F401  (fixtures)
+from firefox import firefox  # noqa: E402,F401
 from lab import browser,lab  # noqa: E402,F401
 from miniatures import archives,site  # noqa: E402,F401
 from wsss_nb.ground.core import num_cores  # noqa: E402

@@ -4,47 +4,18 @@ screenshots.
 The pages are those that the notebooks hold. What a canvas shows is compared, pixel for pixel, with what `Panel.paint`
 makes of the same data; that the data is right is what the notebooks assert."""
 import base64
-import json
 import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accessible import barriers
+from explorer_pages import HEAD, NOTEBOOKS, READ, ROOT, fragment_of, told_of
 
-from wsss_nb.explore.frame import (Choice, Frame, FrameWidget, Panel, Place, Slider, Swipe, Toggle, View, told_panels,
-                                   unpacked)
+from wsss_nb.explore.frame import Choice, Frame, Panel, Place, Slider, Swipe, Toggle, View, told_panels
 
 pw = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-
-ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted(p for p in (ROOT/"nbs"/"95_explore").glob("*.ipynb") if p.stem != "97_overview")  # which lists them
-HEAD = ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'
-        'initial-scale=1"><title>t</title><style>body{margin:8px;background:Canvas;color-scheme:light dark}</style>')
-READ = """() => [...document.querySelectorAll(".wsss figure")].map(f => {
-  const c = f.querySelector("canvas"), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
-  let text = "";
-  for (let i = 0; i < d.length; i += 8192) text += String.fromCharCode(...d.subarray(i, i + 8192));
-  return [f.dataset.title, c.width, c.height, btoa(text)];
-})"""
-
-
-def fragment_of(notebook):
-    "Return the HTML of the page that a notebook holds"
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    found = ["".join(o["data"]["text/html"]) for c in cells for o in c.get("outputs", ())
-             if "text/html" in o.get("data", {})]
-    found = [h for h in found if 'class="wsss-live"' in h]
-    assert len(found) == 1, f"{notebook.name} holds {len(found)} pages of explorers"
-    script = FrameWidget._esm.replace("export default { render };", "")
-    assert script in found[0], f"{notebook.name}: its page has an older explorer.js; nbdev-test --save it"
-    return found[0]
-
-
-def told_of(fragment):
-    "Return what a page tells its browser"
-    return unpacked(base64.b64decode(re.search(r'start\(document.getElementById\("[^"]+"\), "([^"]+)"\)', fragment)[1]))
-
 
 class Shown:
     "A page in a browser, and what it was made of"
@@ -151,6 +122,7 @@ def test_a_screen_reader_finds_everything_named(browser, tmp_path, notebook):
     assert len(set(ids)) == len(ids)
     assert page.locator(".wsss").get_attribute("aria-label") and page.locator(".wsss-caption[role=status]").count() == 1
     assert page.locator(".wsss-legend li").count() >= 1
+    assert not barriers(page)
     shown.close()
 
 
@@ -167,7 +139,7 @@ def test_narrow_and_dark(browser, tmp_path, notebook):
     def ground():
         colour = root.evaluate("e => getComputedStyle(e).backgroundColor")
         return sum(map(int, re.findall(r"\d+", colour)[:3]))
-    assert ground() < 150
+    assert ground() < 150 and not barriers(page)
     shoot(page, f"{notebook.stem}_narrow_dark", tmp_path)
     page.evaluate("() => document.body.dataset.theme = 'light'")            # the switch of the site
     pw.expect(root).not_to_have_attribute("data-dark", "")

@@ -7,6 +7,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from accessible import barriers
 
 ROOT = Path(__file__).parent.parent
 SITE = ROOT/"_build"/"html"
@@ -138,6 +139,15 @@ def test_pages_fit_the_screen(browser, width):
     slider.press("ArrowRight")
     page.wait_for_function("before => document.querySelector('.wsss').innerText !== before", arg=before)
     assert not elsewhere
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_barriers(browser, scheme):
+    "Who reads by ear or sees little gets everywhere: first page, lesson, API, recipe, explorer, both pages of numbers"
+    page = browser.new_page(color_scheme=scheme)
+    for name in ("index", "00_start/affinity_and_walk", "40_cam/multiscale", "95_explore/cam", "results", "speed",
+                 "search"):
+        page.goto((SITE/f"{name}.html").as_uri())
+        assert not barriers(page), name
 
 @pytest.mark.parametrize("words,first", [("random walk", "00_start/affinity_and_walk.html"),
                                          ("pseudo label", "55_labels/pseudo.html"),
