@@ -69,7 +69,7 @@ def ordered(self:OrderMaps,
     image:int,       # place of the image in the dataset
     order:str,       # one of `ORDERS`
     doubt:float=0.,  # as of `views`
-)->Tensor:           # (K,h,w) in [0,1), on the CPU, by present class; small at stride 4
+)->Tensor:           # (K,h,w) in [0,1], on the CPU, by present class; small at stride 4
     "Return the CAM that an order makes of the views"
     did_you_mean(order, ORDERS, "order")
     views,keys,x = self.views(image, doubt),self.keys(image),looked_at(self.method, self.input(image))
@@ -86,7 +86,7 @@ def ordered(self:OrderMaps,
 @patch
 def full(self:OrderMaps,
     *which,          # image, order, doubt, as of `ordered`
-)->Tensor:           # (K,H,W) in [0,1)
+)->Tensor:           # (K,H,W) in [0,1]
     "Return the CAM that an order makes of the views, at image size"
     return resize(self.ordered(*which)[None], self.item(which[0]).image.shape[:2])[0]
 
@@ -102,15 +102,16 @@ class OrderExplorer(Frame):
         scales:Sequence[float]=(1,.5,1.5,2), # sizes relative to the image, of all orders; 1 takes part in any case
         size:int=150,                        # height of a panel of a plain picture, pixels
     ):
+        doubt = .5 if run is None else 0.     # the toy network begins with the thought experiment
         if run is None: run,data = toy_network(),data or open_dataset("shapes:n=60", "val", masks=True)
         self.maps = maps = OrderMaps(run, data, scales=scales)
         self.places,self.thresholds,ids = maps.places[:count],steps(0,1,.02),maps.data.ids
         for name in ("score","sweep"): setattr(self, name, lru_cache(256)(getattr(self, name)))
-        orders = [(f"{order} ({whose})", order) for order,whose in ORDERS.items()]
+        orders = [(order, order) for order in ORDERS]
         super().__init__(Slider("image", "image", self.places, self.places[0], [ids[i] for i in self.places], ids=True),
                          Choice("order", "order", orders, "added first"),
-                         Choice("other", "compare with", orders, "view by view"),
-                         Slider("doubt", "the mirror doubts", steps(0,1,.25), 0.),
+                         Choice("other", "other", orders, "cut first"),
+                         Slider("doubt", "the mirror doubts", steps(0,1,.25), doubt),
                          Slider("bg_thresh", "threshold", self.thresholds, maps.bg_thresh), size=size)
     def seed(self, image, bg_thresh, *which)->Tensor:
         "Return the labels of the CAM of an order, (H,W)"
@@ -149,14 +150,15 @@ def view(self:OrderExplorer,
               Panel("where the seeds differ", faint, labels=who, alpha=1., key=key),
               Panel("CAM", item.image, heat=cams[0]), Panel("seed", item.image, labels=seeds[0]),
               Panel("other CAM", item.image, heat=cams[1]), Panel("other seed", item.image, labels=seeds[1])]
-    words = [item.id, f"{order} | {other}", f"scales {', '.join(f'{s:g}' for s in self.maps.scales)} with mirror",
+    words = [item.id, " | ".join(f"{o} ({ORDERS[o]})" for o in both),
+             f"scales {', '.join(f'{s:g}' for s in self.maps.scales)} with mirror",
              f"the mirror made to doubt by {doubt:g}" if doubt else "views as they are", f"threshold {bg_thresh:g}",
              f"{(seeds[0] != seeds[1]).mean():.1%} of the seeds differ"]
     if item.mask is None: return View(panels, " · ".join([*words, "no ground truth"]), classes=self.maps.data.classes)
     here,every = ([self.score(p, bg_thresh, o, doubt) for o in both] for p in ((image,), tuple(self.places)))
     words += ["seed mIoU {:.2f} | {:.2f} here".format(*here),
               f"{every[0]:.2f} | {every[1]:.2f} of {len(self.places)} images", "this used ground truth"]
-    numbers = {"seed mIoU here":here[0], "other":here[1], "seed mIoU of all":every[0], "other of all":every[1]}
-    lines = {"order":self.sweep(image, order, doubt), "compare with":self.sweep(image, other, doubt)}
+    numbers = dict(zip(("seed mIoU here","other seed here","seed mIoU of all","other seed of all"), here+every))
+    lines = {"order":self.sweep(image, order, doubt), "other":self.sweep(image, other, doubt)}
     return View(panels, " · ".join(words), numbers,
                 [Curve("mIoU over threshold", self.thresholds, lines, bg_thresh)], self.maps.data.classes)
