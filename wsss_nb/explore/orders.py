@@ -96,7 +96,7 @@ class OrderExplorer(Frame):
     title,heat,shows = "Orders of a CAM","CAM, share of views",("cam.strided","cam.views")
     question = "The same views of an image, joined in another order: where does the CAM change, and who is right there?"
     def __init__(self,
-        run=None,                            # run folder, or a trained method, whose network makes CAMs; None: a toy one
+        run=None,                            # run folder, or a method, whose network makes CAMs; None: a toy one
         data:Dataset|str|None=None,          # dataset with image-level labels, or its name; None: that of the run
         count:int=8,                         # how many images, which are scored together
         scales:Sequence[float]=(1,.5,1.5,2), # sizes relative to the image, of all orders; 1 takes part in any case
