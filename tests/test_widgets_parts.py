@@ -6,6 +6,7 @@ from panels import caption, painted, same, send
 
 from wsss_nb.explore.fusion import FusionExplorer
 from wsss_nb.explore.mean_field import MeanFieldExplorer
+from wsss_nb.explore.orders import ORDERS, OrderExplorer
 from wsss_nb.explore.prototypes import GRID, PrototypeExplorer
 from wsss_nb.explore.scales import SCALES, ScaleExplorer
 from wsss_nb.explore.views import PLACES, ViewExplorer
@@ -52,6 +53,33 @@ def test_scales_of_a_run(tsd_cam):
     assert same(panel, panel.view(**panel.state).panels)
     switch(panel, "layer", "aux")
     assert len(passes) > 0 and "layer aux" in caption(panel)
+
+
+def test_orders_of_a_run(tsd_cam):
+    "The kit's order gives the seed of the run; another order, a doubt or a threshold needs no pass of the network"
+    method = load_run(tsd_cam)
+    panel = OrderExplorer(tsd_cam, count=3, scales=method.config.cam_scales)
+    assert panel.state["doubt"] == 0 and panel.state["bg_thresh"] == method.config.bg_thresh
+    switch(panel, "order", "larger of both")
+    for image in panel.places:
+        switch(panel, "image", image)
+        item = panel.maps.item(image)
+        scored = label_image(method, item.image, item.image_labels)["seed"]
+        shown = next(p for p in panel.shown.panels if p.title == "seed").labels
+        assert (shown == scored.numpy()).mean() > .999      # views by themselves differ from a batch in the last bit
+    passes = []
+    panel.maps.method.encoder.register_forward_hook(lambda *_: passes.append(1))
+    for order in ORDERS:
+        before = painted(panel)["other CAM"]
+        switch(panel, "other", order)
+        assert f"larger of both (the kit) | {order} (" in caption(panel)
+        assert same(panel, panel.view(**panel.state).panels)
+        assert order == "cut first" or not np.array_equal(painted(panel)["other CAM"], before), order
+    for name, value, title in (("doubt", .5, "other CAM"), ("bg_thresh", .6, "other seed")):
+        before = painted(panel)[title]
+        switch(panel, name, value)
+        assert not np.array_equal(painted(panel)[title], before), name
+    assert not passes and "the mirror made to doubt by 0.5 · threshold 0.6" in caption(panel)
 
 
 def test_mean_field_of_a_run(tsd_cam):
