@@ -52,10 +52,20 @@ def make_pictures_smaller(app, error):
         now = re.sub(r"(?<=_images/)[\w.-]+\.png", lambda m: renamed.get(m[0], m[0]), text)
         if now != text: page.write_text(now, encoding="utf-8")
 
+def make_reachable(app, error):
+    "Let keys scroll what is wider than the page, and tell those who read by ear the level of a sidebar's heading"
+    if error: return
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        now = re.sub(r'(<div class="highlight"><pre|<div class="table-wrapper[^">]*")(?=>)', r'\1 tabindex="0"', text)
+        now = now.replace('<p class="caption" role="heading">', '<p class="caption" role="heading" aria-level="2">')
+        if now != text: page.write_text(now, encoding="utf-8")
+
 def setup(app):
     app.connect("builder-inited", lambda app: generate(Path(app.srcdir)))
     app.connect("build-finished", drop_unused_mathjax)
     app.connect("build-finished", make_pictures_smaller)
+    app.connect("build-finished", make_reachable)
     app.connect("build-finished", lambda app, error: error or copy_sources(Path(app.outdir)))
     app.extensions[
         "sphinx-mathjax-offline"

@@ -70,7 +70,10 @@ def _is_page(path):
 
 # %% Markdown: what is left of Quarto's dialect
 def _symbol_links(md, link):
-    "Rewrite links to symbols in the site; `link` gets the symbol and its address, such as core.html#progress"
+    """Rewrite links to symbols in the site; `link` gets the symbol and its address, such as core.html#progress
+
+    Where the author has set a link already, it is kept, and the one that nbdev put inside goes."""
+    md = re.sub(rf"\[\[(`[^`\]]+`)\]\({re.escape(site)}/[^)]+\)\]\(", r"[\1](", md)
     return re.sub(rf"\[`([^`\]]+)`\]\({re.escape(site)}/([^)]+)\)", lambda m: link(m[1], m[2]), md)
 
 def _source_link(up, module, name):
