@@ -296,8 +296,8 @@ PRESETS = {
                         "jitter":(.1,.1,.1,.02), "salient":64, "core_score":.9, "scales":None,
                         "infer_scales":(1.,1.5,2.), "crop_size":112, "crop_scales":(1.,1.25,1.5), "iters":300,
                         "again":2.5, "lr":1e-3, "decoder_mult":10., "crf":"psa", "workers":0},
-    "photos": _SMALL | {"saliency":"rbd", "backbone":"tf_efficientnet_lite0:output_stride=16", "cls_size":224,
-                        "saliency_size":224, "cls_iters":600, "cls_drops":(450,540), "extra_mult":30., "extra":128,
+    "photos": _SMALL | {"saliency":"rbd", "backbone":"tf_efficientnet_lite0:output_stride=16", "cls_size":320,
+                        "saliency_size":320, "cls_iters":600, "cls_drops":(450,540), "extra_mult":30., "extra":128,
                         "crop_size":160, "iters":300, "lr":1e-3, "decoder_mult":10., "workers":1},
 }
 PRESETS["pets"] = for_pets(PRESETS["photos"], ("iters","cls_iters"))
