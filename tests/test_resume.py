@@ -69,7 +69,7 @@ def goes_on(call, scenes, out, kind, status):
     assert load_checkpoint(Run(out))["step"] == ITERS
     before = finished(out)
     assert 2 <= len(before) < 24 and "miou" not in json.loads(Run(out).result.read_text())
-    (Run(out).checkpoints/".last.half.pt").touch()  # what a kill in the middle of a write leaves
+    (Run(out).checkpoints/".last.0123456789abcdef.pt").touch()  # what a kill in the middle of a write leaves
     code,printed,err = call(*argv, "--resume")
     assert (code, err) == (0, "") and "mean" in printed
     after = finished(out)

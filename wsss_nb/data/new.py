@@ -229,7 +229,11 @@ def hold_out(
 )->list[str]:                # what was written, line by line
     "Divide a split into two lists beside its own; raise `UserError` if one of them is there and holds other images"
     if not 0 < share < 1: raise UserError(f"--share {share:g}: must be above 0 and below 1, such as 0.15")
-    parts = split_images({i:data.image_labels(n) for n,i in enumerate(data.ids)}, share, seed)
+    labels = {i:data.image_labels(n) for n,i in enumerate(data.ids)}
+    if lacking := [i for i,l in labels.items() if l is None]:
+        raise UserError(f"{data.name}: {lacking[0]} of {data.split} has no image-level labels, by which the list is "
+                        "divided; name them in labels.csv")
+    parts = split_images(labels, share, seed)
     for name,ids in zip(names, parts, strict=True):
         path = data.root/data.lists_in/f"{name}.txt"
         if not ids: raise UserError(f"{path}: would be empty, {data.split} has {len(data)} images; another --share")

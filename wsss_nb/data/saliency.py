@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..ground.core import UserError,did_you_mean,num_cores,progress,write_json
+from ..ground.core import UserError,did_you_mean,num_cores,progress,sweep_unfinished,write_json
 from .core import Dataset
 from .folder import FolderDataset,find_images,read_saliency
 from .shapes import ShapesDataset
@@ -188,7 +188,7 @@ def folder_saliency(
         origin = f"made with {made}" if made else "of unknown origin"
         raise UserError(f"{folder}: holds maps {origin}; move it away to have all made with {provider}")
     write_json(folder/NOTE, {"provider":provider})
-    for half in folder.glob(".*"): half.unlink()
+    sweep_unfinished(folder.glob(".*"))
     return make_saliency([*images.values()], [folder/f"{i}.png" for i in images], provider, jobs)
 
 # %% ../../nbs/20_data/40_saliency.ipynb #337d5e63

@@ -71,7 +71,9 @@ def image_orientation(
 )->int:            # 1: as stored; 2…8: to be mirrored or turned before it is looked at
     "Return the EXIF orientation of a photo from its header; 1 where there is none or the file cannot be read"
     try:
-        with Image.open(path) as im: found = im.getexif().get(0x0112, 1)
+        with Image.open(path) as im:
+            if im.format == "TIFF": return 1  # Pillow turns these itself when it reads them
+            found = im.getexif().get(0x0112, 1)
     except _DECODE_ERRORS: return 1
     return found if found in range(1, 9) else 1
 

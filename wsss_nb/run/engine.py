@@ -40,8 +40,9 @@ def preset_for(
     spec:str,      # of `open_dataset`
 )->str:            # "shapes", "voc", "coco", "pets" or "photos"; the only one, if the method has but one
     "Return the preset that suits a dataset"
-    kind = str(spec).partition(":")[0]
-    if kind not in ("shapes","voc","coco") and not (kind == "pets" and kind in method.presets): kind = "photos"
+    kind,_,root = str(spec).partition(":")  # without a root it is a folder of that name
+    published = root and (kind in ("voc","coco") or kind == "pets" and kind in method.presets)
+    if kind != "shapes" and not published: kind = "photos"
     return next(iter(method.presets)) if len(method.presets) == 1 else kind
 
 def _check_split(

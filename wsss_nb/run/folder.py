@@ -24,7 +24,7 @@ from torch import nn
 import wsss_nb
 from ..backbones.core import why_unreadable
 from ..backbones.files import read_torch,write_safetensors
-from ..ground.core import UserError,atomic_path,first_process,write_json
+from ..ground.core import UserError,atomic_path,first_process,sweep_unfinished,write_json
 from ..ground.failures import lock_folder
 from .artefacts import suffix_of
 
@@ -107,7 +107,7 @@ def start(self:Run,
             raise UserError(f"{self.path}: holds a run with other settings ({changed[0]}); "
                             "choose another --out, or repeat its settings to resume it")
         self.lock()
-        for half in [*self.path.glob("*/.*"), *self.path.glob("*/*/.*")]: half.is_file() and half.unlink()
+        sweep_unfinished([*self.path.glob("*/.*"), *self.path.glob("*/*/.*")])
     elif next(self.path.glob("checkpoints/**/*.pt"), None):
         raise UserError(f"{self.path}: holds checkpoints but no {self.config_file.name}, so nobody knows what they "
                         "were trained with; put that file back, or choose another --out")

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError,num_cores,progress
 from ..ground.io import only_ignored,read_label
+from ..data.folder import plain_name
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #fd81138a
 def count_pairs(
@@ -298,7 +299,7 @@ def label_files(
     folder:str|Path, # may hold other files too
 )->dict[str,Path]:   # name without ending -> file
     "Return the PNG files of a folder, whatever case their ending has"
-    return {p.stem:p for p in sorted(Path(folder).iterdir())
+    return {plain_name(p.stem):p for p in sorted(Path(folder).iterdir())
             if p.suffix.lower() == ".png" and not p.name.startswith(".")}
 
 def files_to_score(
