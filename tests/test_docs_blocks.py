@@ -60,7 +60,7 @@ def settings_exist(method, data, preset, set, **more):
     found = get_method(method)
     if str(more["labels"]).startswith("list:"): more["labels"] = None  # the dataset's business
     given = {found.options.get(k, k): more[k] for k in ("backbone", "init", "iters", "cams", "labels", "confidence")}
-    preset = preset or preset_for(found, data or "voc")
+    preset = preset or preset_for(found, data or "voc:data")
     resolve_config(found.config(), found.presets, preset, [s for s in set or () if "..." not in s], **given)
 
 def made(words):
