@@ -72,8 +72,11 @@ def _is_page(path):
 def _symbol_links(md, link):
     """Rewrite links to symbols in the site; `link` gets the symbol and its address, such as core.html#progress
 
-    Where the author has set a link already, it is kept, and the one that nbdev put inside goes."""
-    md = re.sub(rf"\[\[(`[^`\]]+`)\]\({re.escape(site)}/[^)]+\)\]\(", r"[\1](", md)
+    Where the author has set a link already, it is kept, and the one that nbdev put inside goes. So it does in a title,
+    which becomes a link elsewhere."""
+    symbol = rf"\[(`[^`\]]+`)\]\({re.escape(site)}/[^)]+\)"
+    md = re.sub(rf"\[{symbol}\]\(", r"[\1](", md)
+    md = re.sub(r"^# .*", lambda m: re.sub(symbol, r"\1", m[0]), md, flags=re.M)
     return re.sub(rf"\[`([^`\]]+)`\]\({re.escape(site)}/([^)]+)\)", lambda m: link(m[1], m[2]), md)
 
 def _source_link(up, module, name):

@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+
 from wsss_nb.explore.frame import FrameWidget, unpacked
 
 ROOT = Path(__file__).parent.parent
@@ -33,3 +35,34 @@ def fragment_of(notebook):
 def told_of(fragment):
     "Return what a page tells its browser"
     return unpacked(base64.b64decode(re.search(r'start\(document.getElementById\("[^"]+"\), "([^"]+)"\)', fragment)[1]))
+
+
+SAID = """() => [...document.querySelectorAll(".wsss input, .wsss select")].map(e => [
+  e.getAttribute("aria-label") || e.labels[0].textContent,
+  e.type === "checkbox" ? e.checked : e.type === "range" ? e.getAttribute("aria-valuetext")
+                                    : e.selectedOptions[0].textContent])"""
+
+
+def view_of(told, said, caption):
+    """Return the one view of a page that has the caption and the controls that are seen
+
+    `said` is what `SAID` reads, [[label, text or value], ...]; a place is not seen in a control."""
+    controls = {c["label"]: c for c in told["spec"]["controls"] if c["kind"] in ("slider", "choice", "toggle")}
+    now = {controls[k]["name"]: x.removesuffix(controls[k]["unit"]) if controls[k]["kind"] == "slider" else x
+           for k, x in said if k in controls}
+    assert len(now) == len(controls), (said, [*controls])
+    found = [v for v in told["views"] if v["caption"] == caption
+             and all(v["state"][k].get("text", v["state"][k].get("value")) == x for k, x in now.items())]
+    assert len(found) == 1, (now, caption, len(found))
+    return found[0]
+
+
+def pictures_of(read):
+    "Return what `READ` reads from the canvases, {title: (H,W,4) uint8}"
+    return {t: np.frombuffer(base64.b64decode(b), np.uint8).reshape(h, w, 4) for t, w, h, b in read}
+
+
+def same_pictures(panels, pictures):
+    "Fail unless the canvases show what Python paints"
+    assert [*pictures] == [p.title for p in panels]
+    for p in panels: assert np.array_equal(pictures[p.title][..., :3], p.paint()), p.title

@@ -22,13 +22,15 @@ QUIET = {"app.update.enabled": False, "browser.safebrowsing.downloads.remote.ena
 
 
 class Firefox:
-    "A tab of a Firefox that listens at the address `url`; `asked` are the addresses that its pages asked for"
+    """A tab of a Firefox that listens at the address `url`
+
+    `asked` are the addresses that its pages asked for, `complaints` the errors of their scripts."""
     def __init__(self, url):
         websocket = pytest.importorskip("websocket", reason="websocket-client is not installed")
-        self.socket, self.number, self.asked = websocket.create_connection(
-            f"{url}/session", timeout=60, suppress_origin=True), 0, []
+        self.socket = websocket.create_connection(f"{url}/session", timeout=60, suppress_origin=True)
+        self.number, self.asked, self.complaints = 0, [], []
         self.ask("session.new", capabilities={})
-        self.ask("session.subscribe", events=["network.beforeRequestSent"])
+        self.ask("session.subscribe", events=["network.beforeRequestSent", "log.entryAdded"])
         self.tab = self.ask("browsingContext.getTree")["contexts"][0]["context"]
 
     def ask(self, method, **params):
@@ -39,6 +41,8 @@ class Firefox:
             told = json.loads(self.socket.recv())
             if told.get("method") == "network.beforeRequestSent":
                 self.asked.append(told["params"]["request"]["url"])
+            if told.get("method") == "log.entryAdded" and told["params"]["level"] == "error":
+                self.complaints.append(told["params"]["text"])
             if told.get("id") != self.number: continue
             assert told["type"] == "success", told
             return told["result"]

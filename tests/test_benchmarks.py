@@ -194,7 +194,7 @@ def test_all(benchmark, monkeypatch, tmp_path, capsys):
 
 
 def test_limits(benchmark):
-    "Nothing that was timed is faster than the machine allows; a case that nobody counted has no limit"
+    "Work grows with points and vertices; the slower ceiling is the limit; a case that nobody counted has none"
     module = benchmark("roofline")
     work = module.work_of({"case": "filter-noise-256-21-b1", "vertices_per_pixel": 2.})
     more = module.work_of({"case": "filter-256-21-b4", "vertices_per_pixel": 2.})

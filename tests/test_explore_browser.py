@@ -3,7 +3,6 @@ screenshots.
 
 The pages are those that the notebooks hold. What a canvas shows is compared, pixel for pixel, with what `Panel.paint`
 makes of the same data; that the data is right is what the notebooks assert."""
-import base64
 import os
 import re
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accessible import no_barriers
-from explorer_pages import HEAD, NOTEBOOKS, READ, ROOT, fragment_of, told_of
+from explorer_pages import (HEAD, NOTEBOOKS, READ, ROOT, SAID, fragment_of, pictures_of, same_pictures, told_of,
+                            view_of)
 
 from wsss_nb.explore.frame import Choice, Frame, Panel, Place, Slider, Swipe, Toggle, View, told_panels
 
@@ -38,33 +38,16 @@ class Shown:
         if spec["kind"] == "place": return self.page.locator(".wsss-place")
         return self.page.get_by_label(spec["label"], exact=True)
 
-    def texts(self):
-        "Return what the controls say, {name: text or value}; a place is not seen in a control"
-        said = {}
-        for c in self.told["spec"]["controls"]:
-            el = self.control(c["name"])
-            if c["kind"] == "slider": said[c["name"]] = el.get_attribute("aria-valuetext").removesuffix(c["unit"])
-            if c["kind"] == "choice": said[c["name"]] = el.locator("option:checked").inner_text()
-            if c["kind"] == "toggle": said[c["name"]] = el.is_checked()
-        return said
-
     def view(self):
-        "Return the one view of the page that has the caption and the controls that are seen"
-        said, caption = self.texts(), self.page.locator(".wsss-caption").inner_text()
-        found = [v for v in self.told["views"] if v["caption"] == caption
-                 and all(v["state"][k].get("text", v["state"][k].get("value")) == x for k, x in said.items())]
-        assert len(found) == 1, (said, caption, len(found))
-        return found[0]
+        "Return the view that the page shows"
+        return view_of(self.told, self.page.evaluate(SAID), self.page.locator(".wsss-caption").inner_text())
 
     def check(self, split=None):
         "The canvases are what Python paints of this view"
-        panels = told_panels(self.told, self.view())
+        panels, seen = told_panels(self.told, self.view()), pictures_of(self.page.evaluate(READ))
         for p in panels:
             if split is not None and p.other is not None: p.split = split
-        seen = {t: np.frombuffer(base64.b64decode(b), np.uint8).reshape(h, w, 4)
-                for t, w, h, b in self.page.evaluate(READ)}
-        assert [*seen] == [p.title for p in panels]
-        for p in panels: assert np.array_equal(seen[p.title][..., :3], p.paint()), p.title
+        same_pictures(panels, seen)
         return {k: v.tobytes() for k, v in seen.items()}
 
     def close(self):
@@ -128,11 +111,13 @@ def test_a_screen_reader_finds_everything_named(browser, tmp_path, notebook):
 @each_page
 def test_no_barriers(browser, tmp_path, notebook):
     "Neither in light nor in dark, wide and narrow"
+    shown = Shown(browser, fragment_of(notebook), tmp_path, notebook.stem)
     for scheme, width in (("light", 1100), ("dark", 1100), ("dark", 390)):
-        shown = Shown(browser, fragment_of(notebook), tmp_path, notebook.stem, color_scheme=scheme,
-                      viewport={"width": width, "height": 900})
+        shown.page.emulate_media(color_scheme=scheme)
+        shown.page.set_viewport_size({"width": width, "height": 900})
+        pw.expect(shown.page.locator(".wsss[data-dark]")).to_have_count(int(scheme == "dark"))
         no_barriers(shown.page, f"{notebook.stem}, {scheme}, {width} pixels")
-        shown.close()
+    shown.close()
 
 
 @each_page

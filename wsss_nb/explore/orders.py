@@ -9,7 +9,6 @@ __all__ = ['ORDERS', 'OrderMaps', 'OrderExplorer']
 
 # %% ../../nbs/95_explore/42_orders.ipynb #0bde0002
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,15 +19,13 @@ from ..ground.core import did_you_mean
 from ..ground.tensors import resize
 from ..data.core import Dataset
 from ..data.datasets import open_dataset
-from ..cam.core import cam_to_label
 from ..cam.multiscale import multi_scale_cam
 from ..cam.strided import merge_pair,merge_strided
 from ..cam.views import merge_views
 from ..run.evaluate import looked_at
-from ..scores.confusion import ConfusionMatrix,sweep_matrices
 from .compare import VERDICTS,verdict
 from .frame import Choice,Curve,Frame,Panel,Slider,View,steps
-from .scales import ScaleMaps,toy_network
+from .scales import ScaleMaps,SeedScores,toy_network
 
 # %% ../../nbs/95_explore/42_orders.ipynb #0bde0007
 ORDERS = {"larger of both":"the kit", "cut first":"IRN", "cut first, stride 4":"IRN", "added first":"KTSE, handed on",
@@ -91,7 +88,7 @@ def full(self:OrderMaps,
     return resize(self.ordered(*which)[None], self.item(which[0]).image.shape[:2])[0]
 
 # %% ../../nbs/95_explore/42_orders.ipynb #0bde000e
-class OrderExplorer(Frame):
+class OrderExplorer(SeedScores, Frame):
     "An explorer of the order in which views are joined: image, two orders, doubt, threshold"
     title,heat,shows = "Orders of a CAM","CAM, share of views",("cam.strided","cam.views")
     question = "The same views of an image, joined in another order: where does the CAM change, and who is right there?"
@@ -106,27 +103,14 @@ class OrderExplorer(Frame):
         if run is None: run,data = toy_network(),data or open_dataset("shapes:n=60", "val", masks=True)
         self.maps = maps = OrderMaps(run, data, scales=scales)
         self.places,self.thresholds,ids = maps.places[:count],steps(0,1,.02),maps.data.ids
-        for name in ("score","sweep"): setattr(self, name, lru_cache(256)(getattr(self, name)))
+        self.remember()
         orders = [(order, order) for order in ORDERS]
         super().__init__(Slider("image", "image", self.places, self.places[0], [ids[i] for i in self.places], ids=True),
                          Choice("order", "order", orders, "added first"),
                          Choice("other", "other", orders, "cut first"),
                          Slider("doubt", "the mirror doubts", steps(0,1,.25), doubt),
                          Slider("bg_thresh", "threshold", self.thresholds, maps.bg_thresh), size=size)
-    def seed(self, image, bg_thresh, *which)->Tensor:
-        "Return the labels of the CAM of an order, (H,W)"
-        cam,names = self.maps.full(image, *which),torch.as_tensor([0,*(self.maps.keys(image)+1)])
-        return names[cam_to_label(cam[None], torch.ones(1, len(cam)), bg_thresh)[0]]
-    def score(self, places, bg_thresh, *which)->float:
-        "Return the mIoU of the seeds of some images together"
-        m = ConfusionMatrix(self.maps.data.num_classes)
-        for i in places: m.add(self.seed(i, bg_thresh, *which).numpy(), self.maps.item(i).mask)
-        return float(m.miou)
-    def sweep(self, image, *which)->list[float]:
-        "Return the mIoU of one image at each threshold"
-        cam,mask = self.maps.full(image, *which).numpy(),self.maps.item(image).mask
-        found = sweep_matrices([(self.maps.keys(image),cam)], [mask], self.maps.data.num_classes, self.thresholds)
-        return [float(m.miou) for m in found]
+    def cam(self, *which)->Tensor: return self.maps.full(*which)
 
 # %% ../../nbs/95_explore/42_orders.ipynb #0bde000f
 @patch

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from ..ground.core import BACKGROUND,IGNORE_INDEX,UserError,num_cores,progress
 from ..ground.io import only_ignored,read_label
-from ..data.folder import plain_name
+from ..data.folder import find_files
 
 # %% ../../nbs/65_scores/10_confusion.ipynb #fd81138a
 def count_pairs(
@@ -298,9 +298,8 @@ def worst_images(
 def label_files(
     folder:str|Path, # may hold other files too
 )->dict[str,Path]:   # name without ending -> file
-    "Return the PNG files of a folder, whatever case their ending has"
-    return {plain_name(p.stem):p for p in sorted(Path(folder).iterdir())
-            if p.suffix.lower() == ".png" and not p.name.startswith(".")}
+    "Return the PNG files of a folder, whatever case their ending has; raise `UserError` if two have one name"
+    return find_files(folder, ".png", alone=True)
 
 def files_to_score(
     pred_dir:str|Path,               # folder of predictions, ID.png
