@@ -18,8 +18,8 @@ command below its table; ± is how far the outermost seed lies from the mean.
 SPEED_LEAD = """# Speed
 
 What the kit takes beside what others take for the same work: medians of one run, in which both went in turn. A ratio is
-the other's time divided by ours. A limit is the time that this machine takes to move the data or to do the arithmetic,
-whichever is longer, and nothing else. Every number can be obtained again: `python benchmarks/all.py --json
+the other's time divided by ours. A limit, where there is one, is the time that this machine takes to move the data or to do the
+arithmetic, whichever is longer, and nothing else. Every number can be obtained again: `python benchmarks/all.py --json
 docs/speed.json`.
 """
 
@@ -48,12 +48,15 @@ def speed_page():
         def ms(row, who): return f"{row[f'{who}_ms']:g}" if f"{who}_ms" in row else ""
         def goal(row): return ", ".join(f"{v:g}"+("" if k == "ratio" else f" {k.replace('_', ' ')}")
                                         for k, v in row.get("goal", {}).items())
-        rows = [(r["case"], r.get("threads", ""), ms(r, "ours"), ms(r, "peer"), ms(r, "limit"),
-                 f"{r['ratio']:.2f}" if "ratio" in r else "", goal(r),
-                 {True: "yes", False: "no", None: ""}[r.get("reached")]) for r in part["rows"]]
-        heads = ("case", "threads", "ours, ms", "peer, ms", "limit, ms", "ratio", "goal", "reached")
+        def columns(r): return {
+            "case": r["case"], "threads": r.get("threads", ""), "ours, ms": ms(r, "ours"), "peer, ms": ms(r, "peer"),
+            "limit, ms": ms(r, "limit"), "ratio": f"{r['ratio']:.2f}" if "ratio" in r else "", "goal": goal(r),
+            "reached": {True: "yes", False: "no", None: ""}[r.get("reached")]}
+        rows = [columns(r) for r in part["rows"]]
+        heads = [k for k in (rows or [{}])[0] if k != "limit, ms" or any(r[k] for r in rows)]
         parts += [f"## {name}", f"Measured on: {_on(part['machine'])}; commit {part['commit']}.",
-                  _table([heads, ["---"]*len(heads), *rows]) if rows else part["cannot"]]
+                  _table([heads, ["---"]*len(heads), *([r[k] for k in heads] for r in rows)]) if rows
+                  else part["cannot"]]
     return "\n\n".join(parts)+"\n"
 
 def pages():

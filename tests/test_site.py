@@ -118,10 +118,12 @@ def test_numbers_come_from_files(tmp_path, monkeypatch):
     where = {"machine":{"cpu":"Z80"}, "commit":"c0ffee"}
     told = {"parts":{"crf":where | {"rows":[{"case":"crf-1", "threads":1, "ours_ms":2., "peer_ms":9., "limit_ms":.5,
                                              "ratio":4.5, "goal":{"ratio":5}, "reached":False}]},
+                     "par":where | {"rows":[{"case":"par-1", "threads":1, "ours_ms":2., "peer_ms":9.}]},
                      "walk":where | {"rows":[], "cannot":"no such thing"}}}
     (tmp_path/"speed.json").write_text(json.dumps(told))
     page = numbers_pages.pages()["speed"]
     assert "| crf-1 | 1 | 2 | 9 | 0.5 | 4.50 | 5 | no |" in page and "cpu Z80; commit c0ffee" in page
+    assert "| par-1 | 1 | 2 | 9 |  |  |  |" in page and page.count("limit, ms") == 1  # where it is known
     assert "no such thing" in page
     sys.modules.pop("numbers_pages")
 
