@@ -18,9 +18,9 @@ command below its table; ± is how far the outermost seed lies from the mean.
 SPEED_LEAD = """# Speed
 
 What the kit takes beside what others take for the same work: medians of one run, in which both went in turn. A ratio is
-the other's time divided by ours. A limit, where there is one, is the time that this machine takes to move the data or to do the
-arithmetic, whichever is longer, and nothing else. Every number can be obtained again: `python benchmarks/all.py --json
-docs/speed.json`.
+the other's time divided by ours. A limit, where there is one, is the time that this machine takes to move the data or
+to do the arithmetic, whichever is longer, and nothing else. Every number can be obtained again:
+`python benchmarks/all.py --json docs/speed.json`.
 """
 
 def _load(path): return json.loads(path.read_text(encoding="utf-8"))
