@@ -74,7 +74,10 @@ class Attention(nn.Module):
         if reduction > 1: self.sr,self.norm = nn.Conv2d(dim, dim, reduction, reduction),nn.LayerNorm(dim)
     def forward(self, x, grid):
         q = self.q(x).unflatten(2, (self.heads,-1)).transpose(1,2)
-        if self.reduction > 1: x = self.norm(as_tokens(self.sr(as_map(x, grid))))
+        if self.reduction > 1:
+            h,w = (n - n%self.reduction for n in grid)
+            # whole cells only: where columns are left over, oneDNN's bfloat16 convolution on AMX can be wrong
+            x = self.norm(as_tokens(self.sr(as_map(x, grid)[...,:h,:w])))
         k,v = self.kv(x).unflatten(2, (2,self.heads,-1)).permute(2,0,3,1,4)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1,2).flatten(2)),q,k
 
