@@ -21,7 +21,7 @@ from ..ground.core import IGNORE_INDEX,UserError,progress
 from ..ground.cores import map_on_cores
 from .core import check_mask,labels_of_mask
 from .datasets import on_disk
-from .folder import (FolderDataset,left_out,list_files,on_stored_pixels,one_sided,read_image_labels,
+from .folder import (TRAINING,FolderDataset,left_out,list_files,on_stored_pixels,one_sided,read_image_labels,
                                  read_saliency)
 from .saliency import only_zero_and_one
 from ..ground.io import image_orientation,read_image,read_label
@@ -157,7 +157,7 @@ def _leftover_findings(ds, opened):
             yield Finding(str(folder), f"{len(lost)} files belong to no photo, such as {lost[0]}",
                           "nothing uses them; are photos missing?")
     if not maps: return
-    training = [d for d in opened.values() if d.split.startswith("train") and "val" not in d.split]
+    training = [d for d in opened.values() if d.split.startswith(TRAINING) and "val" not in d.split]
     if without := sorted({i for d in training for i in d.ids}-maps):
         yield Finding(str(ds.root/"Saliency"), f"{len(without)} training images have no map, such as {without[0]}",
                       "methods with saliency learn less from them; make the maps")
@@ -244,7 +244,7 @@ def check_dataset(
     for d in opened.values():
         check.problems += _count_findings(d)
         check.notes += _source_findings(d)
-        if d.split.startswith("train") and (said := one_sided(d)): check.notes.append(as_finding(said))
+        if d.split.startswith(TRAINING) and (said := one_sided(d)): check.notes.append(as_finding(said))
         masks = sum(i in digests for i in d.ids)
         split = {"images":len(d)}
         if d.split in d.counts: split["published"] = d.counts[d.split]

@@ -21,8 +21,9 @@ from .folder import (ClassNames,FolderDataset,csv_labels,find_images,find_masks,
                                  read_image_labels,write_lines)
 
 # %% ../../nbs/20_data/80_new.ipynb #918e05e5
-_LAYOUT = {"jpegimages","imagesets","segmentationclass","segmentationclassaug","segmentationobject","saliency",
-           "annotations","masks","mask","labels","runs"}  # folders that hold no photos of a class
+# folders that hold no photos of a class
+_LAYOUT = {"jpegimages","imagesets","segmentationclass","segmentationclassaug","segmentationobject"}
+_OTHERS = {"saliency","annotations","masks","mask","labels","runs"}  # nor do these, though they may be meant so
 
 class _Photo(NamedTuple):
     folder:str  # its class, or "" for one in the dataset folder itself or in JPEGImages
@@ -31,8 +32,14 @@ class _Photo(NamedTuple):
 def _class_folders(root):
     "Return the folders that hold photos and belong to no layout, by name"
     folders = (p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith("."))
-    others = (p for p in folders if p.name.lower() not in _LAYOUT and not p.name.endswith("_as_found"))
+    others = (p for p in folders if p.name.lower() not in _LAYOUT|_OTHERS and not p.name.endswith("_as_found"))
     return {plain_name(p.name):p for p in others if find_images(p)}
+
+def _perhaps_classes(root):
+    "Yield a line for each folder that is no class because of its name, and holds photos"
+    for p in sorted(root.iterdir()):
+        if p.is_dir() and p.name.lower() in _OTHERS and p.name not in ("Saliency","Annotations") and find_images(p):
+            yield f"{p}: is not taken for a class, because of its name; if it is one, rename it ({p.name}_class)"
 
 def _same(photos):
     "Do several files hold the same photo?"
@@ -208,6 +215,7 @@ def new_dataset(
     lines = [f"{root/'JPEGImages'}: {placed} photos placed, {len(photos)-placed} there already"]
     if lost: lines.append(f"{root}: {len(lost)} photos outside of JPEGImages have no label and are left out, "
                           f"such as {lost[0]}")
+    if source is None: lines += _perhaps_classes(root)
     for folder in (root, *folders.values()):
         if others := left_out(folder): lines.append(f"{folder}: {len(others)} pictures are not read, such as "
                                                     f"{others[0].name}; save them as .jpg or .png")

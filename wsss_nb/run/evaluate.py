@@ -7,8 +7,8 @@ Docs: https://example.github.io/wsss_nb/75_run/evaluate.html.md"""
 # %% auto #0
 __all__ = ['SMALL', 'SCORES', 'MANY', 'NEARLY', 'NEARLY_UNSEEN', 'SEEN', 'HELP', 'EVALUATE', 'has_walk', 'looked_at',
            'image_cam', 'label_image', 'segment_image', 'refine_prediction', 'predict_image',
-           'quick_validation', 'watched_on', 'note_evaluation', 'evaluate_image', 'usual_words', 'SameLabel',
-           'share_files', 'score_labels', 'evaluate']
+           'quick_validation', 'watched_on', 'noted_of', 'note_evaluation', 'is_fresh', 'evaluate_image',
+           'usual_words', 'SameLabel', 'share_files', 'score_labels', 'evaluate']
 
 # %% ../../nbs/75_run/60_evaluate.ipynb #78cebea3
 import sys,time
@@ -27,7 +27,7 @@ from ..ground.cores import map_in_order
 from ..ground.io import read_cam,read_label,write_cam,write_label
 from ..ground.parallel import first_only,gather_objects,processes,share,together
 from ..ground.tensors import resize
-from ..data.core import Dataset,Item
+from ..data.core import Dataset,Item,labels_hash
 from ..data.datasets import data_folder
 from ..data.transforms import denormalise,limited_size,normalise
 from ..backbones.core import load_matching
@@ -174,6 +174,14 @@ def _timed(
     seconds[name] = seconds.get(name, 0)+time.perf_counter()-tick
     return out
 
+def noted_of(
+    data:Dataset, # what is evaluated
+)->dict[str,str]: # `data`, wherever the working folder is; `split`; `labels_hash`
+    "Return what a note says of the images whose files are made"
+    folder = Path(data.name)
+    return {"data":str(folder.resolve()) if folder.is_dir() else data.name, "split":data.split,
+            "labels_hash":labels_hash(data)}
+
 def note_evaluation(
     run:Run,        # whose files are to be made or used
     data:Dataset,   # what is evaluated
@@ -184,7 +192,7 @@ def note_evaluation(
 
     A note that says just that already is left alone."""
     settings = {k:v for k,v in asdict(config).items() if k != "crf"}
-    notes = {run.evaluated_with: without_none({"data":data.name, "split":data.split, "settings":settings})}
+    notes = {run.evaluated_with: without_none(noted_of(data) | {"settings":settings})}
     if crf: notes[run.refined_with] = asdict(CRF_PRESETS[crf])
     for path,made_with in notes.items():
         if read_result(path) != made_with: write_json(path, made_with)
@@ -210,9 +218,13 @@ def _labelled(network, item, device):
         cam = torch.zeros(len(item.image_labels), *size, device=device)
         return {"cam":cam, "pseudo_label":label, "random_walk_seed":label}
 
-def _is_fresh(path, *older):
+def is_fresh(
+    path:Path,        # of what was made
+    *older:Path|None, # of what it was made from, where there is that
+)->bool:
     "Is a file there, and no older than any of these?"
-    return path.exists() and path.stat().st_mtime >= max((p.stat().st_mtime for p in older if p.exists()), default=0)
+    times = (p.stat().st_mtime for p in older if p is not None and p.exists())
+    return path.exists() and path.stat().st_mtime >= max(times, default=0)
 
 def evaluate_image(
     network,                       # in evaluation mode
@@ -223,14 +235,14 @@ def evaluate_image(
     labels:bool=True,              # make CAM and labels too, where the image-level labels are known?
     small:list|None=None,          # the ID is added if the image is too small for the network: background everywhere
 )->dict[str,np.ndarray]:           # label maps (H,W) uint8 by product; `cam` (K,H,W) of the classes that are there
-    "Return the maps of an image from its files; make those that are missing or older than the checkpoint or their note"
-    base = run.last,run.evaluated_with
+    "Return the maps of an image from its files; make those that are missing or older than checkpoint, note or photo"
+    base = run.last,run.evaluated_with,item.file
     maps = _predicted_maps(network, item, run, seconds, device, base, [] if small is None else small)
     if not labels or item.image_labels is None: return maps
     files = {"pseudo_label":run.file("labels", item.id)}
     if has_walk(network): files["random_walk_seed"] = run.file("random_walk_seeds", item.id)
     cam = run.file("cams", item.id)
-    if not all(_is_fresh(p, *base) for p in (cam, *files.values())):
+    if not all(is_fresh(p, *base) for p in (cam, *files.values())):
         out = _timed(seconds, "pseudo_label", lambda: _labelled(network, item, device))
         keys = np.flatnonzero(item.image_labels)
         write_cam(cam, out["cam"][keys].cpu().numpy(), keys)
@@ -250,7 +262,7 @@ def _predicted_maps(
 )->dict[str,np.ndarray]:     # `prediction` and, with a CRF, `prediction_crf`: (H,W) uint8
     "Return the predictions of one image; with a CRF the network looks once and answers twice"
     crf,plain,refined = network.config.crf,run.file("predictions", item.id),run.file("predictions_crf", item.id)
-    predict,refine = not _is_fresh(plain, *base),crf is not None and not _is_fresh(refined, *base, run.refined_with)
+    predict,refine = not is_fresh(plain, *base),crf is not None and not is_fresh(refined, *base, run.refined_with)
     predict |= min(item.image.shape[:2]) < SMALL  # at no cost, and whoever scores learns that it is too small
     if predict or refine: logits = _timed(seconds, "prediction", lambda: _segmented(network, item, device, small))
     if predict: write_label(plain, logits.argmax(0).cpu().numpy())
@@ -551,7 +563,7 @@ def _evaluate(job, network, data, folder, before, now, begin):
         r |= {"image":data[i].image, "mask":data[i].mask, "prediction":label}
     result = update_result(job.run.result, values, forget=(*SCORES,"seconds"))
     # an anatomy of these very weights and settings
-    known = _is_fresh(job.run.anatomy, folder.last, job.run.evaluated_with, job.run.refined_with)
+    known = is_fresh(job.run.anatomy, folder.last, job.run.evaluated_with, job.run.refined_with)
     shown = result | ({"anatomy":read_result(job.run.anatomy)} if known else {})
     write_report(job.run.report, shown, rows, records, job.run.log if job.run.log.exists() else None)
     return {"seconds":values["seconds"]}

@@ -31,7 +31,8 @@ from ..scores.confusion import REASONS,ConfusionMatrix,count_pairs,image_f1
 from ..scores.report import insert_anatomy
 from ..run.chain import asks_for,part_name
 from ..run.engine import read_made_with,same_data,settings_of
-from ..run.evaluate import has_walk,image_cam,label_image,looked_at,refine_prediction,segment_image
+from ..run.evaluate import (has_walk,image_cam,is_fresh,label_image,looked_at,noted_of,refine_prediction,
+                                  segment_image)
 from ..run.folder import Run,load_checkpoint,read_result
 from ..run.method import Method
 from ..run.settings import in_part,part_of,read_settings,resolve_config,setting_text,setting_values,step_settings
@@ -335,15 +336,13 @@ def stored_maps(
     run:Run,      # a finished run
     folder:Run,   # of the training that its predictions come from, see `training_folder`
     data:Dataset, # to be looked at
-)->Callable:      # (artefact, ID of an image) -> its file, or None
+)->Callable:      # (artefact, image of the data) -> its file, or None
     "Return what finds the maps that the last evaluation of a run made of these images, after its last training"
-    noted = read_result(run.evaluated_with)
-    same = (noted.get("data"), noted.get("split")) == (data.name, data.split)
-    older = [p.stat().st_mtime for p in (folder.last,run.evaluated_with) if p.exists()]
-    def stored(kind, id):
-        file = run.file(kind, id)
-        newer = [run.refined_with.stat().st_mtime] if kind == "predictions_crf" and run.refined_with.exists() else []
-        return file if same and file.exists() and file.stat().st_mtime >= max([*older, *newer], default=0) else None
+    same = noted_of(data).items() <= read_result(run.evaluated_with).items()
+    def stored(kind, item):
+        file,older = run.file(kind, item.id),[folder.last,run.evaluated_with,item.file]
+        if kind == "predictions_crf": older.append(run.refined_with)
+        return file if same and is_fresh(file, *older) else None
     return stored
 
 @torch.no_grad()
@@ -371,13 +370,13 @@ def _found_seed(net, item, cams, logits, bg_thresh, device):
     more = _cams(net, item.image, extra, device)
     return seed_of_cam(np.concatenate([keys[known], extra]), np.concatenate([maps[known], more]), bg_thresh)
 
-def _none_stored(kind, id):
+def _none_stored(kind, item):
     "Say that there is no file"
 
 def _predicted(net, item, stored, device):
     "Return the prediction of an image and, if the network has a CRF, the one after it"
     wanted = {"prediction":None} | ({"prediction_crf":crf} if (crf := getattr(net.config, "crf", None)) else {})
-    files = [stored(kind, item.id) for kind in ("predictions","predictions_crf")[:len(wanted)]]
+    files = [stored(kind, item) for kind in ("predictions","predictions_crf")[:len(wanted)]]
     if all(files): return {k:read_label(f) for k,f in zip(wanted, files)}
     try: logits = segment_image(net, item.image, device)
     except TooSmall: return {k:np.zeros(item.image.shape[:2], np.uint8) for k in wanted}
@@ -428,8 +427,8 @@ def _look_at_network(s, data, chosen, full):
     stored = stored_maps(s.run, training_folder(s.run, s.method.answers), data)
     def labelled(item):
         "CAMs of the true classes, the refined label, and the one after a walk if there is one"
-        files = {"cams":stored("cams", item.id), "refined":stored("labels", item.id)}
-        if has_walk(net): files["walked"] = stored("random_walk_seeds", item.id)
+        files = {"cams":stored("cams", item), "refined":stored("labels", item)}
+        if has_walk(net): files["walked"] = stored("random_walk_seeds", item)
         if all(files.values()): return read_cam(files.pop("cams")),{k:read_label(f) for k,f in files.items()}
         keys,out = np.flatnonzero(item.image_labels),label_image(net, item.image, item.image_labels, s.device)
         maps = {"refined":out["pseudo_label"]} | ({"walked":out["random_walk_seed"]} if "walked" in files else {})

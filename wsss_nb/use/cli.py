@@ -118,7 +118,7 @@ def wsss_run(
     iters:Number=None,        # training steps (of the network that finally segments)
     resume:bool=False,        # go on with what is in --out
     device:str="auto",        # auto, cpu or cuda
-    seed:int=0,               # of weights, data order and augmentation
+    seed:Number=None,         # of weights, data order and augmentation; by default 0
     set:_PAIRS=None,          # other settings of the method, see `wsss-list settings`
 ):
     "Run a method on a dataset: train, evaluate, report"

@@ -69,7 +69,7 @@ def run_method(
     stages:str|Sequence[str]|None=None, # which to run, also as "train,evaluate"; None: all of the method
     resume:bool=False,         # go on with what is in `out`?
     device:str="auto",         # "auto", "cpu" or "cuda"
-    seed:int=0,                # of weights, order and augmentation
+    seed:int|None=None,        # of weights, order and augmentation; None: 0, or that of a run that is scored
     overrides:Iterable[str]=(),# "key=value" settings
     command:str|None=None,     # the command line, for the record
     start:str|Path|None=None,  # a run whose artefacts a chain goes on from
