@@ -21,8 +21,8 @@ from ..ground.core import IGNORE_INDEX,UserError,progress
 from ..ground.cores import map_on_cores
 from .core import check_mask,labels_of_mask
 from .datasets import on_disk
-from .folder import (TRAINING,FolderDataset,left_out,list_files,on_stored_pixels,one_sided,read_image_labels,
-                                 read_saliency)
+from .folder import (TRAINING,FolderDataset,left_out,list_files,on_stored_pixels,one_sided,
+                                 read_image_labels,read_saliency)
 from .saliency import only_zero_and_one
 from ..ground.io import image_orientation,read_image,read_label
 

@@ -552,7 +552,11 @@ def mask_reader(self:FolderDataset,
     "Return what reads the mask of an image; another process may call it"
     return read_label
 @patch
-def about_unlabelled(self:FolderDataset, name, source): # source of labels, as given
+def about_unlabelled(self:FolderDataset,
+    name:str,        # of an image
+    source:str|None, # of labels, as given
+)->str:
+    "Return what to say of an image to learn from that has no label"
     where = (source or "labels.csv").removeprefix("list:")
     return (f"{self.root}: image {name!r} of split {self.split!r} has no label; add its classes to {where} "
             "(an empty field if it shows none of them) or remove it from the list")

@@ -512,8 +512,8 @@ def run_stages(
     else:
         preset = preset or preset_for(method, data)
         evaluates = "evaluate" in names
-        job = begin_run(method, run, data, preset, resume, device, seed or 0, tuple(overrides), command, evaluates, start,
-                        **given)
+        job = begin_run(method, run, data, preset, resume, device, seed or 0, tuple(overrides), command, evaluates,
+                        start, **given)
         taken = [s.name for s in _taken_over(start, method)] if start else ()
         first_only(lambda: check_order(chosen, job, taken))
         if start: take_over(job, start)

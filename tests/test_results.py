@@ -1,0 +1,43 @@
+"""Measured rows (`docs/results`): the command beside a row asks the present code for the settings that were measured.
+
+A preset may change after a run; then the command of its row has to name what the preset gave it."""
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from wsss_nb.run.settings import resolve_config, scale_steps
+from wsss_nb.use import experiment
+
+ROWS = [(f"{file.stem}-{n}", row) for file in sorted((Path(__file__).parents[1]/"docs"/"results").glob("*.json"))
+        for n,row in enumerate(json.loads(file.read_text())["rows"])]
+
+def flat(settings, prefix=""):
+    "Return the settings of a row by dotted name, tuples as JSON knows them"
+    return {name:x for k,v in settings.items()
+            for name,x in (flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix+k:v}).items()}
+
+def asked(command, call, monkeypatch):
+    "Return the settings that a command asks for, without running it"
+    seen = []
+    def run_method(method, data, out, preset, stages, resume, device, seed, overrides, command, start, **given):
+        whole = experiment.get_method(method)
+        given = {whole.options.get(k, k):v for k,v in given.items() if v is not None}
+        config = resolve_config(whole.config(), whole.presets, preset, overrides, **given)
+        named = {pair.partition("=")[0] for pair in overrides}|{*given}
+        seen.append(asdict(scale_steps(config, whole.presets, preset, named)[0]))
+        raise experiment.UserError("only looked at")
+    monkeypatch.setattr(experiment, "run_method", run_method)
+    status,_,err = call(*shlex.split(command))
+    assert (status, len(seen)) == (2, 1), err
+    return flat(json.loads(json.dumps(seen[0])))
+
+
+@pytest.mark.parametrize("row", [row for _,row in ROWS], ids=[name for name,_ in ROWS])
+def test_the_command_asks_for_what_was_measured(row, call, monkeypatch):
+    now,measured = asked(row["command"], call, monkeypatch),flat(row["settings"])
+    gone = {k for k in measured if k not in now}
+    assert {k:now[k] for k in measured.keys()-gone} == {k:v for k,v in measured.items() if k not in gone}
+    assert not gone, "settings that there are no more"
