@@ -20,24 +20,24 @@ def flat(settings, prefix=""):
             for name,x in (flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix+k:v}).items()}
 
 def asked(command, call, monkeypatch):
-    "Return the settings that a command asks for, without running it"
+    "Return the settings that a command asks for, and those of the method without any preset; nothing is run"
     seen = []
     def run_method(method, data, out, preset, stages, resume, device, seed, overrides, command, start, **given):
         whole = experiment.get_method(method)
         given = {whole.options.get(k, k):v for k,v in given.items() if v is not None}
         config = resolve_config(whole.config(), whole.presets, preset, overrides, **given)
         named = {pair.partition("=")[0] for pair in overrides}|{*given}
-        seen.append(asdict(scale_steps(config, whole.presets, preset, named)[0]))
+        seen.extend(asdict(c) for c in (scale_steps(config, whole.presets, preset, named)[0], whole.config()))
         raise experiment.UserError("only looked at")
     monkeypatch.setattr(experiment, "run_method", run_method)
     status,_,err = call(*shlex.split(command))
-    assert (status, len(seen)) == (2, 1), err
-    return flat(json.loads(json.dumps(seen[0])))
+    assert (status, len(seen)) == (2, 2), err
+    return [flat(json.loads(json.dumps(c))) for c in seen]
 
 
 @pytest.mark.parametrize("row", [row for _,row in ROWS], ids=[name for name,_ in ROWS])
 def test_the_command_asks_for_what_was_measured(row, call, monkeypatch):
-    now,measured = asked(row["command"], call, monkeypatch),flat(row["settings"])
-    gone = {k for k in measured if k not in now}
-    assert {k:now[k] for k in measured.keys()-gone} == {k:v for k,v in measured.items() if k not in gone}
-    assert not gone, "settings that there are no more"
+    now,usual = asked(row["command"], call, monkeypatch)
+    measured = flat(row["settings"])
+    assert not measured.keys()-now.keys(), "settings that there are no more"
+    assert now == usual | measured  # what came later is as it was when there was no choice

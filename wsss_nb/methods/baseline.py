@@ -106,8 +106,8 @@ PRESETS = {
         "decoder":"narrow", "crop_size":224, "max_side":512, "scale_range":(.5,1.2), "batch_size":8,
         "iters":700, "lr":5e-5, "head_mult":40., "decoder_mult":20., "weight_decay":.05, "warmup_iter":30,
         "val_every":700, "val_images":50, "save_every":50, "log_every":10,
-        "seg_start":200, "w_seg":1., "low_thresh":.25, "high_thresh":.45, "step_scales":(1.,), "cam_attention":True,
-        "cam_scales":(1.,1.5), "cam_size":0, "bg_thresh":.35, "infer_scales":(1.,)},
+        "seg_start":200, "w_seg":1., "low_thresh":.4, "high_thresh":.6, "step_scales":(1.,), "cam_attention":True,
+        "cam_scales":(1.,1.5), "cam_size":0, "bg_thresh":.5, "infer_scales":(1.,)},
 }
 PRESETS["full"] = PRESETS["photos"] | {"supervision":"masks"}
 PRESETS["pets"] = for_pets(PRESETS["photos"])
