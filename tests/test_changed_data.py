@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import TINY
+from commands import TINY, chain
 from wsss_nb.data.folder import write_voc_folder
 from wsss_nb.data.shapes import ShapesDataset
 
@@ -91,3 +91,14 @@ def test_images_to_learn_from_have_labels_whatever_their_list_is_called(trained,
     (lists/"train.txt").write_text("".join(f"{i}\n" for i in (lists/"train.txt").read_text().split()[1:]))
     said = fails("wsss-run", "baseline", "--data", "data", *TINY, "train_split=mine", "--out", "new")
     assert f"{name!r} of 'mine' has no label" in said and not (trained/"new").exists()
+
+
+def test_a_later_part_of_a_chain_does_not_go_on_with_other_labels(here, call, fails):
+    write_voc_folder([ShapesDataset(s, n=4, size=64, masks=True) for s in ("train", "val")], "data")
+    argv = ("wsss-run", "baseline+par+deeplab", "--data", "data", "--out", "out", *chain("baseline", "par", "deeplab"))
+    assert call(*argv, "--stages", "train,cams")[0] == 0
+    shutil.copy("data/labels.csv", "before.csv")
+    relabelled(here, "train")
+    assert "labels of its train images have changed" in fails(*argv, "--stages", "par-labels")
+    shutil.copy("before.csv", "data/labels.csv")
+    assert call(*argv, "--stages", "par-labels")[0] == 0

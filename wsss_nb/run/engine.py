@@ -454,12 +454,11 @@ def continue_run(
     if run.config_file.exists(): first_only(run.lock)
     def prepare():
         made_with = read_made_with(run)
-        split = _made(made_with, "train_split")
-        same = evaluates_only or same_data(made_with, data, split)
-        _check_asked(run, made_with, (asked or {}) | ({} if same else {"data":data}))
-        if not evaluates_only: check_labels(run, made_with, open_dataset(data, split))
+        _check_asked(run, made_with, asked or {})
         _check_source(run, made_with, method)
         changed = settings_of(run, method, overrides)
+        if not evaluates_only and not same_data(made_with, data, changed.train_split):
+            _check_asked(run, made_with, {"data":data})
         refuse_inside(run, {"settings":asdict(changed)})
         differ = changed_settings(asdict(settings_of(run, method)), asdict(changed))
         if differ and not evaluates_only:
@@ -469,6 +468,7 @@ def continue_run(
         warnings = tuple(run_warnings(method, changed, made_with["preset"]))
         job = Job(method, changed, tuple(made_with["classes"]), data, run, device, made_with["seed"], warnings=warnings)
         if evaluates_only: _check_classes(job.open(changed.val_split), data, run, job.classes)
+        else: check_labels(run, made_with, job.open(changed.train_split))
         tell_changed(run, made_with, method)
         if first_process() and warnings: print(*warnings, sep="\n", file=sys.stderr)
         return job
