@@ -256,10 +256,12 @@ def save(self:Trainer):
     """Write `last.pt`; all wait for the first process, which does it
 
     Raises `UserError` for weights that are no numbers: the last good ones stay."""
-    if not is_sound(self.network):
-        raise UserError(f"{self.run.path}: weights or running means are no numbers any more at step {self.step}, "
-                        f"and are not saved ({self.run.last.name} is of an earlier step); train with a lower rate "
-                        "(--set lr=...) into another --out")
+    def check():
+        if not is_sound(self.network):
+            raise UserError(f"{self.run.path}: weights or running means are no numbers any more at step {self.step}, "
+                            f"and are not saved ({self.run.last.name} is of an earlier step); train with a lower rate "
+                            "(--set lr=...) into another --out")
+    together(check)  # running means may be each process's own
     more = {"best":self.best, "seconds":self.seconds, "consumed":self.consumed}
     what = self.run,self.network,self.optimizer,self.step,self.accelerator.scaler
     first_only(lambda: save_checkpoint(*what, **more))
