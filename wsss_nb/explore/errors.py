@@ -90,7 +90,7 @@ def run_errors(
     stored = stored_maps(folder, training_folder(folder, method.answers), data)
     maps = lru_cache(1)(lambda: StageMaps(net, data))
     def predicted(item):
-        if file := stored("predictions", item.id): return read_label(file)
+        if file := stored("predictions", item): return read_label(file)
         try: return predict_image(net, item.image).numpy().astype(np.uint8)
         except TooSmall: return np.zeros(item.image.shape[:2], np.uint8)
     def others(i, item):
