@@ -5,7 +5,7 @@ import pytest
 from wsss_nb.data.datasets import open_dataset
 from wsss_nb.data.folder import write_voc_folder
 from wsss_nb.data.shapes import ShapesDataset
-from wsss_nb.run.engine import labels_hash
+from wsss_nb.data.core import labels_hash
 from commands import TINY
 
 
