@@ -90,7 +90,7 @@ def test_images_to_learn_from_have_labels_whatever_their_list_is_called(trained,
     labels.write_text("".join(r for r in labels.read_text().splitlines(keepends=True) if not r.startswith(f"{name},")))
     (lists/"train.txt").write_text("".join(f"{i}\n" for i in (lists/"train.txt").read_text().split()[1:]))
     said = fails("wsss-run", "baseline", "--data", "data", *TINY, "train_split=mine", "--out", "new")
-    assert f"{name!r} of 'mine' has no label" in said and not (trained/"new").exists()
+    assert f"{name!r} of split 'mine' has no label" in said and not (trained/"new").exists()
 
 
 def test_a_later_part_of_a_chain_does_not_go_on_with_other_labels(here, call, fails):

@@ -15,7 +15,7 @@ ROWS = [(f"{file.stem}-{n}", row) for file in sorted((Path(__file__).parents[1]/
         for n,row in enumerate(json.loads(file.read_text())["rows"])]
 
 def flat(settings, prefix=""):
-    "Return the settings of a row by dotted name, tuples as JSON knows them"
+    "Return settings by dotted name"
     return {name:x for k,v in settings.items()
             for name,x in (flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix+k:v}).items()}
 

@@ -506,7 +506,7 @@ class FolderDataset(Dataset):
         label_source:str|None=None, # force one of the four sources of labels, or "list:FILE" of `read_label_list`
         report:Callable=fail,  # called with each problem
     ):
-        self.root = Path(root)
+        self.root,self.label_source = Path(root),label_source
         if not self.root.is_dir(): raise UserError(f"{self.root}: no such folder; give a folder in VOC layout")
         self.images = self.find_photos(report)
         self.split = split
@@ -525,7 +525,7 @@ class FolderDataset(Dataset):
         self.object_is_255 = False  # are masks of 0 and 255 read as those of the one class?
         if split.startswith(TRAINING) and labels is not None:
             for i in ids:
-                if i not in self.labels: report(self.about_unlabelled(i, label_source))
+                if i not in self.labels: report(self.about_unlabelled(i))
         self.classes_known = classes is not None
         super().__init__(str(root), split, classes or _UNKNOWN_CLASSES, ids, masks)
         for i in ids if masks else ():
@@ -553,11 +553,10 @@ def mask_reader(self:FolderDataset,
     return read_label
 @patch
 def about_unlabelled(self:FolderDataset,
-    name:str,        # of an image
-    source:str|None, # of labels, as given
+    name:str, # of an image
 )->str:
     "Return what to say of an image to learn from that has no label"
-    where = (source or "labels.csv").removeprefix("list:")
+    where = (self.label_source or "labels.csv").removeprefix("list:")
     return (f"{self.root}: image {name!r} of split {self.split!r} has no label; add its classes to {where} "
             "(an empty field if it shows none of them) or remove it from the list")
 @patch
@@ -591,10 +590,9 @@ def lacks_labels(
     train:Dataset, # of training images, its split of any name
 )->str|None:       # one line; None: all is well, or it cannot be told
     "Return what is wrong if there is an image to learn from of which nobody says what it shows"
-    labels = getattr(train, "labels", None)
-    if labels is None or (name := next((i for i in train.ids if i not in labels), None)) is None: return None
-    return (f"{train.name}: image {name!r} of {train.split!r} has no label, and a run is to learn from it; add its "
-            "classes to labels.csv (an empty field if it shows none of them) or remove it from the list")
+    if not isinstance(train, FolderDataset): return None
+    name = next((i for i in train.ids if i not in train.labels), None)
+    return None if name is None else train.about_unlabelled(name)
 
 def one_sided(
     train:Dataset, # of training images

@@ -76,7 +76,8 @@ def _refuse_without_labels(root, folders):
     if not folders and nested: raise UserError(f"{root}: holds photos only deeper down; call it on {nested[0]}")
     here = f"photos in one folder only ({next(iter(folders))})" if folders else "nothing that says what photos show"
     raise UserError(f"{root}: holds {here}; give a table image,labels (--labels FILE), or put the photos into one "
-                    "folder per class (cat/, dog/; background/ for those without a class)")
+                    "folder per class (cat/, dog/; background/ for those without a class)"
+                    + "".join(f"; {line}" for line in _perhaps_classes(root)))
 
 def _class_names(root, source, folders):
     "Return the class names: those of classes.txt, or those that labels or folders use"

@@ -128,7 +128,7 @@ def check_labels(
     train:Dataset,  # training images of the same dataset as they are now
 ):
     "Raise `UserError` if a run would go on with other images or labels than it began with"
-    if made_with.get("labels_hash", now := labels_hash(train)) != now:
+    if (noted := made_with.get("labels_hash")) and noted != labels_hash(train):
         raise UserError(f"{train.name}: names or labels of its {train.split} images have changed since {run.path} was "
                         "begun; train into another --out (what is trained already can be scored: --stages evaluate)")
 
